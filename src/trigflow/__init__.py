@@ -1,0 +1,57 @@
+"""Continuous-time consistency models (sCM, arXiv:2410.11081): train, distil, sample in one or two steps.
+
+>>> import trigflow
+>>> images = trigflow.load("digits").sample(16, steps=2, seed=0)  # (16, 1, 8, 8) uint8
+
+For a training loop of your own take the parts: `trigflow.flow` (the mathematics), `trigflow.objectives`,
+`trigflow.samplers`, `trigflow.networks`, `trigflow.dual` (the derivative). They are imported when they are first
+touched, so that the command answers `--help` without waiting for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from trigflow.errors import UserError
+from trigflow.version import __version__
+
+if TYPE_CHECKING:
+    from trigflow import dual, flow, networks, objectives, oracles, samplers
+    from trigflow.model import Model, load
+    from trigflow.precond import TrigFlowPrecond
+    from trigflow.randomness import SampleRandom
+
+__all__ = [
+    "Model",
+    "SampleRandom",
+    "TrigFlowPrecond",
+    "UserError",
+    "__version__",
+    "dual",
+    "flow",
+    "load",
+    "networks",
+    "objectives",
+    "oracles",
+    "samplers",
+]
+
+_HOME = {
+    "Model": "model",
+    "SampleRandom": "randomness",
+    "TrigFlowPrecond": "precond",
+    "load": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"trigflow.{_HOME[name]}"), name)
+    if name in __all__:
+        return importlib.import_module(f"trigflow.{name}")
+    raise AttributeError(f"module 'trigflow' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

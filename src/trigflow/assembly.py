@@ -1,0 +1,153 @@
+"""From a recipe to the parts of a training run. Nothing is written here, so a mistake leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trigflow.checkpoint import ModelCard, load_model, load_tensors, new_precond
+from trigflow.codecs import codec_from_json, codec_to_json
+from trigflow.config import build, to_json
+from trigflow.data import Dataset, load_data
+from trigflow.errors import UserError, did_you_mean
+from trigflow.objectives import OBJECTIVES, Objective
+from trigflow.optim import learning_rate
+from trigflow.precond import TrigFlowPrecond
+from trigflow.recipe import Recipe
+from trigflow.samplers import SAMPLERS
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop needs.
+
+    Args:
+        dataset: on the device.
+        objective: what is minimised.
+        nets: all networks by name: the trained ones, and "teacher" where there is one.
+        card: describes the model that comes out.
+    """
+
+    dataset: Dataset
+    objective: Objective
+    nets: Mapping[str, TrigFlowPrecond]
+    card: ModelCard
+
+
+@dataclass(frozen=True)
+class Source:
+    """Another model, as a teacher or as initial weights; the closed form of a data set has no card."""
+
+    name: str
+    precond: Any
+    card: ModelCard | None
+
+
+def assemble(recipe: Recipe, device: torch.device) -> Parts:
+    """Builds and checks everything.
+
+    Raises:
+        UserError: anything in the recipe that does not exist, does not fit, or is missing.
+    """
+    _check_names(recipe)
+    objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
+    dataset = load_data(recipe.data, recipe.precond.sigma_data)
+    teacher = _teacher(recipe, objective, dataset)
+    if teacher and teacher.card:
+        dataset = replace(dataset, codec=codec_from_json(teacher.card.codec))
+    if recipe.train.label_dropout and not dataset.num_classes:
+        raise UserError(
+            f"train.label_dropout = {recipe.train.label_dropout}: {dataset.name} has no labels; set it to 0"
+        )
+    card = _card(recipe, dataset)
+    nets = {name: _new_network(recipe, card, teacher).to(device) for name in objective.trains}
+    if teacher and objective.needs_teacher:
+        nets["teacher"] = teacher.precond.to(device)
+    on_device = replace(
+        dataset,
+        data=dataset.data.to(device),
+        labels=None if dataset.labels is None else dataset.labels.to(device),
+    )
+    return Parts(on_device, objective, nets, card)
+
+
+def _check_names(recipe: Recipe) -> None:
+    for config in (recipe.optimizer, *recipe.optimizers.values()):
+        learning_rate(config, recipe.train.batch, recipe.train.total_nimg)
+    sampler = recipe.sampling.sampler
+    if sampler not in SAMPLERS:
+        hint = did_you_mean(sampler, SAMPLERS)
+        raise UserError(
+            f"sampling.sampler: unknown sampler '{sampler}'{hint}; there are: {', '.join(SAMPLERS)}"
+        )
+
+
+def _card(recipe: Recipe, dataset: Dataset) -> ModelCard:
+    return ModelCard(
+        name=recipe.name,
+        network=recipe.network,
+        precond=recipe.precond,
+        data_shape=dataset.data_shape,
+        num_classes=dataset.num_classes,
+        codec=codec_to_json(dataset.codec),
+        data=dataset.name,
+        objective=recipe.objective.name,
+        sampling=recipe.sampling,
+        recipe=to_json(recipe),
+    )
+
+
+def _source(name: str, key: str) -> Source:
+    """A run folder or a shipped model."""
+    if Path(name).is_dir():
+        precond, card = load_model(Path(name))
+        return Source(name, precond, card)
+    raise UserError(f"{key} = '{name}': there is no such run folder or shipped model")
+
+
+def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset) -> Source | None:
+    if recipe.teacher is None:
+        if objective.needs_teacher:
+            raise UserError(
+                f"objective '{recipe.objective.name}' needs a teacher: give teacher=FOLDER of a trained teacher"
+            )
+        return None
+    source = _source(recipe.teacher, "teacher")
+    _check_fit(source, recipe, dataset)
+    return source
+
+
+def _check_fit(source: Source, recipe: Recipe, dataset: Dataset) -> None:
+    """Whether another model lives on the same data."""
+    card = source.card
+    if card is None:
+        return
+    pairs = {
+        "data shape": (tuple(card.data_shape), dataset.data_shape),
+        "number of classes": (card.num_classes, dataset.num_classes),
+        "sigma_data": (card.precond.sigma_data, recipe.precond.sigma_data),
+        "codec": (card.codec["name"], codec_to_json(dataset.codec)["name"]),
+    }
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UserError(
+                f"the model '{source.name}' does not fit {dataset.name}: its {what} is {theirs}, not {ours}"
+            )
+
+
+def _new_network(recipe: Recipe, card: ModelCard, teacher: Source | None) -> TrigFlowPrecond:
+    """A network with its initial weights: another model's average, or fresh ones that follow from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        net = new_precond(card)
+    if recipe.init == "scratch":
+        return net
+    source = teacher if recipe.init == "teacher" else _source(recipe.init, "init")
+    if source and source.card:
+        # The adaptive weight is not taken over: it belongs to the other objective's scale.
+        load_tensors(net.network, source.precond.network.state_dict(), f"the model '{source.name}'")
+    return net

@@ -1,0 +1,299 @@
+"""Files that survive: the state of a run for going on with it, and a model for sampling.
+
+Each file is written beside its place, flushed to the disk and renamed, so that it is there as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from trigflow.config import STRICT_KEYS, Component, build, to_json, validate
+from trigflow.errors import UserError
+from trigflow.networks import NETWORKS
+from trigflow.precond import TrigFlowPrecond
+from trigflow.recipe import PrecondConfig, SamplingConfig
+
+Tensors = Mapping[str, Tensor]
+_HEADER_LIMIT = 100_000_000  # bytes; a longer header is damage
+
+
+# Writing
+
+
+@contextlib.contextmanager
+def clear_os_errors(action: str, path: Path) -> Iterator[None]:
+    """Turns an error of the file system (no space, no permission) into one line: "cannot <action> <path>: ..."."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot {action} {path}: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes the whole file or nothing.
+
+    Raises:
+        UserError: no space, no permission, no such folder.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with clear_os_errors("write", path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in the folder last (Windows keeps no handle of a folder: there the rename alone must do)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Indented JSON, atomically."""
+    write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """JSON data.
+
+    Raises:
+        UserError: no such file, or not JSON.
+    """
+    try:
+        with clear_os_errors("read", path):
+            return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged: it does not hold JSON") from None
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those above it.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    with clear_os_errors("make the folder", path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+# State of a run: safetensors with the rest as JSON in the header, and a digest of both
+
+
+class DamagedFile(Exception):
+    """The file is truncated or was changed."""
+
+
+def _digest(tensors: Tensors, state: str) -> str:
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        array = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+        digest.update(array.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_state(path: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
+    """Tensors and JSON data in one file that knows its own digest."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(state)
+    write_atomically(path, safetensors.torch.save(stored, {"state": text, "sha256": _digest(stored, text)}))
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What write_state wrote.
+
+    Raises:
+        DamagedFile: the file is truncated, is no such file, or its digest is wrong.
+        UserError: it cannot be read.
+    """
+    with clear_os_errors("read", path):
+        content = path.read_bytes()
+    try:
+        tensors = safetensors.torch.load(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        text, digest = metadata["state"], metadata["sha256"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"it cannot be decoded ({type(error).__name__})") from None
+    if _digest(tensors, text) != digest:
+        raise DamagedFile("its digest is wrong")
+    return tensors, json.loads(text)
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The newest few states of a run.
+
+    Args:
+        folder: where they lie.
+        keep: how many are kept.
+    """
+
+    folder: Path
+    keep: int = 3
+
+    def paths(self) -> list[Path]:
+        """All of them, the newest first."""
+        return sorted(self.folder.glob("nimg-*.safetensors"), reverse=True)
+
+    def save(self, nimg: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
+        """Writes one and removes those that are too many (and what a killed writer left half done)."""
+        path = self.folder / f"nimg-{nimg:012d}.safetensors"
+        write_state(path, tensors, state)
+        with clear_os_errors("tidy", self.folder):
+            for old in [*self.paths()[self.keep :], *self.folder.glob(".*.tmp")]:
+                old.unlink(missing_ok=True)
+        return path
+
+    def load_newest(self, note: Any = print) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest one that is whole, or None where there is none; `note` is told of each damaged one.
+
+        Raises:
+            UserError: there are some, but all are damaged.
+        """
+        paths = self.paths()
+        for path in paths:
+            try:
+                return read_state(path)
+            except DamagedFile as damage:
+                note(f"checkpoint {path.name} is damaged ({damage}): going back to the one before")
+        if paths:
+            raise UserError(f"every checkpoint in {self.folder} is damaged: start again in another folder")
+        return None
+
+
+# Loading weights into networks
+
+
+def load_tensors(module: nn.Module, tensors: Tensors, source: str) -> None:
+    """Copies the tensors into the module.
+
+    Args:
+        module: parameters and buffers to fill.
+        tensors: by name, exactly those of the module's state_dict.
+        source: whence they come, for the error.
+
+    Raises:
+        UserError: naming the first tensor that is missing, superfluous or of another shape.
+    """
+    wanted = module.state_dict()
+    for name, tensor in wanted.items():
+        if name not in tensors:
+            raise UserError(f"{source} does not fit the network: it has no tensor '{name}'")
+        if tensor.shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)}, but the network's is {tuple(tensor.shape)}"
+            raise UserError(f"{source} does not fit the network: '{name}' has the shape {shapes}")
+    for name in tensors:
+        if name not in wanted:
+            raise UserError(f"{source} does not fit the network: the network has no tensor '{name}'")
+    module.load_state_dict(dict(tensors))
+
+
+# Models
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class ModelCard:
+    """All that is needed to sample from a model, and where it comes from; stored as model.json.
+
+    Args:
+        name: of the recipe that made it.
+        network: name and options.
+        precond: preconditioning.
+        data_shape: shape of one sample, without the batch.
+        num_classes: 0 where it takes no labels.
+        codec: of the data (`codecs.codec_to_json`).
+        data: name of the data set.
+        objective: that it was trained with.
+        sampling: how it is sampled by default.
+        nimg: images it was trained on.
+        ema: name of the average of the weights.
+        recipe: the whole recipe as JSON.
+    """
+
+    name: str
+    network: Component
+    precond: PrecondConfig
+    data_shape: tuple[int, ...]
+    num_classes: int
+    codec: dict[str, Any]
+    data: str
+    objective: str
+    sampling: SamplingConfig
+    nimg: int = 0
+    ema: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+def new_precond(card: ModelCard) -> TrigFlowPrecond:
+    """The network of a card with fresh weights, in its preconditioning.
+
+    Raises:
+        UserError: unknown network, or options that do not fit it.
+    """
+    network = build(
+        card.network, NETWORKS, "network", data_shape=card.data_shape, num_classes=card.num_classes
+    )
+    return TrigFlowPrecond(network, sigma_data=card.precond.sigma_data, c_noise=card.precond.c_noise)
+
+
+def save_model(folder: Path, weights: TrigFlowPrecond | Tensors, card: ModelCard) -> None:
+    """Writes model.safetensors and model.json (last: where it lies, the weights do, too).
+
+    Args:
+        folder: exists.
+        weights: a preconditioned network, or its tensors by name.
+        card: description.
+
+    Raises:
+        UserError: no space, no permission.
+    """
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(stored))
+    write_json(folder / "model.json", to_json(card))
+
+
+def load_model(folder: Path) -> tuple[TrigFlowPrecond, ModelCard]:
+    """The model of a folder, on the CPU, in evaluation mode, its weights frozen.
+
+    Raises:
+        UserError: there is no model, it is damaged, or its weights do not fit its network.
+    """
+    card_path, weights_path = folder / "model.json", folder / "model.safetensors"
+    if not card_path.is_file():
+        raise UserError(f"{folder} holds no model (no model.json)")
+    card = validate(ModelCard, read_json(card_path), str(card_path))
+    precond = new_precond(card)
+    with clear_os_errors("read", weights_path):
+        content = weights_path.read_bytes()
+    try:
+        tensors = safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise UserError(f"{weights_path} is damaged: {error}") from None
+    load_tensors(precond, tensors, str(weights_path))
+    return precond.eval().requires_grad_(False), card

@@ -1,0 +1,114 @@
+"""The command `trigflow`: reads the line, calls the verb, tells mistakes in one line.
+
+Exit codes: 0 done, 2 a mistake of the user (one line on stderr), 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from trigflow.commands import demo, doctor, evaluate, listing, sample, train, train_classifier
+from trigflow.commands.command import Command
+from trigflow.errors import UserError, did_you_mean
+from trigflow.version import __version__
+
+COMMANDS: dict[str, Command] = {
+    module.COMMAND.name: module.COMMAND
+    for module in (demo, listing, train, sample, evaluate, doctor, train_classifier)
+}
+
+# What the system refuses, and what to do about it.
+_REFUSALS = {
+    errno.ENOSPC: "no space left on the device: free some, or write elsewhere with --out",
+    errno.EDQUOT: "the disk quota is used up: free some space, or write elsewhere with --out",
+    errno.EACCES: "no permission: choose another place, or change the permissions",
+    errno.EPERM: "not permitted: choose another place, or change the permissions",
+    errno.EROFS: "the file system is read-only: write elsewhere with --out",
+    errno.ENOENT: "no such file or folder: check the path",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: check the path",
+    errno.EISDIR: "a folder, where a file is expected: check the path",
+    errno.EEXIST: "it exists already: choose another name",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises its complaints as UserError instead of printing the usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see: {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; tests freeze its flags."""
+    parser = Parser(
+        prog="trigflow",
+        description="Continuous-time consistency models: train a teacher, distil it, sample in one or two steps.",
+        epilog="example: trigflow sample digits --steps 2 --out digits.png",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"trigflow {__version__}")
+    verbs = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS.values():
+        verb = verbs.add_parser(
+            command.name,
+            help=command.summary,
+            description=command.summary,
+            epilog=f"example: {command.example}",
+            allow_abbrev=False,
+        )
+        command.add_arguments(verb)
+        verb.set_defaults(flags=[flag for action in verb._actions for flag in action.option_strings])
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the line; overrides (key=value) may stand anywhere behind the recipe.
+
+    Raises:
+        UserError: an unknown verb or flag, or a value that does not fit.
+    """
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise UserError(
+            f"unknown command '{argv[0]}'{did_you_mean(argv[0], COMMANDS)}; known: {', '.join(COMMANDS)}"
+        )
+    args, rest = build_parser().parse_known_args(argv)
+    for word in rest:
+        if word.startswith("-") or not hasattr(args, "overrides"):
+            flag = word.split("=")[0]
+            raise UserError(
+                f"trigflow {args.command}: unknown argument '{word}'{did_you_mean(flag, args.flags)}"
+            )
+        args.overrides.append(word)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own) and return its exit code."""
+    try:
+        args = parse(sys.argv[1:] if argv is None else argv)
+        COMMANDS[args.command].run(args)
+        sys.stdout.flush()
+    except UserError as mistake:
+        return _complain(" ".join(str(mistake).split()))
+    except KeyboardInterrupt as stop:  # a training says how to go on
+        print(f"trigflow: {str(stop) or 'stopped'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `trigflow list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as refusal:
+        if refusal.errno not in _REFUSALS:
+            raise
+        return _complain(f"'{refusal.filename or 'output'}': {_REFUSALS[refusal.errno]}")
+    return 0
+
+
+def _complain(line: str) -> int:
+    print(f"trigflow: {line}", file=sys.stderr)
+    return 2

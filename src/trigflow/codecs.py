@@ -1,0 +1,139 @@
+"""Data as it is stored <-> x_0 with standard deviation sigma_data. The codec is saved with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Protocol, cast
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from trigflow.config import STRICT_KEYS, to_json, validate
+from trigflow.errors import UserError, did_you_mean
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Codec(Protocol):
+    """Both directions, and the numbers that they need."""
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of x_0."""
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Stored data (N, ...) -> x_0 (N, ...) float32."""
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """x_0 (N, ...) -> data as stored (N, ...)."""
+
+
+def _along_channels(values: tuple[float, ...], x: Tensor) -> Tensor:
+    """One value for all channels or one for each, ready to broadcast over (N, C, ...)."""
+    return torch.tensor(values, dtype=torch.float32, device=x.device).reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+def _measured_std(std: Tensor) -> tuple[float, ...]:
+    if not bool((std > 0).all()):
+        raise UserError(
+            "the data does not vary (a channel has the standard deviation 0): there is nothing to learn"
+        )
+    return tuple(std.tolist())
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class ImageCodec:
+    """uint8 images (N, C, ...) in 0..255: x_0 = sigma_data (image - mean) / std.
+
+    Args:
+        mean, std: in grey levels, one for each channel (or one for all).
+        sigma_data: standard deviation of x_0.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
+    sigma_data: Positive = 0.5
+
+    @classmethod
+    def measure(cls, images: Tensor, sigma_data: float = 0.5) -> ImageCodec:
+        """Mean and standard deviation of all pixels together (uint8 images (N, C, ...))."""
+        pixels = images.double()
+        return cls((pixels.mean().item(),), _measured_std(pixels.std(correction=0)[None]), sigma_data)
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """(N, C, ...) uint8 -> float32."""
+        x = stored.float()
+        return (x - _along_channels(self.mean, x)) * (self.sigma_data / _along_channels(self.std, x))
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """(N, C, ...) float -> uint8, rounded to the nearest grey level and clipped to 0..255."""
+        x = x_0.float()
+        grey = x * (_along_channels(self.std, x) / self.sigma_data) + _along_channels(self.mean, x)
+        return grey.round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class VectorCodec:
+    """Vectors (N, D): x_0 = sigma_data (vector - mean) / std, one mean for each element, one std for all or for each."""
+
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
+    sigma_data: Positive = 0.5
+
+    @classmethod
+    def measure(cls, vectors: Tensor, sigma_data: float = 0.5) -> VectorCodec:
+        """Mean of each element, and one standard deviation for all, so that the shape of the data is kept."""
+        centred = vectors.double() - vectors.double().mean(0)
+        std = _measured_std(centred.square().mean().sqrt()[None])
+        return cls(tuple(vectors.double().mean(0).tolist()), std, sigma_data)
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """(N, D) float -> float32."""
+        x = stored.float()
+        return (x - _along_channels(self.mean, x)) * (self.sigma_data / _along_channels(self.std, x))
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """(N, D) float -> float32."""
+        x = x_0.float()
+        return x * (_along_channels(self.std, x) / self.sigma_data) + _along_channels(self.mean, x)
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class IdentityCodec:
+    """Data that has the standard deviation sigma_data already."""
+
+    sigma_data: Positive = 0.5
+
+    def encode(self, stored: Tensor) -> Tensor:
+        return stored.float()
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        return x_0.float()
+
+
+CODECS: dict[str, type[ImageCodec] | type[VectorCodec] | type[IdentityCodec]] = {
+    "image": ImageCodec,
+    "vector": VectorCodec,
+    "identity": IdentityCodec,
+}
+
+
+def codec_to_json(codec: Codec) -> dict[str, Any]:
+    """{"name": ..., and the codec's fields}."""
+    name = next(name for name, kind in CODECS.items() if type(codec) is kind)
+    return {"name": name} | to_json(codec)
+
+
+def codec_from_json(data: Mapping[str, Any]) -> Codec:
+    """The inverse of codec_to_json.
+
+    Raises:
+        UserError: an unknown codec, or fields that do not fit it.
+    """
+    fields = dict(data)
+    name = str(fields.pop("name", ""))
+    if name not in CODECS:
+        raise UserError(f"unknown codec '{name}'{did_you_mean(name, CODECS)}; there are: {', '.join(CODECS)}")
+    return cast(Codec, validate(CODECS[name], fields, "codec"))

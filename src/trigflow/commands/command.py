@@ -1,0 +1,76 @@
+"""A verb of the command line, and the arguments that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """One verb: how it is called, what it says of itself, and what it does."""
+
+    name: str
+    summary: str  # one line, for the list of verbs
+    example: str  # printed under --help
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def integer(lowest: int) -> Callable[[str], int]:
+    """An argument type: a whole number that is at least `lowest`."""
+
+    def parse(text: str) -> int:
+        if not text.strip().lstrip("+-").isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"expects a whole number of at least {lowest}, not '{text}'")
+        return int(text)
+
+    return parse
+
+
+def number(lowest: float) -> Callable[[str], float]:
+    """An argument type: a finite number that is at least `lowest`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not lowest <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expects a number of at least {lowest:g}, not '{text}'")
+        return value
+
+    return parse
+
+
+def integers(lowest: int) -> Callable[[str], list[int]]:
+    """An argument type: whole numbers with commas between them, each at least `lowest`."""
+    one = integer(lowest)
+    return lambda text: [one(part) for part in text.split(",")]
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="a shipped model (`trigflow list models`) or the folder of a run"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where to compute; auto takes CUDA, then MPS, then the CPU (default: auto)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of every random number (default: 0)")
+
+
+def add_out_folder(parser: argparse.ArgumentParser, example: str) -> None:
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help=f"the folder to write, e.g. {example}"
+    )

@@ -1,0 +1,72 @@
+"""`trigflow evaluate`: score a model beside its teacher and write the report."""
+
+from __future__ import annotations
+
+import argparse
+
+from trigflow.commands.command import (
+    Command,
+    add_device,
+    add_model,
+    add_out_folder,
+    integer,
+    integers,
+    number,
+)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--steps", type=integers(1), default=[1, 2, 4], help="a student's numbers of steps (default: 1,2,4)"
+    )
+    parser.add_argument("--num", type=integer(2), default=5000, help="samples for each score (default: 5000)")
+    parser.add_argument(
+        "--seeds",
+        type=integer(1),
+        default=3,
+        help="repetitions of each score; the median counts (default: 3)",
+    )
+    parser.add_argument(
+        "--features",
+        help="what the Frechet distance is taken in: a name, a classifier's folder, or package.module:Class "
+        "(default: the shipped classifier for digits, pixels elsewhere)",
+    )
+    parser.add_argument(
+        "--teacher", help="the model to compare with, or none (default: the one it was distilled from)"
+    )
+    parser.add_argument("--data", help="the real data (default: what the model was trained on)")
+    parser.add_argument(
+        "--guidance-scale", type=number(0.0), help="guidance, 1 = none (default: the models' own)"
+    )
+    add_out_folder(parser, "runs/report")
+    add_device(parser)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from trigflow.evaluate import evaluate
+    from trigflow.report import to_markdown
+
+    report = evaluate(
+        args.model,
+        steps=args.steps,
+        num=args.num,
+        seeds=args.seeds,
+        features=args.features,
+        teacher=args.teacher,
+        data=args.data,
+        out=args.out,
+        guidance_scale=args.guidance_scale,
+        device=args.device,
+    )
+    print(to_markdown(report))
+    print(f"report: {args.out / 'report.html'}")
+
+
+COMMAND = Command(
+    name="evaluate",
+    summary="score a model beside its teacher: Frechet distance, seconds, evaluations, compute",
+    example="trigflow evaluate digits --steps 1,2,4 --num 5000 --seeds 3 --out report",
+    add_arguments=_add_arguments,
+    run=_run,
+)

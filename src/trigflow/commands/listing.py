@@ -1,0 +1,55 @@
+"""`trigflow list`: what there is to train, to sample and to build with."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from functools import partial
+
+from trigflow.commands.command import Command
+
+KINDS = ("models", "recipes", "datasets", "networks", "objectives", "samplers")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", nargs="?", choices=KINDS, help="only these (default: everything)")
+
+
+def _describe(thing: object) -> str:
+    """A text itself, or the first line of what a function or class says of itself."""
+    if isinstance(thing, str):
+        return thing
+    if isinstance(thing, partial):
+        fixed = ", ".join(f"{name}={value}" for name, value in thing.keywords.items())
+        return f"{thing.func.__name__} with {fixed}: {_describe(thing.func)}"
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+def _tables() -> dict[str, Mapping[str, object]]:
+    from trigflow import data, model, networks, objectives, recipes, samplers
+
+    return {
+        "models": model.SHIPPED,
+        "recipes": recipes.RECIPES,
+        "datasets": data.DATASETS,
+        "networks": networks.NETWORKS,
+        "objectives": objectives.OBJECTIVES,
+        "samplers": samplers.SAMPLERS,
+    }
+
+
+def _run(args: argparse.Namespace) -> None:
+    for kind, table in _tables().items():
+        if args.kind in (None, kind):
+            print(f"{kind}:")
+            for name, thing in table.items():
+                print(f"  {name:<20} {_describe(thing)}".rstrip())
+
+
+COMMAND = Command(
+    name="list",
+    summary="list the shipped models, the recipes, and the parts that recipes are made of",
+    example="trigflow list recipes",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -1,0 +1,86 @@
+"""`trigflow sample`: draw samples from a model, as a picture or as an array."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trigflow.commands.command import Command, add_device, add_model, add_seed, integer, integers, number
+from trigflow.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ENDINGS = (".png", ".npz", ".npy")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--steps", type=integer(1), help="sampling steps (default: the model's own; students: 2)"
+    )
+    parser.add_argument("--num", type=integer(1), default=16, help="how many samples (default: 16)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".png: a grid; .npz or .npy: the samples as stored",
+    )
+    parser.add_argument(
+        "--labels",
+        type=integers(0),
+        help="classes with commas between them, taken in turn (default: all classes)",
+    )
+    parser.add_argument(
+        "--guidance-scale", type=number(0.0), help="guidance, 1 = none (default: the model's own)"
+    )
+    parser.add_argument("--sampler", help="a name from `trigflow list samplers` (default: the model's own)")
+    add_seed(parser)
+    add_device(parser)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.out.suffix not in ENDINGS:
+        raise UserError(f"--out {args.out}: the name must end in one of {', '.join(ENDINGS)}")
+    from trigflow.checkpoint import make_folder
+    from trigflow.model import load
+
+    model = load(args.model, args.device)
+    plan = model.plan(args.steps, args.guidance_scale, args.sampler)
+    labels = model.labels(args.num, args.labels)
+    samples = model.sample(args.num, plan.steps, labels, args.seed, plan.guidance_scale, plan.sampler)
+    make_folder(args.out.parent)
+    _write(samples, labels, args.out)
+    print(
+        f"{args.out}: {args.num} samples, {plan.sampler}, {plan.steps} steps, {model.count_nfe(plan)} evaluations each"
+    )
+
+
+def _write(samples: Tensor, labels: Tensor | None, file: Path) -> None:
+    """The whole file or nothing."""
+    import numpy as np
+
+    from trigflow.checkpoint import write_atomically
+    from trigflow.pictures import save_grid
+
+    if file.suffix == ".png":
+        return save_grid(samples, file)
+    content = io.BytesIO()
+    if file.suffix == ".npy":
+        np.save(content, samples.numpy())
+    else:
+        arrays = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
+        np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_atomically(file, content.getvalue())
+
+
+COMMAND = Command(
+    name="sample",
+    summary="draw samples from a model, as a grid of pictures or as an array",
+    example="trigflow sample digits --steps 2 --num 64 --out digits.png",
+    add_arguments=_add_arguments,
+    run=_run,
+)

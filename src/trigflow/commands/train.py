@@ -1,0 +1,43 @@
+"""`trigflow train`: run a recipe, or go on with a run that was stopped."""
+
+from __future__ import annotations
+
+import argparse
+
+from trigflow.commands.command import Command, add_device, add_out_folder, integer
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `trigflow list recipes`")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change a field of the recipe, e.g. train.batch=64"
+    )
+    add_out_folder(parser, "runs/teacher")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    parser.add_argument("--data", metavar="PATH_OR_NAME", help="another data set than the recipe's")
+    parser.add_argument("--seed", type=integer(0), help="seed of the run (default: the recipe's)")
+    add_device(parser)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from trigflow import recipes
+    from trigflow.train import train
+
+    recipe = recipes.get(args.recipe, _overrides(args))
+    folder = train(recipe, args.out, resume=args.resume, device=args.device, progress=True)
+    print(f"{folder} holds the model; see what it makes: trigflow sample {folder} --out samples.png")
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    """--data and --seed are overrides with a flag's name; what stands last wins."""
+    named = {"data": args.data, "train.seed": args.seed}
+    return [*args.overrides, *(f"{key}={value}" for key, value in named.items() if value is not None)]
+
+
+COMMAND = Command(
+    name="train",
+    summary="train a recipe: a diffusion teacher, or a student in one or two steps (sCT, sCD)",
+    example="trigflow train digits-scd teacher=runs/teacher train.batch=64 --out runs/student",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -1,0 +1,35 @@
+"""`trigflow train-classifier`: train the small classifier in whose features samples are scored."""
+
+from __future__ import annotations
+
+import argparse
+
+from trigflow.commands.command import Command, add_device, add_out_folder, add_seed, integer
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="a labelled data set, or a .npz file with labels")
+    parser.add_argument("--epochs", type=integer(1), default=40, help="passes over the data (default: 40)")
+    add_out_folder(parser, "runs/classifier")
+    add_seed(parser)
+    add_device(parser)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from trigflow.classifier import train_classifier
+    from trigflow.data import load_data
+    from trigflow.devices import resolve_device
+
+    device = resolve_device(args.device)
+    accuracy = train_classifier(load_data(args.data), args.out, args.seed, args.epochs, device)
+    print(f"accuracy on images held out: {accuracy:.2%}")
+    print(f"score with it: trigflow evaluate MODEL --features {args.out} --out report")
+
+
+COMMAND = Command(
+    name="train-classifier",
+    summary="train a small classifier; its features are what scores are taken in",
+    example="trigflow train-classifier digits --out runs/classifier",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -1,0 +1,239 @@
+"""Choosing parts by name: components, overrides `key=value`, and errors of one line."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from trigflow.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+
+STRICT_KEYS = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class Component:
+    """A part of a recipe: a name from a table (or "package.module:Class" of the user's) and its options."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _describe(error: ValidationError, where: str) -> str:
+    """The first complaint of pydantic as "where.key = value: message"."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(
+        [where, *(str(part) for part in first["loc"])] if where else [str(p) for p in first["loc"]]
+    )
+    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{path} is missing"
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{path}: there is no such key"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{path} = {json.dumps(first['input'], default=str)}: should be {message}"
+
+
+def validate(kind: type[T], value: object, where: str = "") -> T:
+    """value as an instance of kind.
+
+    Raises:
+        UserError: naming the key, its value and what is allowed.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise UserError(_describe(error, where)) from None
+
+
+def to_json(config: object) -> dict[str, Any]:
+    """A configuration as plain JSON data; validate(type(config), ...) brings it back."""
+    data: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return data
+
+
+def first_difference(one: object, other: object, path: str = "") -> str | None:
+    """The path of the first key in which two pieces of JSON data differ, or None."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted(one.keys() | other.keys()):
+            inner = f"{path}.{key}" if path else str(key)
+            if (key in one) != (key in other):
+                return inner
+            if difference := first_difference(one[key], other[key], inner):
+                return difference
+        return None
+    return None if one == other else path
+
+
+# Components
+
+
+def _import(name: str) -> Callable[..., Any]:
+    """The object that "package.module:Class" names; the working folder counts as a place to look."""
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise UserError(f"cannot import {module_name} (of '{name}'): {error}") from None
+    except AttributeError:
+        raise UserError(f"module {module_name} has no '{attribute}'") from None
+    return found
+
+
+def look_up(name: str, table: Mapping[str, Callable[..., Any]], what: str) -> Callable[..., Any]:
+    """The entry of the table, or the object that "package.module:Class" names.
+
+    Raises:
+        UserError: neither exists.
+    """
+    if ":" in name:
+        return _import(name)
+    if name not in table:
+        raise UserError(
+            f"unknown {what} '{name}'{did_you_mean(name, table)}; there are: {', '.join(sorted(table))}"
+        )
+    return table[name]
+
+
+def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Types of the factory's arguments (for a dataclass those of its fields, for another class those of `__init__`)."""
+    function = factory.func if isinstance(factory, functools.partial) else factory
+    if inspect.isclass(function) and not is_dataclass(function):
+        function = function.__init__
+    return get_type_hints(function, include_extras=True)
+
+
+def _argument(hint: Any, value: object, where: str) -> object:
+    """One option, converted to the type of its argument."""
+    try:
+        adapter: TypeAdapter[object] = TypeAdapter(hint)
+    except (
+        PydanticSchemaGenerationError
+    ):  # a class that pydantic does not know: the factory must judge by itself
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise UserError(_describe(error, where)) from None
+
+
+def build(
+    component: Component, table: Mapping[str, Callable[..., Any]], what: str = "component", **extra: object
+) -> Any:
+    """Calls the named factory with the component's options, checked against its signature.
+
+    Args:
+        component: name and options.
+        table: factories by name.
+        what: the recipe's key, for errors ("network").
+        extra: arguments from outside the recipe (data_shape, ...); those that the factory does not take are dropped
+            for "package.module:Class" only.
+
+    Raises:
+        UserError: unknown name or option, wrong type or range, an option that is missing.
+    """
+    factory = look_up(component.name, table, what)
+    parameters = inspect.signature(factory).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    fixed = factory.keywords if isinstance(factory, functools.partial) else {}
+    allowed = [name for name in parameters if name not in extra and name not in fixed and name != "self"]
+    hints = _hints(factory)
+    options: dict[str, object] = {}
+    for key, value in component.options.items():
+        if key not in allowed and not anything:
+            known = f"; there are: {', '.join(allowed)}" if allowed else "; it has none"
+            raise UserError(
+                f"{what}.{key}: '{component.name}' has no such option{did_you_mean(key, allowed)}{known}"
+            )
+        options[key] = _argument(hints.get(key, Any), value, f"{what}.{key}")
+    given = {
+        key: value
+        for key, value in extra.items()
+        if key in parameters or anything or ":" not in component.name
+    }
+    return _call(factory, given | options, what)
+
+
+def _call(factory: Callable[..., Any], arguments: dict[str, object], what: str) -> Any:
+    missing = [
+        name
+        for name, p in inspect.signature(factory).parameters.items()
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and name not in arguments
+    ]
+    if missing:
+        raise UserError(f"{what}.{missing[0]} is missing")
+    try:
+        return factory(**arguments)
+    except ValidationError as error:
+        raise UserError(_describe(error, what)) from None
+
+
+# Overrides
+
+
+def parse_value(text: str) -> Any:
+    """JSON where it is JSON (64, 1e-3, true, null, [1, 2], "quoted"), otherwise the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _is_component(node: object) -> bool:
+    return isinstance(node, dict) and set(node) == {"name", "options"}
+
+
+def _set(node: dict[str, Any], keys: Sequence[str], value: object, path: str) -> None:
+    """Writes one override into JSON data; a component's keys are its options."""
+    key = keys[0]
+    if _is_component(node) and key not in node:
+        node = node["options"]
+        if len(keys) > 1:
+            node = node.setdefault(key, {})
+            keys = keys[1:]
+        node[keys[-1]] = value
+        return
+    if key not in node:
+        raise UserError(f"unknown key '{path}'{did_you_mean(key, node)}; there are: {', '.join(node)}")
+    if len(keys) > 1:
+        if not isinstance(node[key], dict):
+            raise UserError(f"unknown key '{path}': '{key}' has no keys of its own")
+        return _set(node[key], keys[1:], value, path)
+    if _is_component(node) and key == "name" and node["name"] != value:
+        node["options"] = {}
+    if _is_component(node[key]) and isinstance(value, str):
+        value = node[key] if node[key]["name"] == value else {"name": value, "options": {}}
+    node[key] = value
+
+
+def apply_overrides(config: T, overrides: Sequence[str]) -> T:
+    """A copy of the configuration with `key=value` changes.
+
+    >>> apply_overrides(recipe, ["train.batch=64", "network.channels=32", "network=mlp", "teacher=exact"])
+
+    Keys are paths of fields; below a component they are its options, and the component itself takes a name (another
+    name drops the options of the former one).
+
+    Raises:
+        UserError: no "=", an unknown key, a value of a wrong type or out of range.
+    """
+    data = to_json(config)
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path:
+            raise UserError(f"'{override}' is not of the form key=value (for example train.batch=64)")
+        _set(data, path.split("."), parse_value(text), path)
+    return validate(type(config), data)

@@ -1,0 +1,81 @@
+"""A data set in memory, and the order in which a run sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from trigflow.codecs import Codec
+from trigflow.errors import UserError
+from trigflow.randomness import SampleRandom
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data as it is stored.
+
+    Args:
+        name: for reports.
+        data: (N, C, H, W) uint8 images or (N, D) float32 vectors.
+        labels: (N,) int64 in 0..num_classes-1, or None.
+        num_classes: 0 without labels.
+        codec: between `data` and x_0.
+
+    Raises:
+        UserError: no data, or labels that do not fit it.
+    """
+
+    name: str
+    data: Tensor
+    labels: Tensor | None
+    num_classes: int
+    codec: Codec
+
+    def __post_init__(self) -> None:
+        if len(self.data) == 0:
+            raise UserError(f"the data set '{self.name}' is empty")
+        if self.labels is None:
+            return
+        if self.labels.shape != (len(self.data),):
+            shape = tuple(self.labels.shape)
+            raise UserError(f"{self.name}: {len(self.data)} samples, but labels of shape {shape}")
+        if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
+            raise UserError(f"{self.name}: labels must lie in 0..{self.num_classes - 1}")
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.data.shape[1:])
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> Tensor:
+    """The order of one pass through `count` samples: a pure function, so that resuming needs no state."""
+    keys = SampleRandom(seed, torch.tensor([epoch])).uniform("data order", (count,), torch.float64)
+    return keys[0].argsort(stable=True)
+
+
+def rows(seed: int, first: int, count: int, size: int) -> Tensor:
+    """Which samples are the images first .. first + count - 1 of a run.
+
+    Each pass through the data has its own permutation, made from (seed, number of the pass).
+
+    Args:
+        seed: of the run.
+        first: number of the first image in the run, >= 0.
+        count: of images.
+        size: of the data set.
+
+    Returns:
+        (count,) int64 in 0..size-1.
+    """
+    parts = []
+    while count > 0:
+        epoch, offset = divmod(first, size)
+        taken = min(count, size - offset)
+        parts.append(_permutation(seed, epoch, size)[offset : offset + taken])
+        first, count = first + taken, count - taken
+    return torch.cat(parts)

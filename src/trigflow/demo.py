@@ -1,0 +1,141 @@
+"""The demo: from nothing to handwritten digits in one and two steps, in about five minutes on two cores.
+
+Every part writes its result when it is whole, so the same command goes on where a stopped demo was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trigflow import diagram, recipes
+from trigflow.checkpoint import make_folder, read_json, write_atomically, write_json
+from trigflow.config import first_difference
+from trigflow.errors import UserError
+from trigflow.evaluate import evaluate
+from trigflow.model import Model, load
+from trigflow.pictures import panels, png
+from trigflow.report import to_markdown, write_report
+from trigflow.train import train
+
+STATE = "demo.json"
+HONESTY = (
+    "This student was trained for two minutes, to show the way from nothing to images. The student that comes with the "
+    "package was trained for longer and is better: trigflow evaluate digits --out report"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much the demo does: what fits into five minutes.
+
+    Args:
+        teacher: overrides of the recipe digits-teacher.
+        student: overrides of the recipe digits-scd.
+        num: samples for each score.
+        seeds: repetitions of each score.
+        steps: of the student.
+    """
+
+    teacher: Sequence[str] = ("train.total_nimg=384000", "sampling.grid_nimg=0")
+    student: Sequence[str] = ("train.total_nimg=256000", "sampling.grid_nimg=0")
+    num: int = 2000
+    seeds: int = 1
+    steps: Sequence[int] = (1, 2, 4)
+
+
+def run(
+    out: Path, device: str = "auto", seed: int = 0, plan: Plan | None = None, progress: bool = True
+) -> None:
+    """Trains a teacher and its student, scores both, draws them.
+
+    Args:
+        out: folder to write: teacher/, student/, report/, samples.png, path.png.
+        device: where to compute.
+        seed: of both trainings and of the samples.
+        plan: how much to do.
+        progress: show bars on stderr.
+
+    Raises:
+        UserError: the folder holds something else, or the demo of another seed; no space, no permission.
+    """
+    plan = plan or Plan()
+    if not _begin(out, seed, plan):
+        print(
+            f"{out} holds a finished demo: see {out / 'report'}. For a new one remove it, or give another --out."
+        )
+        return
+    start = time.perf_counter()
+    teacher = _train(
+        "digits-teacher", out / "teacher", [*plan.teacher, f"train.seed={seed}"], device, progress
+    )
+    overrides = [*plan.student, f"train.seed={seed}", f"teacher={out / 'teacher'}"]
+    student = _train("digits-scd", out / "student", overrides, device, progress)
+
+    print(f"drawing, and scoring {plan.num} samples of each")
+    samples = _samples(teacher, student, plan, seed)
+    write_atomically(out / "samples.png", png(panels(samples)))
+    diagram.draw(follow(teacher, student, seed), out / "path.png")
+    scores = evaluate(student, plan.steps, plan.num, plan.seeds, teacher=teacher, progress=progress)
+    scores["notes"] = [HONESTY, *scores["notes"]]
+    write_report(scores, samples, out / "report")
+    print(to_markdown(scores))
+    write_json(out / STATE, _state(seed, plan) | {"finished": True})
+    print(
+        f"done in {(time.perf_counter() - start) / 60:.1f} minutes: {out}/report, samples.png, path.png\n{HONESTY}"
+    )
+
+
+def follow(teacher: Model, student: Model, seed: int = 0, num: int = 10) -> diagram.Paths:
+    """The teacher's paths from a few noises, and the student's jumps from every point of them."""
+    path = teacher.trajectory(num, seed=seed)
+    times = path.ts.tolist()
+    jumps = [student.jump(x_t, t, path.labels) for x_t, t in zip(path.states, times, strict=True)]
+    return diagram.Paths(
+        ts=path.ts,
+        states=path.states,
+        jumps=torch.stack(jumps),
+        pictures=torch.stack([teacher.codec.decode(x_t) for x_t in path.states]),
+        jump_pictures=torch.stack([student.codec.decode(x_0) for x_0 in jumps]),
+        nfe=path.nfe,
+    )
+
+
+def _state(seed: int, plan: Plan) -> dict[str, object]:
+    return {"seed": seed, "teacher": list(plan.teacher), "student": list(plan.student), "num": plan.num}
+
+
+def _begin(out: Path, seed: int, plan: Plan) -> bool:
+    """Whether there is something to do; makes the folder where it is new."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, not a folder: give another --out")
+    if not (out / STATE).exists():
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty and holds no demo: give another --out")
+        make_folder(out)
+        write_json(out / STATE, _state(seed, plan) | {"finished": False})
+        return True
+    stored = read_json(out / STATE)
+    finished = stored.pop("finished", False)
+    if key := first_difference(stored, _state(seed, plan)):
+        raise UserError(f"{out} holds another demo ('{key}' differs): give another --out")
+    return not finished
+
+
+def _train(name: str, folder: Path, overrides: Sequence[str], device: str, progress: bool) -> Model:
+    print(f"training {name} in {folder}")
+    return load(
+        train(recipes.get(name, overrides), folder, resume=True, device=device, progress=progress), device
+    )
+
+
+def _samples(teacher: Model, student: Model, plan: Plan, seed: int, num: int = 50) -> dict[str, Tensor]:
+    """The same noises and labels by the student in each number of steps, and by the teacher."""
+    samples = {f"student, {n} step{'s'[: n > 1]}": student.sample(num, n, seed=seed) for n in plan.steps}
+    nfe = teacher.count_nfe(teacher.plan())
+    return samples | {f"teacher, {nfe} evaluations": teacher.sample(num, seed=seed)}

@@ -1,0 +1,37 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from trigflow.errors import UserError, did_you_mean
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def _available(name: str) -> bool:
+    if name == "cuda":
+        return torch.cuda.is_available()
+    if name == "mps":
+        return torch.backends.mps.is_available()
+    return True
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """The device for a name: "auto" is the first of cuda, mps, cpu that is there; "cuda:1" names one of several.
+
+    Raises:
+        UserError: no such name, or this machine has no such device.
+    """
+    if isinstance(name, torch.device):
+        return name
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if _available(kind))
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (number and not number.isdecimal()):
+        raise UserError(
+            f"unknown device '{name}'{did_you_mean(name, DEVICES)}; there are: {', '.join(DEVICES)}"
+        )
+    if not _available(kind) or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
+        raise UserError(f"this machine has no device '{name}': take --device auto or --device cpu")
+    return torch.device(name)

@@ -1,0 +1,7 @@
+"""The derivative along the path: one pass, tangent not recorded."""
+
+from trigflow.dual import elementwise, linear, neural
+from trigflow.dual.derivative import MODES, value_and_tangent
+from trigflow.dual.value import RULES, Dual, fallbacks
+
+__all__ = ["MODES", "RULES", "Dual", "elementwise", "fallbacks", "linear", "neural", "value_and_tangent"]

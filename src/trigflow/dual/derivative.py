@@ -1,0 +1,141 @@
+"""The derivative of a network along a path: its value with a graph, its tangent without one, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, get_args, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from trigflow.dual.value import Dual, value_of
+from trigflow.errors import UserError, did_you_mean
+
+Mode = Literal["dual", "func", "finite_difference"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+Function = Callable[..., Any]
+Pairs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+def value_and_tangent(
+    function: Function,
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor, ...],
+    *,
+    mode: str = "dual",
+    epsilon: float | None = None,
+    cond: Mapping[str, Tensor] | None = None,
+    cond_tangents: Mapping[str, Tensor] | None = None,
+) -> Dual:
+    """function(*primals, **cond), and its derivative along the given tangents.
+
+    Modes: "dual" carries both through the network with a rule for each torch function, and is the cheapest in eager mode
+    (about 4 forward passes with the backward one, against 3 of plain training). "func" is torch.func.jvp in one pass, with
+    attention in its written-out form. "finite_difference" is the central difference of two more passes without graph:
+    for networks without a derivative; its relative error is about 1e-6 in float64 and 1e-3 in float32.
+    Each mode draws one dropout mask.
+
+    Args:
+        function: a network or any function of tensors that returns one tensor.
+        primals: its positional arguments.
+        tangents: one for each primal, of the same shape: the direction.
+        mode: "dual", "func" or "finite_difference".
+        epsilon: step of the finite difference along the tangents; None: the cube root of the precision of the first primal.
+        cond: its keyword arguments.
+        cond_tangents: directions of some of them; the others stand still.
+
+    Returns:
+        Dual(value, tangent): the value with its graph when gradients are recorded, the tangent never with one.
+
+    Raises:
+        UserError: an unknown mode, tangents that do not fit, or a function without a derivative (named).
+    """
+    if mode not in MODES:
+        raise UserError(f"derivative mode '{mode}' is unknown{did_you_mean(mode, MODES)}; choose one of: {', '.join(MODES)}")
+    cond, cond_tangents = dict(cond or {}), dict(cond_tangents or {})
+    _check(primals, tangents, cond, cond_tangents)
+    if mode == "dual":
+        return _dual(function, primals, tangents, cond, cond_tangents)
+    moving = (*primals, *(cond[name] for name in cond_tangents))
+    directions = (*tangents, *cond_tangents.values())
+
+    def along(*values: Tensor) -> Tensor:
+        moved = dict(zip(cond_tangents, values[len(primals) :], strict=True))
+        return function(*values[: len(primals)], **{**cond, **moved})  # type: ignore[no-any-return]
+
+    if mode == "func":
+        return _func(along, moving, directions)
+    return _finite_difference(along, moving, directions, epsilon)
+
+
+def _check(
+    primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], cond: Mapping[str, Tensor], moved: Mapping[str, Tensor]
+) -> None:
+    if len(primals) != len(tangents):
+        raise UserError(f"{len(primals)} primals need as many tangents, not {len(tangents)}")
+    for name in moved:
+        if name not in cond:
+            raise UserError(f"cond_tangents names '{name}', which cond does not hold{did_you_mean(name, cond)}")
+    pairs = [*zip(primals, tangents, strict=True), *((cond[name], moved[name]) for name in moved)]
+    for primal, tangent in pairs:
+        if primal.shape != tangent.shape or primal.dtype != tangent.dtype:
+            raise UserError(
+                f"a tangent of shape {tuple(tangent.shape)} and {tangent.dtype} does not fit its primal of shape"
+                f" {tuple(primal.shape)} and {primal.dtype}"
+            )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The modes.
+
+
+def _dual(
+    function: Function,
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor, ...],
+    cond: dict[str, Tensor],
+    cond_tangents: dict[str, Tensor],
+) -> Dual:
+    duals = [Dual(value, tangent.detach()) for value, tangent in zip(primals, tangents, strict=True)]
+    moved = {name: Dual(cond[name], tangent.detach()) for name, tangent in cond_tangents.items()}
+    output = function(*duals, **{**cond, **moved})
+    if isinstance(output, Dual):
+        return output
+    return Dual(value_of(output), torch.zeros_like(output))  # it depends on nothing that moves
+
+
+def _func(along: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Dual:
+    """torch.func.jvp with the primal recorded; the tangent is detached here, inside of what the caller may compile."""
+    with sdpa_kernel(SDPBackend.MATH):  # no other attention kernel has a forward derivative
+        value, tangent = torch.func.jvp(along, primals, tangents)
+    return Dual(value, tangent.detach())
+
+
+def _finite_difference(
+    along: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], epsilon: float | None
+) -> Dual:
+    """[F(x + e dx) - F(x - e dx)] / 2e, with an error of O(e^2) + rounding / e: least at the cube root of the precision."""
+    step = epsilon if epsilon is not None else float(torch.finfo(primals[0].dtype).eps) ** (1 / 3)
+    if not step > 0:
+        raise UserError(f"epsilon must be positive, not {step}")
+
+    def moved(sign: float) -> Tensor:
+        return along(*(x + sign * step * dx for x, dx in zip(primals, tangents, strict=True)))  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        with same_randomness(primals[0].device):
+            ahead = moved(1)
+        with same_randomness(primals[0].device):
+            behind = moved(-1)
+    return Dual(along(*primals), ((ahead - behind) / (2 * step)).detach())
+
+
+@contextmanager
+def same_randomness(device: torch.device) -> Iterator[None]:
+    """What is drawn inside is drawn again afterwards: the generators return to where they were."""
+    devices = [device] if device.type not in ("cpu", "meta") else []
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        yield

@@ -1,0 +1,340 @@
+"""Rules of the layers: softmax, norms, pooling, dropout with one mask, attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trigflow.dual.linear import Work, named, register
+from trigflow.dual.value import Dual, duals_in, fallback, value_of
+from trigflow.errors import UserError
+
+aten = torch.ops.aten
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Softmax and its kind.
+
+
+def softmax_tangent(dx: Tensor, y: Tensor, dim: int) -> Tensor:
+    """dy = y (dx - sum(y dx)) of y = softmax(x): a symmetric matrix, so the kernel of the backward pass serves."""
+    return torch._softmax_backward_data(dx.to(y.dtype), y, dim, y.dtype)
+
+
+def softmax(func: Any, x: Dual, dim: int, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
+    value = func(x.value, dim, *args, **kwargs)
+    return value, lambda: softmax_tangent(x.tangent, value, dim)
+
+
+def log_softmax(func: Any, x: Dual, dim: int, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
+    """dy = dx - sum(softmax(x) dx)."""
+    value = func(x.value, dim, *args, **kwargs)
+    return value, lambda: x.tangent - (value.exp() * x.tangent).sum(dim, keepdim=True)
+
+
+def logsumexp(func: Any, x: Dual, dim: Any, keepdim: bool = False) -> tuple[Any, Work]:
+    """dy = sum(softmax(x) dx)."""
+    value = func(x.value, dim, keepdim=keepdim)
+
+    def tangent() -> Tensor:
+        total = torch.logsumexp(x.value, dim, keepdim=True)
+        return ((x.value - total).exp() * x.tangent).sum(dim, keepdim=keepdim)
+
+    return value, tangent
+
+
+register(softmax, named("softmax"))
+register(log_softmax, named("log_softmax"))
+register(logsumexp, named("logsumexp"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Norms. With x_hat = (x - mean) rstd:  dx_hat = rstd (dx - mean(dx) - x_hat mean(x_hat dx)), again a symmetric matrix.
+
+
+def _full_precision(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+
+
+def _centred(dx: Tensor, x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+    """dx_hat written out, in float32 where x has less."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, dx = x.to(dtype), dx.to(dtype)
+    var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+    rstd = torch.rsqrt(var + eps)
+    x_hat = (x - mean) * rstd
+    return rstd * (dx - dx.mean(dims, keepdim=True) - x_hat * (x_hat * dx).mean(dims, keepdim=True))
+
+
+def layer_norm(
+    func: Any, x: Any, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *args: Any
+) -> tuple[Any, Work]:
+    if not isinstance(x, Dual) or duals_in((weight, bias)):
+        return fallback(func, x, shape, weight, bias, eps, *args)
+    dims = list(range(-len(shape), 0))
+
+    def scaled(dx_hat: Tensor) -> Tensor:
+        return dx_hat if weight is None else dx_hat * weight
+
+    if not _full_precision(x.value):
+        value = func(x.value, shape, weight, bias, eps, *args)
+        return value, lambda: scaled(_centred(x.tangent, x.value, dims, eps))
+    value, mean, rstd = torch.native_layer_norm(x.value, list(shape), weight, bias, eps)
+    return value, lambda: scaled(_layer_norm_kernel(x.tangent, x.value, shape, mean, rstd))
+
+
+def _layer_norm_kernel(dx: Tensor, x: Tensor, shape: Sequence[int], mean: Tensor, rstd: Tensor) -> Tensor:
+    mask = [True, False, False]
+    return aten.native_layer_norm_backward(dx.contiguous(), x, list(shape), mean, rstd, None, None, mask)[0]  # type: ignore[no-any-return]
+
+
+def _by_channel(weight: Tensor | None, like: Tensor) -> Any:
+    return 1 if weight is None else weight.reshape(-1, *(1,) * (like.ndim - 2))
+
+
+def group_norm(
+    func: Any, x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *args: Any
+) -> tuple[Any, Work]:
+    if not isinstance(x, Dual) or duals_in((weight, bias)):
+        return fallback(func, x, num_groups, weight, bias, eps, *args)
+    value = func(x.value, num_groups, weight, bias, eps, *args)
+
+    def tangent() -> Tensor:
+        groups = (x.shape[0], num_groups, -1)
+        dx_hat = _centred(x.tangent.reshape(groups), x.value.reshape(groups), [2], eps)
+        return dx_hat.reshape(x.shape) * _by_channel(weight, x.value)
+
+    return value, tangent
+
+
+def instance_norm(
+    func: Any, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, use_input_stats: bool, *args: Any
+) -> tuple[Any, Work]:
+    """Statistics of each image and channel. args: momentum, eps, cudnn."""
+    rest = (running_mean, running_var, weight, bias, use_input_stats, *args)
+    if not use_input_stats or not isinstance(x, Dual):
+        return fallback(func, x, *rest)
+    dims = list(range(2, x.ndim))
+    value = func(x.value, *rest)
+    return value, lambda: _centred(x.tangent, x.value, dims, args[1]) * _by_channel(weight, x.value)
+
+
+def batch_norm(
+    func: Any, x: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> tuple[Any, Work]:
+    """A fixed affine map in evaluation. In training it ties the images of a batch together: an error."""
+    if training:
+        raise UserError(
+            "BatchNorm in training mode makes the derivative of one image depend on the others and writes its running"
+            " statistics in forward; use GroupNorm, LayerNorm or a pixel norm"
+        )
+    value = func(x.value, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = _by_channel(torch.rsqrt(running_var + eps), x.value)
+    return value, lambda: x.tangent * scale * _by_channel(weight, x.value)
+
+
+def rms_norm(func: Any, x: Any, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> tuple[Any, Work]:
+    """y = x r with r = 1/sqrt(mean(x^2) + eps):  dy = r (dx - x_hat mean(x_hat dx)), x_hat = x r."""
+    if not isinstance(x, Dual) or duals_in(weight):
+        return fallback(func, x, shape, weight, eps)
+    value = func(x.value, shape, weight, eps)
+    dims = list(range(-len(shape), 0))
+
+    def tangent() -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        a, da = x.value.to(dtype), x.tangent.to(dtype)
+        rrms = torch.rsqrt((a * a).mean(dims, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps))
+        x_hat = a * rrms
+        dx_hat = rrms * torch.addcmul(da, x_hat, (x_hat * da).mean(dims, keepdim=True), value=-1)
+        return dx_hat if weight is None else dx_hat * weight
+
+    return value, tangent
+
+
+register(layer_norm, [torch.layer_norm, F.layer_norm])
+register(group_norm, [torch.group_norm, F.group_norm])
+register(instance_norm, [torch.instance_norm])
+register(batch_norm, [F.batch_norm])
+register(rms_norm, [torch.rms_norm, F.rms_norm])
+
+
+def vector_norm(
+    func: Any, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
+) -> tuple[Any, Work]:
+    """The Euclidean norm: dn = sum(x dx) / n, and 0 where n is 0."""
+    if ord != 2 or not isinstance(x, Dual):
+        return fallback(func, x, ord, dim, keepdim, **kwargs)
+    value = func(x.value, ord, dim, keepdim, **kwargs)
+
+    def tangent() -> Tensor:
+        dot = x.value.to(value.dtype) * x.tangent.to(value.dtype)
+        total = dot.sum() if dim is None and not keepdim else dot.sum(dim, keepdim=keepdim)
+        return torch.where(value == 0, 0, total / value)
+
+    return value, tangent
+
+
+register(vector_norm, [torch.linalg.vector_norm])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pooling and extremes: the tangent of the element that was taken.
+
+
+def _max_pool(dims: int) -> Any:
+    with_indices = getattr(F, f"max_pool{dims}d_with_indices")
+
+    def rule(func: Any, x: Dual, *args: Any, return_indices: bool = False, **kwargs: Any) -> tuple[Any, Work]:
+        value, indices = with_indices(x.value, *args, **kwargs)
+
+        def tangent() -> Tensor:
+            flat = x.tangent.flatten(-dims).gather(-1, indices.flatten(-dims))
+            return flat.reshape(value.shape)
+
+        if return_indices:
+            return (value, indices), lambda: (tangent(), indices)
+        return value, tangent
+
+    return rule
+
+
+for _dims in (1, 2, 3):
+    register(_max_pool(_dims), [getattr(F, f"max_pool{_dims}d")])
+
+
+def extreme(func: Any, x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
+    """max and min over one dimension; over all elements, or of two tensors, by torch.func.jvp."""
+    dim = args[0] if args else kwargs.get("dim")
+    if not isinstance(x, Dual) or not isinstance(dim, int) or isinstance(dim, bool):
+        return fallback(func, x, *args, **kwargs)
+    value, indices = func(x.value, *args, **kwargs)
+    keepdim = value.ndim == x.ndim
+
+    def tangent() -> tuple[Tensor, Tensor]:
+        index = indices if keepdim else indices.unsqueeze(dim)
+        taken = x.tangent.gather(dim, index)
+        return (taken if keepdim else taken.squeeze(dim)), indices
+
+    return (value, indices), tangent
+
+
+register(extreme, named("max", "min"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Dropout: the mask is drawn once, from ones, as torch draws it.
+
+
+def dropout(func: Any, x: Dual, p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple[Any, Work]:
+    if not training or p == 0:
+        return x.value, lambda: x.tangent
+    with torch.no_grad():
+        mask = func(torch.ones_like(x.value), p, True)
+    return x.value * mask, lambda: x.tangent * mask
+
+
+register(dropout, [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention.
+
+# Elements of the largest matrix of probabilities that a tangent makes at a time; longer sequences go in parts.
+_PROBABILITIES = 2**26
+
+
+def attention(
+    func: Any, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> tuple[Any, Work]:
+    """The value by torch's fast kernel, which saves no probabilities; the tangent by explicit ones, not kept.
+
+    With S = scale q k^T + mask and P = softmax(S), row by row:
+    dS = scale (dq k^T + q dk^T),  d(P v) = P dv + [P (dS - sum(P dS))] v.
+    """
+    options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    if dropout_p > 0 or isinstance(attn_mask, Dual):
+        return _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    output = func(value_of(query), value_of(key), value_of(value), attn_mask, 0.0, **options)
+
+    def tangent() -> Tensor:
+        k, v = (_repeated(item, query) for item in (key, value)) if enable_gqa else (key, value)
+        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        bias = _bias(attn_mask, is_causal, query, key)
+        return _attention_tangent(query, k, v, bias, factor)
+
+    return output, tangent
+
+
+def _written_out(q: Any, k: Any, v: Any, mask: Any, p: float, is_causal: bool, scale: Any, gqa: bool) -> Any:
+    """Attention in functions that have rules of their own: for dropout on the probabilities, or a moving mask."""
+    if gqa:
+        k, v = _repeated(k, q), _repeated(v, q)
+    scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    bias = mask if isinstance(mask, Dual) else _bias(mask, is_causal, q, k)
+    probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
+    output: Any = torch.matmul(F.dropout(probabilities, p), v)
+    return output.value, lambda: output.tangent
+
+
+def _repeated(item: Any, query: Any) -> Any:
+    """Keys or values of fewer heads than the queries, each repeated for its group."""
+    return item.repeat_interleave(query.shape[-3] // item.shape[-3], dim=-3)
+
+
+def _bias(mask: Tensor | None, is_causal: bool, query: Any, key: Any) -> Tensor | None:
+    """What is added to the scores: 0 and -inf where the mask is boolean or causal."""
+    if is_causal:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, -math.inf)
+
+
+def _attention_tangent(query: Any, key: Any, value: Any, bias: Tensor | None, scale: float) -> Tensor:
+    """The tangent for as many queries at a time as keep the probabilities small."""
+    heads = math.prod(query.shape[:-2])
+    rows = max(1, _PROBABILITIES // max(1, heads * key.shape[-2]))
+    if rows >= query.shape[-2]:
+        return _attention_rows(query, key, value, bias, scale)
+    parts = []
+    for start in range(0, query.shape[-2], rows):
+        rows_of = slice(start, start + rows)
+        part = bias[..., rows_of, :] if bias is not None and bias.shape[-2] > 1 else bias
+        parts.append(_attention_rows(query[..., rows_of, :], key, value, part, scale))
+    return torch.cat(parts, dim=-2)
+
+
+def _attention_rows(query: Any, key: Any, value: Any, bias: Tensor | None, scale: float) -> Tensor:
+    q, k, v = value_of(query) * scale, value_of(key), value_of(value)
+    scores = q @ k.transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
+    p = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    if bias is not None:
+        p = p.nan_to_num(0.0)  # a row that may look nowhere: its output is 0 in torch's kernels
+    total = p.to(v.dtype) @ value.tangent if isinstance(value, Dual) else None
+    if isinstance(query, Dual) or isinstance(key, Dual):
+        moved = softmax_tangent(_score_tangent(query, key, q, k, scale), p, -1).to(v.dtype) @ v
+        total = moved if total is None else total + moved
+    assert total is not None  # one of the three is a Dual
+    return total
+
+
+def _score_tangent(query: Any, key: Any, q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """scale (dq k^T + q dk^T), as one product of twice the width where both move."""
+    if not isinstance(key, Dual):
+        return (query.tangent * scale) @ k.transpose(-2, -1)
+    if not isinstance(query, Dual):
+        return q @ key.tangent.transpose(-2, -1)
+    left = torch.cat([query.tangent * scale, q], dim=-1)
+    return left @ torch.cat([k, key.tangent], dim=-1).transpose(-2, -1)
+
+
+register(attention, [F.scaled_dot_product_attention])

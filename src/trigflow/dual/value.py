@@ -1,0 +1,324 @@
+"""A tensor with its derivative along the path, and the table of rules that carry it through torch's functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from trigflow.dual.reentry import BODIES, IN_PLACE, inplace_argument
+from trigflow.errors import UserError
+
+# A rule computes the value with its graph, and hands the tangent over as work to be done later: it is done without a
+# graph, and not at all where activation checkpointing recomputes values. None in place of the work: no tangent.
+Rule = Callable[..., tuple[Any, Callable[[], Any] | None]]
+
+# One rule for each torch function. A function without one is differentiated by torch.func.jvp, and `fallbacks` tells.
+RULES: dict[Callable[..., Any], Rule] = {}
+
+_FALLBACK_LISTS: list[list[str]] = []
+
+
+@dataclass(eq=False)
+class Dual:
+    """A tensor and its derivative along the path.
+
+    It stands in for a tensor in any module: torch's functions look their rule up in RULES, and what is not a Dual has
+    a derivative of zero, for which nothing is computed. A plain dataclass and no Tensor, so that hooks which look for
+    tensors in containers (FSDP2's) find the two tensors.
+
+    Args:
+        value: a tensor, with its graph when gradients are recorded.
+        tangent: d value / d path, of the same shape and dtype, without a graph.
+    """
+
+    value: Tensor
+    tangent: Tensor
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return apply(func, args, kwargs or {})
+
+    # What code asks a tensor before it computes. -----------------------------------------------------------------------
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.value.device
+
+    @property
+    def ndim(self) -> int:
+        return self.value.ndim
+
+    def __getattr__(self, name: str) -> Any:
+        """The methods and attributes of a tensor; methods find their rule as functions do."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        attribute = getattr(Tensor, name)
+        if callable(attribute):
+            return functools.partial(_method, attribute, self)
+        return _ATTRIBUTES[name](self) if name in _ATTRIBUTES else getattr(self.value, name)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(apply(torch.unbind, (self,), {}))
+
+    def __getitem__(self, index: Any) -> Any:
+        return apply(Tensor.__getitem__, (self, index), {})
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise _in_place_error("x[...] = y", "torch.where, torch.cat or x.index_put")
+
+    def __float__(self) -> float:
+        raise _number_error("float()")
+
+    def __int__(self) -> int:
+        raise _number_error("int()")
+
+    # Arithmetic. x += y makes a new value and binds x to it. -------------------------------------------------------------
+
+    def __neg__(self) -> Any:
+        return torch.neg(self)  # type: ignore[arg-type]
+
+    def __abs__(self) -> Any:
+        return torch.abs(self)  # type: ignore[arg-type]
+
+    def __add__(self, other: Any) -> Any:
+        return apply(torch.add, (self, other), {})
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        return apply(torch.sub, (self, other), {})
+
+    def __rsub__(self, other: Any) -> Any:
+        return apply(torch.rsub, (self, other), {})
+
+    def __mul__(self, other: Any) -> Any:
+        return apply(torch.mul, (self, other), {})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Any:
+        return apply(torch.div, (self, other), {})
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return apply(torch.mul, (apply(torch.reciprocal, (self,), {}), other), {})
+
+    def __pow__(self, other: Any) -> Any:
+        return apply(torch.pow, (self, other), {})
+
+    def __rpow__(self, other: Any) -> Any:
+        return apply(torch.pow, (other, self), {})
+
+    def __matmul__(self, other: Any) -> Any:
+        return apply(torch.matmul, (self, other), {})
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return apply(torch.matmul, (other, self), {})
+
+    # Comparisons have no derivative. -------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> Any:
+        return torch.eq(self.value, value_of(other))
+
+    def __ne__(self, other: object) -> Any:
+        return torch.ne(self.value, value_of(other))
+
+    def __lt__(self, other: Any) -> Any:
+        return self.value < value_of(other)
+
+    def __le__(self, other: Any) -> Any:
+        return self.value <= value_of(other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self.value > value_of(other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self.value >= value_of(other)
+
+    __hash__ = object.__hash__
+
+
+pytree.register_pytree_node(
+    Dual,
+    lambda dual: ([dual.value, dual.tangent], None),
+    lambda fields, _: Dual(*fields),
+    serialized_type_name="trigflow.Dual",
+)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The way of a torch function: its rule, its own Python body, or torch.func.jvp.
+
+
+def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """func(*args, **kwargs) where some of the arguments are Duals."""
+    if not args and "input" in kwargs:
+        args = (kwargs["input"],)
+        kwargs = {name: item for name, item in kwargs.items() if name != "input"}
+    inplace, args, kwargs = inplace_argument(func, args, kwargs)
+    if inplace or func in IN_PLACE:
+        return _overwrite(args[0], apply(IN_PLACE.get(func, func), args, kwargs), func)
+    if func not in RULES and func in BODIES:
+        return BODIES[func](*args, **kwargs)
+    rule = RULES[func] if func in RULES else fallback
+    value, tangent = rule(func, *args, **kwargs)
+    return value if tangent is None else paired(value, tangent)
+
+
+def paired(value: Any, tangent: Callable[[], Any]) -> Any:
+    """The Dual, or tuple of Duals, of a value and the work that gives its tangent."""
+    if _recomputing():
+        return _pair(value, value)  # the tangent is read by nobody
+    with torch.no_grad():
+        return _pair(value, tangent())
+
+
+def _pair(value: Any, tangent: Any) -> Any:
+    if isinstance(value, tuple | list):
+        pairs = [_pair(v, t) for v, t in zip(value, tangent, strict=True)]
+        return pairs if isinstance(value, list) else tuple(pairs)
+    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return value
+    return Dual(value, tangent if tangent.dtype == value.dtype else tangent.to(value.dtype))
+
+
+def _recomputing() -> bool:
+    """Inside a backward pass: there activation checkpointing runs the forward pass once more, for its values."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _method(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return apply(func, args, kwargs)
+
+
+def value_of(item: Any) -> Any:
+    """Duals replaced by their values, also inside lists, tuples and dictionaries."""
+    return _mapped(item, lambda dual: dual.value)
+
+
+def duals_in(item: Any) -> list[Dual]:
+    """The Duals among (nested) arguments."""
+    found: list[Dual] = []
+    _mapped(item, found.append)
+    return found
+
+
+def _mapped(item: Any, change: Callable[[Dual], Any]) -> Any:
+    if isinstance(item, Dual):
+        return change(item)
+    if isinstance(item, list | tuple) and type(item) in (list, tuple):
+        return type(item)(_mapped(entry, change) for entry in item)
+    if isinstance(item, dict):
+        return {key: _mapped(entry, change) for key, entry in item.items()}
+    return item
+
+
+def fallback(func: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Callable[[], Any]]:
+    """The value of a function without a rule, and torch.func.jvp of that one function for its tangent."""
+    name = torch.overrides.resolve_name(func) or getattr(func, "__name__", str(func))
+    for names in _FALLBACK_LISTS:
+        names.append(name)
+    duals = duals_in((args, kwargs))
+    random_state = None if torch.compiler.is_compiling() else torch.get_rng_state()
+    value = func(*value_of(args), **value_of(kwargs))
+
+    def called(*values: Tensor) -> Any:
+        fresh = iter(values)
+        return func(*_mapped(args, lambda _: next(fresh)), **_mapped(kwargs, lambda _: next(fresh)))
+
+    def tangent() -> Any:
+        with torch.random.fork_rng(enabled=random_state is not None):
+            if random_state is not None:
+                torch.set_rng_state(random_state)
+            try:
+                return torch.func.jvp(called, tuple(d.value for d in duals), tuple(d.tangent for d in duals))[1]
+            except (NotImplementedError, RuntimeError) as error:
+                raise UserError(
+                    f"{name} has no forward derivative ({_first_line(error)}); use mode='finite_difference', or write"
+                    " it with differentiable functions"
+                ) from error
+
+    return value, tangent
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def fallbacks() -> Iterator[list[str]]:
+    """Collects the names of the functions that had no rule and went through torch.func.jvp, in order, repeats included."""
+    names: list[str] = []
+    _FALLBACK_LISTS.append(names)
+    try:
+        yield names
+    finally:
+        _FALLBACK_LISTS.remove(names)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What cannot be written, and what must not be read.
+
+
+def _overwrite(target: Any, result: Any, func: Callable[..., Any]) -> Any:
+    """An in-place function on a Dual: the object takes its new value. Writing through a view would be lost: an error."""
+    name = getattr(func, "__name__", str(func))
+    if not isinstance(target, Dual):
+        raise _in_place_error(f"{name}() of a tensor that has no derivative", "the function that returns a new tensor")
+    if target.value._is_view():
+        raise _in_place_error(f"{name}() of a view", "the function that returns a new tensor")
+    if isinstance(result, Dual):
+        target.value, target.tangent = result.value, result.tangent
+    else:
+        target.value, target.tangent = result, torch.zeros_like(result)
+    return target
+
+
+def _in_place_error(what: str, instead: str) -> UserError:
+    return UserError(f"the derivative cannot follow a write in place: {what}; use {instead}")
+
+
+def _number_error(what: str) -> UserError:
+    return UserError(
+        f"{what} reads a number out of a tensor that changes along the path, so its derivative would be lost;"
+        " keep it a tensor, or detach() it where that is meant"
+    )
+
+
+def read_number(func: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, None]:
+    """The rule of item(), tolist() and numpy(): an error."""
+    raise _number_error(f"{getattr(func, '__name__', func)}()")
+
+
+def _swapped(dual: Dual) -> Any:
+    return apply(torch.transpose, (dual, -2, -1), {})
+
+
+_ATTRIBUTES: dict[str, Callable[[Dual], Any]] = {
+    "T": lambda dual: apply(Tensor.permute, (dual, *reversed(range(dual.ndim))), {}),
+    "mT": _swapped,
+    "data": lambda dual: dual.value.detach(),
+    "real": lambda dual: apply(torch.real, (dual,), {}),
+}

@@ -1,0 +1,197 @@
+"""Averages of the weights over a run: power-function EMA with post-hoc reconstruction, and the classical half-life EMA.
+
+Power-function EMA: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (arXiv 2312.02696),
+section 3 and Appendix C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trigflow.errors import UserError
+
+Tensors = dict[str, Tensor]
+
+
+class EMA(Protocol):
+    """One or more running averages of one network."""
+
+    names: tuple[str, ...]
+    averages: tuple[Tensors, ...]
+
+    def update(self, net: nn.Module, nimg: int, batch: int) -> None:
+        """Takes in the weights after a step of `batch` images that ended at `nimg` images."""
+
+
+def gamma_from_std(ema_std: float) -> float:
+    """The exponent gamma of the profile t^gamma whose relative standard deviation is ema_std.
+
+    sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^-1 (gamma + 3)^(-1/2) (equation 123), so gamma is the largest root of
+    (gamma + 2)^2 (gamma + 3) - (gamma + 1) / sigma_rel^2.
+
+    Args:
+        ema_std: in (0, 0.2886), from a very short average to the mean of all weights.
+    """
+    square = ema_std**-2
+    roots = np.roots([1, 7, 16 - square, 12 - square])
+    return float(roots[np.abs(roots.imag) < 1e-6].real.max())
+
+
+def std_from_gamma(gamma: float) -> float:
+    """Relative standard deviation of the profile t^gamma (equation 123)."""
+    return float((gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5))
+
+
+def power_beta(gamma: float, nimg: int, batch: int) -> float:
+    """beta = (1 - 1/t)^(gamma + 1), with the time t counted in steps of the batch (equation 127)."""
+    return float((1 - batch / nimg) ** (gamma + 1))
+
+
+def half_life_beta(halflife_nimg: float, rampup_ratio: float | None, nimg: int, batch: int) -> float:
+    """beta = 2^(-batch / half-life); the half-life is at most rampup_ratio of the images seen (EDM, arXiv 2206.00364)."""
+    if rampup_ratio is not None:
+        halflife_nimg = min(halflife_nimg, nimg * rampup_ratio)
+    return float(0.5 ** (batch / max(halflife_nimg, 1e-8)))
+
+
+def _copy(net: nn.Module) -> Tensors:
+    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+
+def _lerp(average: Tensors, net: nn.Module, beta: float) -> None:
+    """average <- beta average + (1 - beta) weights; what is not floating point is copied."""
+    current = net.state_dict()
+    moving = [name for name, tensor in average.items() if tensor.is_floating_point()]
+    old, new = [average[name] for name in moving], [current[name] for name in moving]
+    torch._foreach_lerp_(old, new, 1 - beta)
+    for name in average.keys() - set(moving):
+        average[name].copy_(current[name])
+
+
+class PowerEMA:
+    """Power-function EMA: the weight at time tau has the share tau^gamma, so the average widens as the run goes on.
+
+    Args:
+        net: the network whose weights are averaged; they are the averages' first value.
+        ema_std: one relative standard deviation for each average.
+    """
+
+    def __init__(self, net: nn.Module, ema_std: Sequence[float]) -> None:
+        self.ema_std = tuple(ema_std)
+        self.names = tuple(f"{std:.3f}" for std in ema_std)
+        self.averages = tuple(_copy(net) for _ in ema_std)
+        self._gammas = tuple(gamma_from_std(std) for std in ema_std)
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, nimg: int, batch: int) -> None:
+        for average, gamma in zip(self.averages, self._gammas, strict=True):
+            _lerp(average, net, power_beta(gamma, nimg, batch))
+
+
+class HalfLifeEMA:
+    """Exponential average in which an old weight loses half of its share every halflife_nimg images.
+
+    Args:
+        net: the network whose weights are averaged; they are the average's first value.
+        halflife_nimg: in images.
+        rampup_ratio: the half-life is at most this share of the images seen; None switches it off.
+    """
+
+    names = ("halflife",)
+
+    def __init__(self, net: nn.Module, halflife_nimg: float, rampup_ratio: float | None = 0.05) -> None:
+        self.halflife_nimg, self.rampup_ratio = halflife_nimg, rampup_ratio
+        self.averages: tuple[Tensors, ...] = (_copy(net),)
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, nimg: int, batch: int) -> None:
+        _lerp(self.averages[0], net, half_life_beta(self.halflife_nimg, self.rampup_ratio, nimg, batch))
+
+
+# Post-hoc reconstruction
+
+
+@dataclass(frozen=True)
+class EMASnapshot:
+    """A power-function average as it stood at one moment of the run.
+
+    Args:
+        nimg: images seen.
+        ema_std: relative standard deviation of the average.
+        tensors: its weights.
+    """
+
+    nimg: int
+    ema_std: float
+    tensors: Mapping[str, Tensor]
+
+
+def profile_product(nimg_a: float, gamma_a: float, nimg_b: float, gamma_b: float) -> float:
+    """Inner product of two profiles p(tau) = (gamma + 1) tau^gamma / nimg^(gamma + 1) on [0, nimg] (Appendix C).
+
+    (gamma_a + 1) (gamma_b + 1) m^(gamma_a + gamma_b + 1) / [(gamma_a + gamma_b + 1) nimg_a^(gamma_a+1) nimg_b^(gamma_b+1)]
+    with m = min(nimg_a, nimg_b), written with ratios so that no power overflows.
+    """
+    shortest = min(nimg_a, nimg_b)
+    ratios = (shortest / nimg_a) ** gamma_a * (shortest / nimg_b) ** gamma_b
+    scale = shortest / (nimg_a * nimg_b)
+    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * ratios * scale
+
+
+def post_hoc_weights(stored: Sequence[tuple[int, float]], ema_std: float, nimg: int) -> np.ndarray:
+    """Shares of the stored averages whose sum is closest in the L2 sense to the wanted one.
+
+    Args:
+        stored: (nimg, ema_std) of each snapshot.
+        ema_std, nimg: of the wanted average.
+
+    Returns:
+        One share for each snapshot, float64, from a least-squares solution (the system is nearly singular).
+    """
+    points = [(n, gamma_from_std(std)) for n, std in stored]
+    matrix = np.array([[profile_product(*a, *b) for b in points] for a in points])
+    wanted = np.array([profile_product(*a, nimg, gamma_from_std(ema_std)) for a in points])
+    scale = 1 / np.sqrt(np.diag(matrix))  # profiles of unit norm: much better conditioned
+    solution, *_ = np.linalg.lstsq(matrix * np.outer(scale, scale), wanted * scale, rcond=1e-13)
+    return np.asarray(solution * scale, dtype=np.float64)
+
+
+def reconstruct(snapshots: Sequence[EMASnapshot], ema_std: float, nimg: int | None = None) -> Tensors:
+    """The average of another length, made after the run from the snapshots that it left.
+
+    Args:
+        snapshots: of one network; two lengths or more at several moments give the best fit.
+        ema_std: the wanted relative standard deviation, in (0, 0.2886).
+        nimg: the wanted moment of the run (default: the last snapshot's).
+
+    Returns:
+        Tensors by name; what is not floating point comes from the last snapshot.
+
+    Raises:
+        UserError: no snapshots, a length out of range, or a moment after the last snapshot.
+    """
+    if not snapshots:
+        raise UserError("no EMA snapshots to reconstruct from: train with ema.snapshot_nimg > 0")
+    if not 0 < ema_std < 0.2886:
+        raise UserError(f"ema_std must lie between 0 and 0.2886, not {ema_std}")
+    last = max(snapshots, key=lambda snapshot: snapshot.nimg)
+    nimg = last.nimg if nimg is None else nimg
+    if not 0 < nimg <= last.nimg:
+        raise UserError(f"the snapshots reach from 1 to {last.nimg} images: {nimg} lies outside")
+    shares = post_hoc_weights([(s.nimg, s.ema_std) for s in snapshots], ema_std, nimg)
+    return {name: _weighted_sum(snapshots, shares, name, tensor) for name, tensor in last.tensors.items()}
+
+
+def _weighted_sum(snapshots: Sequence[EMASnapshot], shares: np.ndarray, name: str, like: Tensor) -> Tensor:
+    if not like.is_floating_point():
+        return like.clone()
+    total = torch.zeros_like(like, dtype=torch.float64)
+    for snapshot, share in zip(snapshots, shares, strict=True):
+        total += float(share) * snapshot.tensors[name].double()
+    return total.to(like.dtype)

@@ -1,0 +1,19 @@
+"""Mistakes of the user, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: its text is one line that says what is wrong, where, and what to do.
+
+    The command prints it on stderr without a traceback and exits with code 2.
+    """
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """A hint to append to an error: " (did you mean 'x'?)", or "" when nothing is close."""
+    matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
+    return f" (did you mean '{matches[0]}'?)" if matches else ""

@@ -1,0 +1,244 @@
+"""Scores of a model beside its teacher: quality, time, evaluations and compute, in one report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trigflow.checkpoint import make_folder
+from trigflow.config import Component, validate
+from trigflow.data import Dataset, load_data
+from trigflow.errors import UserError
+from trigflow.machine import describe_machine
+from trigflow.measure import (
+    SPLITS,
+    TIMING_BATCH,
+    TIMING_REPEATS,
+    Contender,
+    Scores,
+    Trial,
+    contender,
+    new_trial,
+    score_all,
+    seconds_per_sample,
+)
+from trigflow.metrics.features import load_features
+from trigflow.model import SHIPPED, Model, load
+from trigflow.report import in_steps, write_report
+
+METHODS = {"scd": "sCD", "sct": "sCT"}
+NO_TEACHER = "none"
+GRID_SAMPLES, SCATTER_SAMPLES = 50, 2000
+
+Row = dict[str, Any]
+
+
+def evaluate(
+    model: Model | str | Path,
+    steps: Sequence[int] = (1, 2, 4),
+    num: int = 5000,
+    seeds: int = 3,
+    features: str | None = None,
+    teacher: Model | str | Path | None = None,
+    data: Dataset | str | None = None,
+    out: Path | str | None = None,
+    guidance_scale: float | None = None,
+    device: str | torch.device = "auto",
+    batch: int = 250,
+    progress: bool = True,
+) -> Row:
+    """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
+
+    Labels are drawn from the labels of the data; sample k of a seed has the same noise and label for every contender.
+
+    Args:
+        model: a model, its shipped name or its folder.
+        steps: of a student; a teacher is sampled as its card says.
+        num: samples for each score, >= 2.
+        seeds: repetitions, seeds 0, 1, ...; the median counts.
+        features: as in `load_features` (default: the shipped classifier for digits, pixels elsewhere).
+        teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
+        data: the real data, a name or a .npz file (default: what the model was trained on).
+        out: folder for report.json, report.md, report.html and pictures.
+        guidance_scale: of all contenders, 1 = none (default: what each card says).
+        device: where models named by strings compute; features compute beside their model.
+        batch: samples computed at once.
+        progress: draw a bar.
+
+    Returns:
+        What report.json holds; ratios are against the reference teacher, None without one.
+
+    Raises:
+        UserError: a number out of range, an unknown name, features or a teacher that do not fit the data.
+    """
+    _check_numbers(steps, num, seeds, batch)
+    model = model if isinstance(model, Model) else load(model, device)
+    reference, notes = _teacher(model, teacher, device)
+    dataset = _dataset(model, data)
+    known = load_features(features or default_features(dataset), model.device)
+    trial = new_trial(dataset, known, num, seeds, batch)
+    if out is not None:
+        make_folder(Path(out))
+    teachers = [contender(reference, None, guidance_scale)] if reference else []
+    students = [contender(model, count, guidance_scale) for count in steps] if model.is_student else []
+    report = _measure(trial, model, teachers, students, progress)
+    report["notes"] = notes + _notes(trial)
+    if out is not None:
+        write_report(report, _panels(teachers + students), Path(out))
+    return report
+
+
+# Preparation
+
+
+def _check_numbers(steps: Sequence[int], num: int, seeds: int, batch: int) -> None:
+    for name, value, lowest in (("num", num, 2), ("seeds", seeds, 1), ("batch", batch, 1)):
+        if value < lowest:
+            raise UserError(f"{name} is {value}: give {lowest} or more")
+    if not steps or min(steps) < 1:
+        raise UserError(f"steps {list(steps)}: give one number or several, each 1 or more")
+    if len(set(steps)) < len(steps):
+        raise UserError(f"steps {list(steps)}: a number stands there twice")
+
+
+def _teacher(
+    model: Model, teacher: Model | str | Path | None, device: str | torch.device
+) -> tuple[Model | None, list[str]]:
+    """The reference teacher, and what is to say where there is none; a teacher is its own reference."""
+    if isinstance(teacher, Model):
+        return _fitting(model, teacher), []
+    if teacher == NO_TEACHER and model.is_student:
+        return None, ["Without a teacher, as asked for: there are no ratios."]
+    if teacher is not None and teacher != NO_TEACHER:
+        return _fitting(model, load(teacher, device)), []
+    return _own_teacher(model, device) if model.is_student else (model, [])
+
+
+def _own_teacher(student: Model, device: str | torch.device) -> tuple[Model | None, list[str]]:
+    """What the student was distilled from, if that is a model and lies where it lay."""
+    name = f"{student.name}-teacher"
+    if name not in SHIPPED:
+        name = student.card.recipe.get("teacher") or ""
+    if name in ("", "exact"):
+        return None, [
+            "The model was trained without a teacher model: there are no ratios (--teacher names one)."
+        ]
+    if name not in SHIPPED and not Path(name).is_dir():
+        return None, [
+            f"The model's teacher '{name}' is not here: there are no ratios (--teacher names its folder)."
+        ]
+    return _fitting(student, load(name, device)), []
+
+
+def _fitting(model: Model, teacher: Model) -> Model:
+    ours, theirs = model.card, teacher.card
+    if ours.data_shape != theirs.data_shape or ours.num_classes != theirs.num_classes:
+        wanted, found = (f"{card.data_shape} in {card.num_classes} classes" for card in (ours, theirs))
+        raise UserError(
+            f"teacher '{teacher.name}' makes {found}, model '{model.name}' {wanted}: give another teacher"
+        )
+    return teacher
+
+
+def _dataset(model: Model, data: Dataset | str | None) -> Dataset:
+    """The given data, or what the model was trained on.
+
+    Raises:
+        UserError: data of another shape than the model's.
+    """
+    if data is None:
+        trained_on = model.card.recipe.get("data", {"name": model.card.data})
+        data = load_data(validate(Component, trained_on, "data"), model.precond.sigma_data)
+    dataset = data if isinstance(data, Dataset) else load_data(data, model.precond.sigma_data)
+    if dataset.data_shape != model.card.data_shape:
+        theirs, ours = dataset.data_shape, model.card.data_shape
+        raise UserError(
+            f"{dataset.name} has the shape {theirs}, model '{model.name}' {ours}: give its own data"
+        )
+    return dataset
+
+
+def default_features(dataset: Dataset) -> str:
+    """The shipped classifier for the data that it was trained on, pixels for anything else."""
+    return "digits-classifier" if dataset.name == "digits" else "pixels"
+
+
+def _notes(trial: Trial) -> list[str]:
+    notes = []
+    num_features = trial.real.mean.numel()
+    if min(trial.num, trial.real.num) <= num_features:
+        notes.append(f"Fewer samples than features ({num_features}): the distance is dominated by its bias.")
+    if trial.features.name == "pixels":
+        notes.append(
+            "Pixels are weak features: samples of a plain Gaussian with the right covariance score well."
+        )
+    return notes
+
+
+# The report
+
+
+def _measure(
+    trial: Trial, model: Model, teachers: list[Contender], students: list[Contender], progress: bool
+) -> Row:
+    everyone = teachers + students
+    scores = score_all(trial, everyone, progress)
+    seconds = seconds_per_sample(everyone)
+    rows = [_row(*measured) for measured in zip(everyone, scores, seconds, strict=True)]
+    reference = rows[0] if teachers else None
+    return {
+        "model": model.name,
+        "data": trial.dataset.name,
+        "features": trial.features.name,
+        "score": trial.features.score_name,
+        "num_samples": trial.num,
+        "seeds": trial.seeds,
+        "reference_teacher": teachers[0].model.name if teachers else None,
+        "teachers": rows[: len(teachers)],
+        "students": [row | _beside(row, reference) for row in rows[len(teachers) :]],
+        "reference": {"num": trial.real.num, "num_features": trial.real.mean.numel()},
+        "real_vs_real": _spread(trial.halves) | {"splits": SPLITS, "num": trial.real.num // 2},
+        "timing": {"batch": TIMING_BATCH, "repeats": TIMING_REPEATS},
+        "machine": describe_machine(model.device),
+    }
+
+
+def _spread(fds: list[float]) -> Row:
+    return {"fd": statistics.median(fds), "fd_range": [min(fds), max(fds)]}
+
+
+def _row(one: Contender, scores: Scores, seconds: float) -> Row:
+    own = {"name": one.model.name, "method": METHODS.get(one.model.card.objective, one.model.card.objective)}
+    plan = {"sampler": one.plan.sampler, "guidance_scale": one.plan.guidance_scale, "steps": one.plan.steps}
+    agreement = statistics.fmean(scores.agreements) if scores.agreements else None
+    quality = _spread(scores.fds) | {"fds": scores.fds, "label_agreement": agreement}
+    cost = {"seconds_per_sample": seconds, "params": one.model.num_parameters, "esc": one.esc}
+    return own | plan | {"nfe": one.nfe} | quality | cost
+
+
+def _beside(student: Row, teacher: Row | None) -> Row:
+    """Ratios to the reference teacher, None without one."""
+    if teacher is None:
+        return {"fd_ratio": None, "speedup": None, "esc_ratio": None}
+    return {
+        "fd_ratio": student["fd"] / teacher["fd"],
+        "speedup": teacher["seconds_per_sample"] / student["seconds_per_sample"],
+        "esc_ratio": student["esc"] / teacher["esc"],
+    }
+
+
+def _panels(contenders: Sequence[Contender]) -> dict[str, Tensor]:
+    """Samples of every contender from the same noises and labels (all classes in turn)."""
+    vectors = len(contenders[0].model.card.data_shape) == 1
+    n = SCATTER_SAMPLES if vectors else GRID_SAMPLES
+    return {
+        f"{one.model.name}: {in_steps(one.plan.steps)}, {one.nfe} NFE": torch.cat(
+            list(one.model.sample_batches(n, one.plan))
+        )
+        for one in contenders
+    }

@@ -1,0 +1,115 @@
+"""TrigFlow: the path from data to noise, and what a velocity says about its two ends.
+
+    x_t = cos(t) x_0 + sin(t) z,   z ~ N(0, sigma_data^2 I),   t in [0, pi/2]         (sCM, section 4.1)
+
+t = 0 is data and t = pi/2 is noise. A prediction of dx/dt determines both ends, since (x_t, dx/dt) is (x_0, z)
+rotated by the angle t. Coefficients are computed in at least float32; a result has the dtype of its first argument.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from trigflow.errors import UserError
+
+T_MAX = math.pi / 2
+
+
+def expand(t: float | Tensor, x: Tensor) -> Tensor:
+    """t with trailing dimensions of size one, ready to be multiplied with x.
+
+    Args:
+        t: a number, or a tensor () or (B,) in float32 or float64.
+        x: (B, ...).
+
+    Returns:
+        A float64 scalar for a number (0-dimensional: it does not widen x), else (B, 1, ...).
+
+    Raises:
+        UserError: t is neither float32 nor float64. In bfloat16 10,000 different times become 769.
+    """
+    if not isinstance(t, Tensor):
+        return torch.tensor(t, dtype=torch.float64)
+    if t.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"the time t is {t.dtype}: make it torch.float32 or torch.float64")
+    return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t
+
+
+def _cos_sin(t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """cos t and sin t, computed in the wider of t and x, then in at least float32 as x."""
+    t = expand(t, x)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    t = t.to(torch.promote_types(t.dtype, dtype))
+    return torch.cos(t).to(dtype), torch.sin(t).to(dtype)
+
+
+def interpolate(x_0: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
+    """x_t = cos(t) x_0 + sin(t) z; x_0 and z (B, ...), both of std sigma_data."""
+    cos, sin = _cos_sin(t, x_0)
+    return (cos * x_0 + sin * z).to(x_0.dtype)
+
+
+def velocity_target(x_0: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
+    """dx_t/dt = cos(t) z - sin(t) x_0, the target of diffusion training."""
+    cos, sin = _cos_sin(t, x_0)
+    return (cos * z - sin * x_0).to(x_0.dtype)
+
+
+def denoised(x_t: Tensor, velocity: Tensor, t: float | Tensor) -> Tensor:
+    """x_0 = cos(t) x_t - sin(t) velocity: the expected data, or for a consistency model the end of the path."""
+    cos, sin = _cos_sin(t, x_t)
+    return (cos * x_t - sin * velocity).to(x_t.dtype)
+
+
+def noise(x_t: Tensor, velocity: Tensor, t: float | Tensor) -> Tensor:
+    """z = sin(t) x_t + cos(t) velocity, of std sigma_data."""
+    cos, sin = _cos_sin(t, x_t)
+    return (sin * x_t + cos * velocity).to(x_t.dtype)
+
+
+def velocity_from_denoised(x_t: Tensor, D: Tensor, t: float | Tensor) -> Tensor:
+    """velocity = (cos(t) x_t - D) / sin(t), the inverse of `denoised`.
+
+    At t = 0 the denoiser says nothing about the velocity. There D = x_t, the result is 0, and the floor under
+    sin(t) (the rounding error of the dtype) keeps rounding errors from becoming infinite on the way.
+    """
+    cos, sin = _cos_sin(t, x_t)
+    return ((cos * x_t - D) / sin.clamp(min=torch.finfo(sin.dtype).eps)).to(x_t.dtype)
+
+
+def velocity_from_noise(x_t: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
+    """velocity = (z - sin(t) x_t) / cos(t), the inverse of `noise`; undetermined at t = pi/2, where it is 0."""
+    cos, sin = _cos_sin(t, x_t)
+    return ((z - sin * x_t) / cos.clamp(min=torch.finfo(cos.dtype).eps)).to(x_t.dtype)
+
+
+def ddim_step(x_t: Tensor, velocity: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
+    """From t to s with x_0 and z held: x_s = cos(t - s) x_t - sin(t - s) velocity (sCM, section 4.1)."""
+    cos, sin = _cos_sin(expand(t, x_t) - expand(s, x_t), x_t)
+    return (cos * x_t - sin * velocity).to(x_t.dtype)
+
+
+@overload
+def sigma_from_t(t: float, sigma_data: float) -> float: ...
+@overload
+def sigma_from_t(t: Tensor, sigma_data: float) -> Tensor: ...
+def sigma_from_t(t: float | Tensor, sigma_data: float) -> float | Tensor:
+    """EDM's noise level: sigma = sigma_data tan(t); finite and positive even where rounding puts t past pi/2."""
+    if isinstance(t, Tensor):
+        return sigma_data * torch.sin(t) / torch.cos(t).clamp(min=torch.finfo(t.dtype).eps / 2)
+    return sigma_data * math.tan(t)
+
+
+@overload
+def t_from_sigma(sigma: float, sigma_data: float) -> float: ...
+@overload
+def t_from_sigma(sigma: Tensor, sigma_data: float) -> Tensor: ...
+def t_from_sigma(sigma: float | Tensor, sigma_data: float) -> float | Tensor:
+    """t = arctan(sigma / sigma_data), the inverse of `sigma_from_t`."""
+    if isinstance(sigma, Tensor):
+        return torch.atan(sigma / sigma_data)
+    return math.atan(sigma / sigma_data)

@@ -1,0 +1,151 @@
+"""The measurements of an evaluation: Frechet distance and label agreement, evaluations, seconds a sample."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trigflow.data import Dataset
+from trigflow.errors import UserError
+from trigflow.metrics.features import Features, extract_features, label_agreement
+from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, halves_distance, moments
+from trigflow.model import Model, Plan
+from trigflow.randomness import SampleRandom
+
+SPLITS = 5
+TIMING_BATCH, TIMING_REPEATS = 64, 5
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model with one way to sample it.
+
+    Attributes:
+        model, plan: what is sampled, and how.
+        nfe: evaluations of the network for a sample, counted.
+    """
+
+    model: Model
+    plan: Plan
+    nfe: int
+
+    @property
+    def esc(self) -> float:
+        """Effective sampling compute: billions of parameters x evaluations a sample (arXiv 2410.11081, figure 1)."""
+        return self.model.num_parameters / 1e9 * self.nfe
+
+
+def contender(model: Model, steps: int | None, guidance_scale: float | None) -> Contender:
+    """A model sampled in so many steps; what is None is as its card says."""
+    plan = model.plan(steps, guidance_scale)
+    return Contender(model, plan, model.count_nfe(plan))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What samples are compared with, and how many there are.
+
+    Attributes:
+        dataset, features: the real data, and what is looked at.
+        real: moments of all real features.
+        halves: FD between two random halves of the real data, for several splits.
+        num: samples of each seed.
+        seeds: repetitions, seeds 0 .. seeds - 1.
+        batch: samples computed at once.
+    """
+
+    dataset: Dataset
+    features: Features
+    real: Moments
+    halves: list[float]
+    num: int
+    seeds: int
+    batch: int
+
+
+def new_trial(dataset: Dataset, features: Features, num: int, seeds: int, batch: int) -> Trial:
+    """A trial against all of the data.
+
+    Raises:
+        UserError: features for data of another shape, or fewer than four real samples.
+    """
+    if len(dataset.data) < 4:
+        raise UserError(
+            f"{dataset.name}: {len(dataset.data)} real samples are too few for a score, give 4 or more"
+        )
+    real = extract_features(features, dataset.data)
+    return Trial(dataset, features, moments(real), halves_distance(real, SPLITS), num, seeds, batch)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number for each seed; agreements are empty for features or models without classes."""
+
+    fds: list[float]
+    agreements: list[float]
+
+
+def score_all(trial: Trial, contenders: Sequence[Contender], progress: bool = True) -> list[Scores]:
+    """Scores of each contender over all seeds; the bar counts network evaluations, so its rate is even."""
+    total = sum(one.nfe for one in contenders) * trial.num * trial.seeds
+    with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=not progress) as bar:
+        return [_score(trial, one, bar) for one in contenders]
+
+
+def _score(trial: Trial, one: Contender, bar: tqdm[Any]) -> Scores:
+    bar.set_description(f"{one.model.name}, {one.nfe} NFE")
+    scores = Scores([], [])
+    for seed in range(trial.seeds):
+        labels = draw_labels(trial, one.model, seed)
+        features, agreed = _generate(trial, one, seed, labels, bar)
+        scores.fds.append(frechet_distance_of_moments(trial.real, moments(features)))
+        scores.agreements.extend(agreed)
+    return scores
+
+
+def _generate(
+    trial: Trial, one: Contender, seed: int, labels: Tensor | None, bar: tqdm[Any]
+) -> tuple[Tensor, list[float]]:
+    """Features (num, D) of one seed's samples, and their label agreement (no number or one)."""
+    features: list[Tensor] = []
+    agreed = 0.0
+    for samples in one.model.sample_batches(trial.num, one.plan, labels, seed, trial.batch):
+        first = sum(map(len, features))
+        features.append(extract_features(trial.features, samples))
+        if labels is not None:
+            agreed += len(samples) * (
+                label_agreement(trial.features, samples, labels[first:][: len(samples)]) or 0.0
+            )
+        bar.update(one.nfe * len(samples))
+    knows_classes = labels is not None and trial.features.classify is not None
+    return torch.cat(features), [agreed / trial.num] if knows_classes else []
+
+
+def draw_labels(trial: Trial, model: Model, seed: int) -> Tensor | None:
+    """(num,) labels drawn from the data's own; all classes in turn for data without; None for a model without."""
+    if model.precond.num_classes == 0 or trial.dataset.labels is None:
+        return model.labels(trial.num)
+    place = SampleRandom(seed, torch.arange(trial.num)).uniform("labels", dtype=torch.float64)
+    return trial.dataset.labels[(place * len(trial.dataset.labels)).long()]
+
+
+def seconds_per_sample(contenders: Sequence[Contender]) -> list[float]:
+    """Median seconds a sample of each contender.
+
+    A whole sampling call is timed, noise and decoding included, on TIMING_BATCH samples; after one call of each to
+    warm up, TIMING_REPEATS rounds call them in turn, so that a busy moment of the machine meets all of them.
+    """
+    times: list[list[float]] = [[] for _ in contenders]
+    for repeat in range(1 + TIMING_REPEATS):
+        for one, taken in zip(contenders, times, strict=True):
+            start = time.perf_counter()
+            list(one.model.sample_batches(TIMING_BATCH, one.plan, seed=repeat, batch=TIMING_BATCH))
+            taken.append((time.perf_counter() - start) / TIMING_BATCH)
+    return [statistics.median(taken[1:]) for taken in times]

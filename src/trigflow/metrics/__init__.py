@@ -1,0 +1,15 @@
+"""Scores of samples: Frechet distances on pluggable features, label agreement."""
+
+from trigflow.metrics.features import FEATURES, Features, extract_features, label_agreement, load_features
+from trigflow.metrics.frechet import frechet_distance, halves_distance, moments
+
+__all__ = [
+    "FEATURES",
+    "Features",
+    "extract_features",
+    "frechet_distance",
+    "halves_distance",
+    "label_agreement",
+    "load_features",
+    "moments",
+]

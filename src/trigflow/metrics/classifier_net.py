@@ -1,0 +1,96 @@
+"""A small convolutional classifier: its pooled features measure images, its top class checks their labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trigflow.errors import UserError
+
+WEIGHTS, CARD = "classifier.safetensors", "classifier.json"
+
+
+def _block(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.SiLU(),
+    )
+
+
+class Classifier(nn.Module):
+    """uint8 images -> 64 pooled features -> class logits.
+
+    Args:
+        data_shape: (C, H, W) of the images, H and W at least 4.
+        num_classes: number of classes.
+        width: channels of the first layer; twice that are the features.
+        mean, std: of the pixel values in 0..255, for standardising.
+    """
+
+    def __init__(
+        self,
+        data_shape: tuple[int, int, int],
+        num_classes: int,
+        width: int = 32,
+        mean: float = 127.5,
+        std: float = 127.5,
+    ) -> None:
+        super().__init__()
+        self.data_shape, self.num_classes, self.width = tuple(data_shape), num_classes, width
+        self.pixel_mean, self.pixel_std = mean, std
+        self.body = nn.Sequential(
+            _block(data_shape[0], width),
+            _block(width, 2 * width),
+            nn.MaxPool2d(2),
+            _block(2 * width, 2 * width),
+            nn.MaxPool2d(2),
+            _block(2 * width, 2 * width),
+        )
+        self.head = nn.Linear(2 * width, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 (or float in 0..255) -> (B, 2 * width), averages over the last feature map."""
+        pooled: Tensor = self.body((images.float() - self.pixel_mean) / self.pixel_std).mean((2, 3))
+        return pooled
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 (or float in 0..255) -> logits (B, num_classes)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def to_json(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "data_shape": list(self.data_shape),
+            "num_classes": self.num_classes,
+            "width": self.width,
+            "mean": self.pixel_mean,
+            "std": self.pixel_std,
+        }
+
+
+def load_classifier(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, dict[str, Any]]:
+    """The classifier in a folder that `train_classifier` wrote, in evaluation mode, and its card.
+
+    Raises:
+        UserError: no classifier there, or a damaged one.
+    """
+    if not (folder / CARD).is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{folder}: no classifier here ({CARD} and {WEIGHTS}): train one with train-classifier"
+        )
+    try:
+        card: dict[str, Any] = json.loads((folder / CARD).read_text())
+        net = Classifier(**(card["network"] | {"data_shape": tuple(card["network"]["data_shape"])}))
+        net.load_state_dict(load_file(folder / WEIGHTS))
+    except (KeyError, TypeError, RuntimeError, ValueError, OSError, SafetensorError) as error:
+        cause = str(error).splitlines()[0]
+        raise UserError(f"{folder}: damaged classifier ({cause}): train it again") from error
+    return net.to(device).eval().requires_grad_(False), card

@@ -1,0 +1,257 @@
+"""A trained model as its user sees it: load it by name or folder, and sample from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trigflow.checkpoint import ModelCard, load_model
+from trigflow.codecs import Codec, codec_from_json
+from trigflow.devices import resolve_device
+from trigflow.errors import UserError, did_you_mean
+from trigflow.guidance import guided
+from trigflow.precond import TrigFlowPrecond
+from trigflow.randomness import SampleRandom
+from trigflow.samplers import SAMPLERS, CountNFE, OnStep
+from trigflow.samplers import sample as run_sampler
+
+SHIPPED = {
+    "digits": "8x8 digits in one or two steps: sCD student of digits-teacher (recipe digits-scd)",
+    "digits-teacher": "8x8 digits: TrigFlow diffusion, 63 evaluations a sample (recipe digits-teacher)",
+}
+
+Labels = int | Sequence[int] | Tensor | None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A sampler's path through time.
+
+    Attributes:
+        ts: (S + 1,) float64, descending; the last is 0.
+        states: x_t at these times, (S + 1, n, ...); states[-1] is the sample x_0.
+        labels: (n,) int64, or None.
+        nfe: evaluations of the network for a sample.
+    """
+
+    ts: Tensor
+    states: Tensor
+    labels: Tensor | None
+    nfe: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is sampled: every choice made, defaults filled in."""
+
+    sampler: str
+    steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network in its preconditioning, the codec of its data, and its card.
+
+    Attributes:
+        precond: in evaluation mode, on the device where it computes.
+        codec: x_0 <-> data as stored.
+        card: where it comes from and how it is sampled by default.
+        name: what it was loaded by.
+    """
+
+    precond: TrigFlowPrecond
+    codec: Codec
+    card: ModelCard
+    name: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.precond.parameters()).device
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the network (what is only used in training, the adaptive weight, is left out)."""
+        return sum(parameter.numel() for parameter in self.precond.network.parameters())
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it jumps to data (a consistency model), rather than following a path (a diffusion model)."""
+        return self.card.sampling.sampler == "consistency"
+
+    def sample(
+        self,
+        n: int,
+        steps: int | None = None,
+        labels: Labels = None,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        batch: int = 256,
+    ) -> Tensor:
+        """n samples as stored: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
+
+        Sample k of a seed is the same (to rounding) whatever n and batch are.
+
+        Args:
+            n: number of samples, >= 1.
+            steps: of the sampler, >= 1 (default: the card's; 2 for our students).
+            labels: a class, or several that are taken in turn (default: all classes in turn).
+            seed: of all noises.
+            guidance_scale: classifier-free guidance, 1 = none (default: the card's).
+            sampler: a name in `samplers.SAMPLERS` (default: the card's).
+            batch: samples computed at once.
+
+        Raises:
+            UserError: a number out of range, an unknown sampler, labels that the model does not know.
+        """
+        plan = self.plan(steps, guidance_scale, sampler)
+        return torch.cat(list(self.sample_batches(n, plan, labels, seed, batch)))
+
+    def plan(
+        self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
+    ) -> Plan:
+        """These choices, completed by the card's.
+
+        Raises:
+            UserError: steps < 1, an unknown sampler.
+        """
+        own = self.card.sampling
+        chosen = own.sampler if sampler is None else sampler
+        steps = own.steps if steps is None else steps
+        if chosen not in SAMPLERS:
+            hint = did_you_mean(chosen, SAMPLERS)
+            raise UserError(f"unknown sampler '{chosen}'{hint}; there are: {', '.join(SAMPLERS)}")
+        if steps < 1:
+            raise UserError(f"steps is {steps}: give 1 or more")
+        return Plan(chosen, steps, own.guidance_scale if guidance_scale is None else guidance_scale)
+
+    def sample_batches(
+        self, n: int, plan: Plan, labels: Labels = None, seed: int = 0, batch: int = 256
+    ) -> Iterator[Tensor]:
+        """The samples of `sample`, a batch at a time: (<= batch, ...) as stored, on the CPU."""
+        if n < 1 or batch < 1:
+            raise UserError(f"{n} samples in batches of {batch}: give 1 or more of both")
+        chosen = self.labels(n, labels)
+        for first in range(0, n, batch):
+            index = torch.arange(first, min(first + batch, n))
+            x_0 = self._x_0(plan, SampleRandom(seed, index), None if chosen is None else chosen[index])
+            yield self.codec.decode(x_0).cpu()
+
+    def labels(self, n: int, labels: Labels = None) -> Tensor | None:
+        """(n,) int64: the given classes in turn, all classes in turn by default; None for a model without classes.
+
+        Raises:
+            UserError: labels that the model does not know.
+        """
+        classes = self.precond.num_classes
+        if classes == 0:
+            if labels is not None:
+                raise UserError(f"model '{self.name}' knows no classes: leave the labels out")
+            return None
+        given = torch.arange(classes) if labels is None else torch.as_tensor(labels).cpu().long().reshape(-1)
+        if len(given) == 0 or not 0 <= int(given.min()) <= int(given.max()) < classes:
+            raise UserError(
+                f"labels {sorted(set(given.tolist()))}: model '{self.name}' knows 0..{classes - 1}"
+            )
+        return given[torch.arange(n) % len(given)]
+
+    def count_nfe(self, plan: Plan) -> int:
+        """Evaluations of the network for a sample, counted by sampling one."""
+        counter = CountNFE(self.precond.velocity)
+        self._x_0(plan, SampleRandom(0, torch.arange(1)), self.labels(1), counter)
+        return counter.nfe
+
+    def trajectory(
+        self,
+        n: int,
+        steps: int | None = None,
+        labels: Labels = None,
+        seed: int = 0,
+        sampler: str | None = None,
+    ) -> Trajectory:
+        """The path of n samples; the noises are those of `sample`.
+
+        Args, Raises: as `sample`.
+        """
+        plan, chosen, counter = (
+            self.plan(steps, None, sampler),
+            self.labels(n, labels),
+            CountNFE(self.precond.velocity),
+        )
+        ts: list[float] = []
+        states: list[Tensor] = []
+
+        def record(t: float, x_t: Tensor, x_0: Tensor) -> None:
+            ts.append(t)
+            states.append(x_t.cpu())
+
+        end = self._x_0(plan, SampleRandom(seed, torch.arange(n)), chosen, counter, record)
+        times = torch.tensor([*ts, 0.0], dtype=torch.float64)
+        return Trajectory(times, torch.stack([*states, end.cpu()]), chosen, counter.nfe)
+
+    @torch.no_grad()
+    def jump(self, x_t: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
+        """f(x_t, t): where a student lands from x_t (n, ...), as x_0 (n, ...) on the CPU."""
+        times = torch.full((len(x_t),), t, dtype=torch.float32, device=self.device)
+        cond = {} if labels is None else {"labels": labels.to(self.device)}
+        return self.precond.denoised(x_t.to(self.device), times, **cond).cpu()
+
+    @torch.no_grad()
+    def _x_0(
+        self,
+        plan: Plan,
+        random: SampleRandom,
+        labels: Tensor | None,
+        counter: CountNFE | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """x_0 (B, ...) of the samples that `random` numbers, on the model's device."""
+        random = SampleRandom(random.seed, random.index.to(self.device))
+        shape, sigma_data = self.card.data_shape, self.precond.sigma_data
+        cond = {} if labels is None else {"labels": labels.to(self.device)}
+        velocity = guided(counter or self.precond.velocity, plan.guidance_scale, self.precond.num_classes)
+        return run_sampler(
+            plan.sampler,
+            partial(velocity, **cond),
+            sigma_data * random.normal("x_T", shape),
+            plan.steps,
+            noise=lambda step: random.normal(f"noise of step {step}", shape),
+            sigma_data=sigma_data,
+            on_step=on_step,
+        )
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder of a shipped model (its name goes before a folder of the same name: write ./digits for that).
+
+    Raises:
+        UserError: neither a shipped model nor a folder.
+    """
+    if str(name) in SHIPPED:
+        return Path(str(resources.files("trigflow"))) / "pretrained" / str(name)
+    if not Path(name).is_dir():
+        hint = did_you_mean(str(name), SHIPPED)
+        raise UserError(f"no model '{name}'{hint}: give the folder of a run, or one of {', '.join(SHIPPED)}")
+    return Path(name)
+
+
+def load(name_or_folder: str | Path, device: str | torch.device = "auto") -> Model:
+    """A shipped model by its name, or the model of a run by its folder.
+
+    Args:
+        name_or_folder: a name in SHIPPED, or a folder with model.safetensors and model.json.
+        device: "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        UserError: no such model, a damaged one, or no such device.
+    """
+    precond, card = load_model(model_folder(name_or_folder))
+    return Model(precond.to(resolve_device(device)), codec_from_json(card.codec), card, str(name_or_folder))

@@ -1,0 +1,105 @@
+"""Diffusion transformer over 1, 2 or 3 spatial dimensions (Peebles and Xie, 2022), with sCM's norms and time embedding."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .attention import SelfAttention
+from .layers import CONVS, Dropout, Embedding, ModulatedNorm, pixel_norm, positive, spatial_dims, unit_init, zero_init
+
+
+class Block(nn.Module):
+    """x -> x + attention(norm(x, emb)) -> x + mlp(norm(x, emb)) on tokens (B, N, C); both branches start at zero."""
+
+    def __init__(
+        self, width: int, heads: int, hidden: int, emb_channels: int, normalization: str, dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm_1 = ModulatedNorm(width, emb_channels, normalization, dim=-1)
+        self.attention = SelfAttention(width, heads)
+        self.norm_2 = ModulatedNorm(width, emb_channels, normalization, dim=-1)
+        self.linear_1 = unit_init(nn.Linear(width, hidden))
+        self.dropout = Dropout(dropout)
+        self.linear_2 = zero_init(nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        x = x + self.attention(self.norm_1(x, emb))
+        branch: Tensor = self.linear_2(self.dropout(F.silu(self.linear_1(self.norm_2(x, emb)))))
+        return x + branch
+
+
+class DiT(nn.Module):
+    """F(x, t, labels): patches as tokens, `depth` transformer blocks, back to patches.
+
+    Args:
+        data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by `patch`.
+        num_classes: number of labels; 0 for none. Label `num_classes` is the null label.
+        patch: edge of a patch.
+        width: channels of a token, a multiple of `heads`.
+        depth: number of blocks.
+        heads: attention heads.
+        mlp_ratio: channels inside a block's MLP, as a multiple of `width`.
+        emb_channels: channels of the embedding of time and label; default `width`.
+        dropout: probability, in [0, 1).
+        time_embedding, fourier_scale: see `layers.Embedding`.
+        normalization: see `layers.ModulatedNorm`.
+
+    Raises:
+        UserError: an option out of range, or sizes that the patch does not divide.
+    """
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        num_classes: int = 0,
+        *,
+        patch: int = 2,
+        width: int = 192,
+        depth: int = 6,
+        heads: int = 3,
+        mlp_ratio: int = 4,
+        emb_channels: int | None = None,
+        dropout: float = 0.0,
+        time_embedding: str = "positional",
+        fourier_scale: float = 16.0,
+        normalization: str = "double",
+    ) -> None:
+        super().__init__()
+        dims = spatial_dims("dit", data_shape)
+        emb_channels = width if emb_channels is None else emb_channels
+        positive(patch=patch, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, emb_channels=emb_channels)
+        if any(size % patch for size in data_shape[1:]):
+            raise UserError(f"a dit of patch {patch} needs sizes divisible by {patch}, not {tuple(data_shape[1:])}")
+        self.num_classes = num_classes
+        self.patch = patch
+        self.grid = tuple(size // patch for size in data_shape[1:])
+        self.embedding = Embedding(width, emb_channels, num_classes, time_embedding, fourier_scale)
+        self.patchify = unit_init(CONVS[dims](data_shape[0], width, patch, stride=patch))
+        self.position = nn.Parameter(torch.randn(1, math.prod(self.grid), width) / math.sqrt(2))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio * width, emb_channels, normalization, dropout) for _ in range(depth)
+        )
+        self.norm_out = ModulatedNorm(width, emb_channels, normalization, dim=-1)
+        self.linear_out = zero_init(nn.Linear(width, data_shape[0] * patch**dims))
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x (B, C, *size) of unit variance, t (B,) = c_noise(t), labels (B,) int64 (None: null) -> F, shaped as x."""
+        emb = self.embedding(t, labels)
+        tokens = self.patchify(x).flatten(2).transpose(1, 2) + self.position  # (B, C, *grid) -> (B, N, width)
+        for block in self.blocks:
+            tokens = block(tokens, emb)
+        return self._unpatchify(self.linear_out(self.norm_out(tokens, emb)), x)
+
+    def _unpatchify(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """(B, N, C * patch^dims) -> (B, C, *size): each grid axis is followed by its axis inside the patch."""
+        dims, channels = len(self.grid), x.shape[1]
+        y = tokens.reshape(x.shape[0], *self.grid, channels, *(self.patch,) * dims)
+        order = [0, dims + 1]
+        for axis in range(dims):
+            order += [1 + axis, dims + 2 + axis]
+        return y.permute(order).reshape(x.shape)

@@ -1,0 +1,291 @@
+"""The pieces that the networks are made of: norms, time and label embeddings, dropout, convolutions by dimension.
+
+Each piece is a plain composition of differentiable functions: nothing is written in place, no weight is changed in
+forward, no statistic crosses the batch. So a forward derivative runs through all of them in every mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError, did_you_mean
+from ..randomness import SampleRandom, hash_uniform
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+AVG_POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+# Channels last makes convolutions and sums over channels faster on CPU and GPU; 1-D has no such format.
+MEMORY_FORMATS = {
+    1: torch.contiguous_format,
+    2: torch.channels_last,
+    3: torch.channels_last_3d,
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Options, checked where they enter.
+
+
+def one_of(what: str, name: str, options: Iterable[str]) -> str:
+    """`name` when it is one of the options; else a UserError that lists them."""
+    known = sorted(options)
+    if name not in known:
+        raise UserError(f"{what} '{name}' is unknown{did_you_mean(name, known)}; choose one of: {', '.join(known)}")
+    return name
+
+
+def positive(**numbers: int) -> None:
+    """Raise a UserError unless each of the named numbers is an integer of at least 1."""
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise UserError(f"{name} must be an integer of at least 1, not {number!r}")
+
+
+def spatial_dims(network: str, data_shape: tuple[int, ...]) -> int:
+    """The number of spatial dimensions of (C, *size): 1, 2 or 3; else a UserError."""
+    dims = len(data_shape) - 1
+    if dims not in CONVS:
+        raise UserError(f"network '{network}' takes data of shape (channels, 1 to 3 sizes), not {tuple(data_shape)}")
+    positive(**{f"data_shape[{axis}]": size for axis, size in enumerate(data_shape)})
+    return dims
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Initial values: activations start with unit variance, the last layer of each branch with zero.
+
+
+def unit_init(layer: Layer) -> Layer:
+    """Weights ~ N(0, 1/fan_in), so that inputs of unit variance give outputs of unit variance; bias 0."""
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.weight[0].numel()))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def zero_init(layer: Layer) -> Layer:
+    """Weights and bias 0: a residual branch that ends here starts as nothing, a network that ends here as F = 0."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Norms.
+
+
+def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
+    """x / sqrt(mean(x^2) + eps), the mean over one dimension (the channels of each pixel; PGGAN, EDM2).
+
+    Written out, because the affine norms of PyTorch have no forward derivative under torch.compile; x * x because the
+    backward pass of square() is a slow power.
+    """
+    channels = x.shape[dim]
+    # sqrt(C) stays on the small tensor: x / sqrt(mean + eps) = x * sqrt(C) / sqrt(sum + C eps)
+    inverse = torch.rsqrt((x * x).sum(dim, keepdim=True) + channels * eps) * math.sqrt(channels)
+    return x * inverse
+
+
+NORMALIZATIONS = ("double", "adagn")
+
+
+class ModulatedNorm(nn.Module):
+    """Pixel norm whose scale and shift are read from the embedding of time and label.
+
+    "double" (sCM, section 4.1):   y = pnorm(x) * pnorm(s) + pnorm(b)
+    "adagn"  (the usual one):      y = pnorm(x) * (1 + s) + b
+
+    Args:
+        channels: C, number of channels of x.
+        emb_channels: E, number of channels of the embedding.
+        normalization: "double" or "adagn".
+        dim: where x holds its channels: 1 for (B, C, *size), -1 for tokens (B, N, C).
+    """
+
+    def __init__(self, channels: int, emb_channels: int, normalization: str, dim: int = 1) -> None:
+        super().__init__()
+        self.normalization = one_of("normalization", normalization, NORMALIZATIONS)
+        self.channels = channels
+        self.dim = dim
+        self.style = nn.Linear(emb_channels, 2 * channels)
+        self._init_style()
+
+    def _init_style(self) -> None:
+        """Both kinds start near the plain norm: s around 1 and b around 0, which for "double" must not be nothing."""
+        if self.normalization == "adagn":
+            zero_init(self.style)
+            return
+        unit_init(self.style)
+        with torch.no_grad():
+            self.style.bias[: self.channels] = 1.0
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        style = self.style(emb).reshape(emb.shape[0], 2, self.channels)
+        if self.normalization == "double":
+            style = pixel_norm(style, dim=2)
+        scale, shift = style.unbind(1)
+        if self.normalization == "adagn":
+            scale = scale + 1
+        shape = self._broadcast_shape(x)
+        return pixel_norm(x, self.dim) * scale.reshape(shape) + shift.reshape(shape)
+
+    def _broadcast_shape(self, x: Tensor) -> tuple[int, ...]:
+        """(B, C, 1, ...) or (B, 1, ..., C)."""
+        ones = (1,) * (x.ndim - 2)
+        return (x.shape[0], self.channels, *ones) if self.dim == 1 else (x.shape[0], *ones, self.channels)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Time and label embeddings.
+
+
+class PositionalEmbedding(nn.Module):
+    """sqrt(2) * [cos(f t), sin(f t)] with frequencies f from 1 down to almost 1/10000.
+
+    All frequencies are at most 1, so the derivative with respect to t in [0, pi/2] stays small: what sCM (section 4.1)
+    needs, there called Fourier scale 0.02.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int, fourier_scale: float) -> None:
+        super().__init__()
+        half = channels // 2
+        frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
+        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angle = t[:, None] * self.frequencies
+        return torch.cat([torch.cos(angle), torch.sin(angle)], dim=1) * math.sqrt(2)
+
+
+class FourierEmbedding(nn.Module):
+    """sqrt(2) * cos(2 pi (f t + phase)) with random f ~ N(0, fourier_scale^2), drawn once and stored with the weights.
+
+    EDM's embedding has scale 16, and a derivative so large that consistency training becomes unstable (sCM, figure 4).
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, channels: int, fourier_scale: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(channels) * 2 * math.pi * fourier_scale)
+        self.register_buffer("phases", torch.rand(channels) * 2 * math.pi)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.cos(t[:, None] * self.frequencies + self.phases) * math.sqrt(2)
+
+
+TIME_EMBEDDINGS: dict[str, type[PositionalEmbedding] | type[FourierEmbedding]] = {
+    "positional": PositionalEmbedding,
+    "fourier": FourierEmbedding,
+}
+
+
+class Embedding(nn.Module):
+    """Time (B,) and labels (B,) to one embedding (B, E), silu included.
+
+    Args:
+        channels: number of sinusoids, an even number.
+        emb_channels: E.
+        num_classes: 0 for none; else row `num_classes` of the label table is the null label.
+        time_embedding: "positional" or "fourier".
+        fourier_scale: standard deviation of the frequencies of "fourier".
+    """
+
+    def __init__(
+        self, channels: int, emb_channels: int, num_classes: int, time_embedding: str, fourier_scale: float
+    ) -> None:
+        super().__init__()
+        one_of("time_embedding", time_embedding, TIME_EMBEDDINGS)
+        if channels % 2:
+            raise UserError(f"the time embedding needs an even number of channels, not {channels}")
+        self.num_classes = num_classes
+        self.time = TIME_EMBEDDINGS[time_embedding](channels, fourier_scale)
+        self.first = unit_init(nn.Linear(channels, emb_channels))
+        self.second = unit_init(nn.Linear(emb_channels, emb_channels))
+        self.label = nn.Embedding(num_classes + 1, emb_channels) if num_classes else None
+
+    def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
+        # The sinusoids are taken in the precision of t; only their values are rounded to the network's.
+        waves = self.time(t).to(self.first.weight.dtype)
+        emb = self.second(F.silu(self.first(waves)))
+        if self.label is None:
+            _no_labels(labels)
+            return F.silu(emb)
+        return F.silu(emb + self.label(self._or_null(labels, t)))
+
+    def _or_null(self, labels: Tensor | None, t: Tensor) -> Tensor:
+        if labels is not None:
+            return labels
+        return torch.full((t.shape[0],), self.num_classes, dtype=torch.int64, device=self.first.weight.device)
+
+
+def _no_labels(labels: Tensor | None) -> None:
+    if labels is not None:
+        raise UserError("labels were given to a network without classes (num_classes=0); leave them out")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Dropout.
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask can be a pure function of one key for each image.
+
+    Args:
+        p: probability that an element is dropped, in [0, 1).
+
+    Attributes:
+        keys: None: the mask is drawn as torch's dropout draws it. (B,) int64: the mask of image b depends on keys[b] only,
+            so it is the same in every pass, at every place in the batch and on every device.
+    """
+
+    keys: Tensor | None
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise UserError(f"dropout must be in [0, 1), not {p}")
+        self.p = p
+        self.keys = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self.keys is None:
+            return F.dropout(x, self.p)
+        kept = hash_uniform(self.keys, tuple(x.shape[1:])) >= self.p
+        return x * (kept.to(x.dtype) / (1 - self.p))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def dropouts(module: nn.Module) -> dict[str, Dropout]:
+    """The dropout layers in a module, by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, Dropout)}
+
+
+def seed_dropout(module: nn.Module, random: SampleRandom) -> None:
+    """Tie the masks of the next passes to (seed, image number, layer); each layer has a stream of its own."""
+    for name, layer in dropouts(module).items():
+        layer.keys = random.keys(f"dropout.{name}")
+
+
+def unseed_dropout(module: nn.Module) -> None:
+    """Back to torch's own random masks."""
+    for layer in dropouts(module).values():
+        layer.keys = None

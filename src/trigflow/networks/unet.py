@@ -1,0 +1,214 @@
+"""U-Net over 1, 2 or 3 spatial dimensions, with the changes that sCM (section 4.1) makes for a stable derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .attention import SelfAttention
+from .layers import (
+    AVG_POOLS,
+    CONVS,
+    MEMORY_FORMATS,
+    Dropout,
+    Embedding,
+    ModulatedNorm,
+    pixel_norm,
+    positive,
+    spatial_dims,
+    unit_init,
+    zero_init,
+)
+
+
+class Block(nn.Module):
+    """Residual block: x -> skip(x) + conv(dropout(silu(norm(conv(silu(pnorm(x))), emb)))); its last layer starts at zero."""
+
+    def __init__(self, c_in: int, c_out: int, plan: Plan) -> None:
+        super().__init__()
+        conv = CONVS[plan.dims]
+        self.conv_1 = unit_init(conv(c_in, c_out, 3, padding=1))
+        self.norm = ModulatedNorm(c_out, plan.emb_channels, plan.normalization)
+        self.dropout = Dropout(plan.dropout)
+        self.conv_2 = zero_init(conv(c_out, c_out, 3, padding=1))
+        self.skip = nn.Identity() if c_in == c_out else unit_init(conv(c_in, c_out, 1))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv_1(F.silu(pixel_norm(x)))
+        h = self.conv_2(self.dropout(F.silu(self.norm(h, emb))))
+        return self.skip(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """x -> x + attention(pnorm(x)) over all positions of the image."""
+
+    def __init__(self, channels: int, head_channels: int) -> None:
+        super().__init__()
+        self.attention = SelfAttention(channels, heads=max(1, channels // head_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = pixel_norm(x).flatten(2).transpose(1, 2)  # (B, C, *size) -> (B, N, C)
+        return x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
+
+
+class Stage(nn.Module):
+    """A residual block, followed by attention where `attention` says so."""
+
+    def __init__(self, c_in: int, c_out: int, plan: Plan, attention: bool) -> None:
+        super().__init__()
+        self.block = Block(c_in, c_out, plan)
+        self.attention = AttentionBlock(c_out, plan.head_channels) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        y: Tensor = self.attention(self.block(x, emb))
+        return y
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all blocks of one U-Net have in common."""
+
+    dims: int
+    emb_channels: int
+    normalization: str
+    dropout: float
+    head_channels: int
+
+
+class UNet(nn.Module):
+    """F(x, t, labels) for sounds, images and volumes.
+
+    A level has `num_blocks` residual blocks on the way down and `num_blocks + 1` on the way up, each of these fed also
+    with the matching activation of the way down; between levels the size halves by averaging and doubles by repeating.
+    Every residual branch ends in a layer that starts at zero, so each block starts as the identity (or its 1x1
+    convolution) and F as 0.
+
+    Args:
+        data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by 2^(levels - 1).
+        num_classes: number of labels, 0 for none; label `num_classes` is the null label.
+        channels: channels of the first level, an even number.
+        channel_mult: channels of each level as multiples of `channels`; its length is the number of levels.
+        num_blocks: residual blocks in each level.
+        attention_levels: levels (0 = full size) with self-attention after each block.
+        middle_attention: self-attention after the block in the middle, at the lowest level.
+        head_channels: channels of an attention head (there is always at least one head).
+        emb_channels: channels of the embedding of time and label; None: 4 * channels.
+        dropout: probability, in [0, 1).
+        time_embedding: "positional" (sCM) or "fourier".
+        fourier_scale: standard deviation of the frequencies of "fourier" (EDM's is 16).
+        normalization: "double" (sCM) or "adagn".
+
+    Raises:
+        UserError: an option out of range, or sizes that do not halve evenly.
+    """
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        num_classes: int = 0,
+        *,
+        channels: int = 64,
+        channel_mult: Sequence[int] = (1, 2),
+        num_blocks: int = 2,
+        attention_levels: Sequence[int] = (),
+        middle_attention: bool = True,
+        head_channels: int = 64,
+        emb_channels: int | None = None,
+        dropout: float = 0.0,
+        time_embedding: str = "positional",
+        fourier_scale: float = 16.0,
+        normalization: str = "double",
+    ) -> None:
+        super().__init__()
+        self.dims = spatial_dims("unet", data_shape)
+        emb_channels = 4 * channels if emb_channels is None else emb_channels
+        positive(channels=channels, num_blocks=num_blocks, head_channels=head_channels, emb_channels=emb_channels)
+        positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
+        _check_levels(data_shape, len(channel_mult), attention_levels)
+        self.num_classes = num_classes
+        self.embedding = Embedding(channels, emb_channels, num_classes, time_embedding, fourier_scale)
+        plan = Plan(self.dims, emb_channels, normalization, dropout, head_channels)
+        widths = [channels * mult for mult in channel_mult]
+        attends = [level in attention_levels for level in range(len(widths))]
+        self.conv_in = unit_init(CONVS[self.dims](data_shape[0], channels, 3, padding=1))
+        self.down, skips = _way_down(channels, widths, num_blocks, attends, plan)
+        self.middle = Stage(widths[-1], widths[-1], plan, middle_attention)
+        self.up = _way_up(skips, widths, num_blocks, attends, plan)
+        self.conv_out = zero_init(CONVS[self.dims](widths[0], data_shape[0], 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """F at x_t / sigma_data.
+
+        Args:
+            x: (B, C, *size), of unit variance.
+            t: (B,), c_noise(t).
+            labels: (B,) int64 in [0, num_classes]; None: the null label.
+
+        Returns:
+            (B, C, *size).
+        """
+        emb = self.embedding(t, labels)
+        x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[self.dims]))
+        skips = [x]
+        for level, stages in enumerate(self.down):
+            if level > 0:
+                x = AVG_POOLS[self.dims](x, 2)
+                skips.append(x)
+            for stage in stages:
+                x = stage(x, emb)
+                skips.append(x)
+        x = self.middle(x, emb)
+        for level, stages in enumerate(self.up):
+            if level > 0:
+                x = F.interpolate(x, scale_factor=2.0)
+            for stage in stages:
+                x = stage(torch.cat([x, skips.pop()], dim=1), emb)
+        return self.conv_out(F.silu(pixel_norm(x)))
+
+
+def _way_down(
+    channels: int, widths: list[int], num_blocks: int, attends: list[bool], plan: Plan
+) -> tuple[nn.ModuleList, list[int]]:
+    """Stages of each level, and the channels of the activations that the way up will join, in order of appearance."""
+    levels, skips = nn.ModuleList(), [channels]
+    for level, c_out in enumerate(widths):
+        if level > 0:
+            skips.append(skips[-1])
+        stages = nn.ModuleList()
+        for _ in range(num_blocks):
+            stages.append(Stage(skips[-1], c_out, plan, attends[level]))
+            skips.append(c_out)
+        levels.append(stages)
+    return levels, skips
+
+
+def _way_up(
+    skips: list[int], widths: list[int], num_blocks: int, attends: list[bool], plan: Plan
+) -> nn.ModuleList:
+    """Stages of each level, lowest first; each takes the last activation of the way down that is left."""
+    levels, width, skips = nn.ModuleList(), widths[-1], list(skips)
+    for level, c_out in reversed(list(enumerate(widths))):
+        stages = nn.ModuleList()
+        for _ in range(num_blocks + 1):
+            stages.append(Stage(width + skips.pop(), c_out, plan, attends[level]))
+            width = c_out
+        levels.append(stages)
+    return levels
+
+
+def _check_levels(data_shape: tuple[int, ...], levels: int, attention_levels: Sequence[int]) -> None:
+    """Sizes halve evenly, and attention stands only where there is a level."""
+    factor = 2 ** max(levels - 1, 0)
+    if levels < 1 or any(size % factor for size in data_shape[1:]):
+        raise UserError(
+            f"a unet with {levels} levels in channel_mult needs at least one and sizes divisible by {factor}, "
+            f"not {tuple(data_shape[1:])}; change the length of channel_mult"
+        )
+    for level in attention_levels:
+        if level not in range(levels):
+            raise UserError(f"attention_levels: there is no level {level}; this unet has levels 0 to {levels - 1}")

@@ -1,0 +1,64 @@
+"""What goes into an objective and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from trigflow.precond import TrigFlowPrecond
+from trigflow.randomness import SampleRandom
+
+Nets = Mapping[str, TrigFlowPrecond]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training data of one evaluation of the loss.
+
+    Args:
+        x_0: clean data with standard deviation sigma_data, (B, ...).
+        cond: conditions of each sample, each (B, ...); the objective hands them on without looking inside.
+        step_images: images in one step of the optimiser (more than B under gradient accumulation); 0 means B.
+    """
+
+    x_0: Tensor
+    cond: Mapping[str, Tensor] = field(default_factory=dict)
+    step_images: int = 0
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Result of an objective.
+
+    Args:
+        losses: a scalar with its graph for each network that the objective trains.
+        logs: detached values, one for each sample of the batch (B,): always "t" and "loss".
+    """
+
+    losses: dict[str, Tensor]
+    logs: dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """A small frozen object whose fields are its hyper-parameters; it owns no network, optimiser or device."""
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """Names of the networks that have a loss."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether nets must hold "teacher"."""
+
+    def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
+        """The loss of each trained network.
+
+        Args:
+            nets: networks by name.
+            batch: data.
+            nimg: progress of the training, in images seen before this step.
+            random: source of t, z and dropout, a function of (seed, number of the image).
+        """

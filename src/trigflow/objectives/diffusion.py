@@ -1,0 +1,74 @@
+"""The TrigFlow diffusion loss: how a teacher is trained (arXiv 2410.11081, equation 5 and Appendix D)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from trigflow import flow, time_sampling
+from trigflow.networks.layers import seed_dropout
+from trigflow.objectives.batch import Batch, LossOutput, Nets
+from trigflow.randomness import SampleRandom
+
+
+def per_sample(x: Tensor) -> Tensor:
+    """Mean over all but the first dimension, in float32 at least: (B, ...) -> (B,)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).flatten(1).mean(1)
+
+
+def weighted(error: Tensor, logvar: Tensor | None) -> Tensor:
+    """error * exp(-u) + u: its minimum over u is 1 + log(error), so that each t weighs the same; all (B,)."""
+    return error if logvar is None else error * torch.exp(-logvar) + logvar
+
+
+def sample_times(
+    proposal: str, P_mean: float, P_std: float, sigma_data: float, random: SampleRandom
+) -> Tensor:
+    """Training times of a batch, (B,) float64."""
+    u = random.uniform("t", dtype=torch.float64)
+    if proposal == "uniform":
+        return time_sampling.Uniform()(u)
+    return time_sampling.LogNormal(P_mean=P_mean, P_std=P_std, sigma_data=sigma_data)(u)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """L = E exp(-u(t)) / D |sigma_data F(x_t/sigma_data, t) - v_t|^2 + u(t), with v_t = cos(t) z - sin(t) x_0.
+
+    Args:
+        P_mean, P_std: the proposal log(sigma_data tan t) ~ N(P_mean, P_std^2).
+        proposal: "lognormal", or "uniform" in t.
+        adaptive_weight: learn u(t); off means u = 0.
+        compile: run the network through torch.compile (one to two minutes at the first step).
+    """
+
+    P_mean: float = -0.8
+    P_std: float = Field(default=1.6, gt=0)
+    proposal: Literal["lognormal", "uniform"] = "lognormal"
+    adaptive_weight: bool = True
+    compile: bool = False
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        return ("net",)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return False
+
+    def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
+        net, x_0 = nets["net"], batch.x_0
+        t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)
+        z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
+        x_t, v_t = flow.interpolate(x_0, z, t), flow.velocity_target(x_0, z, t)
+        seed_dropout(net, random)
+        network = torch.compile(net, dynamic=False) if self.compile else net
+        # Divided by sigma_data, so that F is compared with a target of unit variance.
+        error = per_sample((network(x_t, t, **batch.cond) - v_t / net.sigma_data).square())
+        loss = weighted(error, net.logvar(t) if self.adaptive_weight else None)
+        logs = {"t": t, "loss": loss.detach(), "error": error.detach()}
+        return LossOutput({"net": loss.mean()}, logs)

@@ -1,0 +1,143 @@
+"""Continuous-time consistency training (sCT) and distillation (sCD): Algorithm 1 of arXiv 2410.11081."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from trigflow import dual, flow, guidance
+from trigflow.networks.layers import seed_dropout
+from trigflow.objectives.batch import Batch, LossOutput, Nets
+from trigflow.objectives.diffusion import per_sample, sample_times, weighted
+from trigflow.randomness import SampleRandom
+
+Normalization = Literal["rms", "l2", "clip", "none"]
+
+
+def consistency_tangent(
+    x_t: Tensor, t: Tensor, F: Tensor, scaled_dF_dt: Tensor, dx_dt: Tensor, sigma_data: float, warmup: float = 1.0
+) -> Tensor:
+    """g = cos t df/dt of the consistency function f along the path, with its second term scaled by r (section 4.2).
+
+    g = -cos^2 t (sigma_data F - dx/dt) - r (cos t sin t x_t + sigma_data [cos t sin t dF/dt])
+
+    Args:
+        x_t: noisy sample, (B, ...).
+        t: times, (B,).
+        F: output of the network at (x_t, t), (B, ...).
+        scaled_dF_dt: cos t sin t dF/dt, its total derivative along the path, scaled as the paper rearranges it, (B, ...).
+        dx_dt: velocity of the path, from the teacher or from the pair (x_0, z), (B, ...).
+        sigma_data: standard deviation of the data.
+        warmup: the paper's r in [0, 1].
+
+    Returns:
+        g, (B, ...); at r = 1 it is cos t df/dt exactly.
+    """
+    cos, sin = flow.expand(t.cos(), x_t), flow.expand(t.sin(), x_t)
+    return -(cos**2) * (sigma_data * F - dx_dt) - warmup * (cos * sin * x_t + sigma_data * scaled_dF_dt)
+
+
+def normalize_tangent(g: Tensor, normalization: Normalization, c: float = 0.1) -> Tensor:
+    """g / (|g| + c) per sample. Two conventions are in use: |.| as root mean square ("rms") or as plain norm ("l2").
+
+    "clip" limits each element to [-1, 1] instead, "none" changes nothing (section 4.2, ablated in figure 5a).
+    """
+    if normalization == "clip":
+        return g.clamp(-1, 1)
+    if normalization == "none":
+        return g
+    square = g.flatten(1).square()
+    norm = (square.mean(1) if normalization == "rms" else square.sum(1)).sqrt()
+    return g / flow.expand(norm + c, g)
+
+
+@cache
+def _compiled_derivative() -> Any:
+    return torch.compile(dual.value_and_tangent, dynamic=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SCM:
+    """L = E exp(-u(t)) / D |F - sg(F) - g/(|g| + c)|^2 + u(t), with g = cos t df/dt from one pass through the network.
+
+    Args:
+        velocity: whence dx_t/dt comes: "teacher" is sCD, "data" (cos(t) z - sin(t) x_0) is sCT.
+        P_mean, P_std: the proposal log(sigma_data tan t) ~ N(P_mean, P_std^2).
+        proposal: "lognormal", or "uniform" in t.
+        normalization: of the tangent: "rms", "l2", "clip" or "none".
+        c: added to the norm of the tangent.
+        warmup: length H of the tangent's warm-up r = min(1, progress/H); 0 switches it off.
+        warmup_unit: whether H counts "images" or "steps".
+        adaptive_weight: learn u(t); off means u = 0.
+        prior_weight: the weight 1/sigma that is folded into g; off means a weight of one, g sigma_data tan t.
+        guidance_scale: classifier-free guidance of the teacher, 1 is none.
+        derivative: mode of the derivative: "dual", "func" or "finite_difference".
+        compile: run the derivative through torch.compile (one to two minutes at the first step).
+    """
+
+    velocity: Literal["teacher", "data"]
+    P_mean: float = -1.0
+    P_std: float = Field(default=1.4, gt=0)
+    proposal: Literal["lognormal", "uniform"] = "lognormal"
+    normalization: Normalization = "rms"
+    c: float = Field(default=0.1, gt=0)
+    warmup: int = Field(default=10_000, ge=0)
+    warmup_unit: Literal["images", "steps"] = "steps"
+    adaptive_weight: bool = True
+    prior_weight: bool = True
+    guidance_scale: float = Field(default=1.0, ge=0)
+    derivative: Literal["dual", "func", "finite_difference"] = "dual"
+    compile: bool = False
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        return ("net",)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.velocity == "teacher"
+
+    def tangent_warmup(self, nimg: int, step_images: int) -> float:
+        """The paper's r = min(1, progress / H) after nimg images, in steps of step_images."""
+        length = self.warmup * (step_images if self.warmup_unit == "steps" else 1)
+        return min(1.0, nimg / length) if length else 1.0
+
+    def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
+        net, x_0 = nets["net"], batch.x_0
+        t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)
+        z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
+        x_t = flow.interpolate(x_0, z, t)
+        dx_dt = self._velocity(nets, batch, x_t, z, t)
+
+        # The Jacobian-vector product is taken along (cos t sin t dx/dt, cos t sin t), which keeps it bounded (section 4.2).
+        scale = t.cos() * t.sin()
+        seed_dropout(net, random)
+        derivative = _compiled_derivative() if self.compile else dual.value_and_tangent
+        output = derivative(
+            net, (x_t, t), (flow.expand(scale, x_t) * dx_dt, scale), mode=self.derivative, cond=batch.cond
+        )
+        F = output.value.detach()
+        warmup = self.tangent_warmup(nimg, batch.step_images or len(x_0))
+        g = consistency_tangent(x_t, t, F, output.tangent, dx_dt, net.sigma_data, warmup)
+        if not self.prior_weight:
+            g = g * flow.expand(flow.sigma_from_t(t, net.sigma_data), g)
+
+        error = per_sample((output.value - F - normalize_tangent(g, self.normalization, self.c)).square())
+        loss = weighted(error, net.logvar(t) if self.adaptive_weight else None)
+        logs = {"t": t, "loss": loss.detach(), "tangent_norm": per_sample(g.square()).sqrt()}
+        return LossOutput({"net": loss.mean()}, logs)
+
+    @torch.no_grad()
+    def _velocity(self, nets: Nets, batch: Batch, x_t: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        if self.velocity == "data":
+            return flow.velocity_target(batch.x_0, z, t)
+        teacher = nets["teacher"]
+        if self.guidance_scale == 1:
+            return teacher.velocity(x_t, t, **batch.cond)
+        guided = guidance.guided(teacher.velocity, self.guidance_scale, teacher.num_classes)
+        return guided(x_t, t, **batch.cond)

@@ -1,0 +1,96 @@
+"""Optimisers and the course of the learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trigflow.config import build
+from trigflow.recipe import OptimizerConfig
+
+# A schedule gives the factor of the learning rate: (nimg before the step, images in a step, total_nimg) -> [0, 1].
+Schedule = Callable[[int, int, int], float]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def constant() -> Schedule:
+    """No decay."""
+    return lambda nimg, batch, total_nimg: 1.0
+
+
+def inverse_sqrt(t_ref: Annotated[float, Field(gt=0)]) -> Schedule:
+    """1 / sqrt(max(nimg / (t_ref batch), 1)): constant for t_ref steps, then falling (EDM2, arXiv 2312.02696)."""
+    return lambda nimg, batch, total_nimg: 1 / math.sqrt(max(nimg / (t_ref * batch), 1))
+
+
+def linear(final: Fraction = 0.0) -> Schedule:
+    """Falls linearly to the share `final`."""
+    return lambda nimg, batch, total_nimg: 1 - (1 - final) * min(nimg / total_nimg, 1)
+
+
+def cosine(final: Fraction = 0.0) -> Schedule:
+    """Falls along half a cosine to the share `final`."""
+
+    def factor(nimg: int, batch: int, total_nimg: int) -> float:
+        return final + (1 - final) * (1 + math.cos(math.pi * min(nimg / total_nimg, 1))) / 2
+
+    return factor
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "inverse_sqrt": inverse_sqrt,
+    "linear": linear,
+    "cosine": cosine,
+}
+
+
+def learning_rate(config: OptimizerConfig, batch: int, total_nimg: int) -> Callable[[int], float]:
+    """The learning rate of the step that starts at nimg images: lr, times its schedule, times the linear ramp-up.
+
+    Raises:
+        UserError: unknown schedule or option.
+    """
+    schedule: Schedule = build(config.schedule, SCHEDULES, "optimizer.schedule")
+
+    def rate(nimg: int) -> float:
+        # The images of the step itself count, so that the first step is not lost on a rate of zero.
+        rampup = min((nimg + batch) / config.rampup_nimg, 1.0) if config.rampup_nimg else 1.0
+        return config.lr * schedule(nimg, batch, total_nimg) * rampup
+
+    return rate
+
+
+def new_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """Adam or RAdam, without weight decay."""
+    options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if config.name == "adam":
+        return torch.optim.Adam(parameters, fused=True, **options)
+    return torch.optim.RAdam(parameters, foreach=True, **options)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """For all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as tensors by name, "number of the parameter/key"."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}/{key}": tensor for number, entry in state.items() for key, tensor in entry.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of optimizer_tensors, for an optimiser of the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition("/")
+        state.setdefault(int(number), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

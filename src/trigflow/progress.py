@@ -1,0 +1,144 @@
+"""What a run says while it trains: progress bar, metrics.jsonl, TensorBoard, and the stop that Ctrl-C asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trigflow.checkpoint import clear_os_errors
+
+
+class Averages:
+    """Means of logged values since the last line; they stay tensors until a line is written, so nothing waits."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Takes in detached values, one for each sample (or scalars)."""
+        for name, value in values.items():
+            total = value.sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._counts[name] = self._counts.get(name, 0) + value.numel()
+
+    def take(self) -> dict[str, float]:
+        """The means, and a new start."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """For a checkpoint."""
+        return dict(self._sums), dict(self._counts)
+
+    def load(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
+        """The inverse of state."""
+        self._sums, self._counts = dict(sums), dict(counts)
+
+
+class Reporter:
+    """Progress bar on stderr, a line of metrics.jsonl and TensorBoard scalars at each interval.
+
+    Args:
+        metrics: path of metrics.jsonl, appended to.
+        events: folder of TensorBoard events, or None.
+        nimg, total_nimg: where the run stands, and where it ends.
+        progress: show the bar.
+    """
+
+    def __init__(
+        self, metrics: Path, events: Path | None, nimg: int, total_nimg: int, progress: bool
+    ) -> None:
+        self._metrics = metrics
+        self._writer = _tensorboard(events, nimg) if events else None
+        # Where nobody watches (a file, a pipe), a line now and then is enough.
+        interval = 0.2 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            total=total_nimg,
+            initial=nimg,
+            unit="img",
+            unit_scale=True,
+            disable=not progress,
+            mininterval=interval,
+            maxinterval=interval,
+            dynamic_ncols=True,
+        )
+        self._clock, self._nimg = time.perf_counter(), nimg
+
+    def advance(self, images: int) -> None:
+        """After each step."""
+        self._bar.update(images)
+
+    def write(self, nimg: int, means: Mapping[str, float]) -> None:
+        """One line: {"nimg": ..., the means, "images_per_second": ...}."""
+        now = time.perf_counter()
+        rate = (nimg - self._nimg) / max(now - self._clock, 1e-9)
+        self._clock, self._nimg = now, nimg
+        line = {"nimg": nimg, **means, "images_per_second": rate}
+        with clear_os_errors("write", self._metrics), self._metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = {name: f"{means[name]:.4g}" for name in ("loss", "tangent_norm") if name in means}
+        self._bar.set_postfix(shown, refresh=False)
+        if self._writer:
+            for name, value in line.items():
+                self._writer.add_scalar(name, value, nimg)
+
+    def say(self, text: str) -> None:
+        """A line on stderr that leaves the bar whole."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._writer:
+            self._writer.close()
+
+
+def _tensorboard(folder: Path, nimg: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+    with clear_os_errors("write", folder):
+        return SummaryWriter(str(folder), purge_step=nimg + 1)  # type: ignore[no-untyped-call]
+
+
+class StopRequest:
+    """Whether someone asked the run to stop (Ctrl-C, or a terminate signal)."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        signal.signal(number, signal.default_int_handler)  # a second one does not wait
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """SIGINT and SIGTERM become a request that the loop looks at after each step (in the main thread only)."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients together; not finite as soon as one of them is not."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

@@ -1,0 +1,82 @@
+"""Random numbers as a pure function of (seed, image number, stream, element).
+
+A run must be the same on one process and on eight, and image 1234 the same at any batch size. So nothing is drawn from
+a generator with a hidden state: each number is a hash of its coordinates (the output function of SplitMix64; Steele,
+Lea and Flood, "Fast splittable pseudorandom number generators", 2014), computed on the device that needs it.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the int64 that torch stores; its arithmetic wraps around, as the hash wants."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift (torch's own keeps the sign)."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(value: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection of 64-bit integers in which each input bit flips half of the output bits."""
+    value = (value ^ _shift_right(value, 30)) * _MIX_1
+    value = (value ^ _shift_right(value, 27)) * _MIX_2
+    return value ^ _shift_right(value, 31)
+
+
+def hash_uniform(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform numbers in [0, 1), one stream of prod(shape) elements for each key.
+
+    Args:
+        keys: (B,) int64.
+        shape: shape of one sample.
+        dtype: float32 (24 random bits) or float64 (53 random bits).
+
+    Returns:
+        (B, *shape) of the given dtype.
+    """
+    counter = torch.arange(1, math.prod(shape) + 1, device=keys.device, dtype=torch.int64)
+    bits = _mix(keys[:, None] + counter * _GOLDEN)
+    digits = 53 if dtype == torch.float64 else 24
+    return (_shift_right(bits, 64 - digits).to(dtype) * 2.0**-digits).reshape(keys.shape[0], *shape)
+
+
+@dataclass(frozen=True)
+class SampleRandom:
+    """The random numbers of a batch of images.
+
+    Args:
+        seed: seed of the run, any int.
+        index: (B,) int64, the number of each image in the run: as many different streams.
+    """
+
+    seed: int
+    index: Tensor
+
+    def keys(self, stream: str) -> Tensor:
+        """(B,) int64, one key for each image, different for each named stream."""
+        run = (self.seed * 0x100000000 + zlib.crc32(stream.encode())) & 0xFFFFFFFFFFFFFFFF
+        start = _mix(torch.tensor(_signed(run), dtype=torch.int64, device=self.index.device))
+        return _mix(start + self.index * _GOLDEN)
+
+    def uniform(self, stream: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+        """(B, *shape) uniform in [0, 1)."""
+        return hash_uniform(self.keys(stream), shape, dtype)
+
+    def normal(self, stream: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+        """(B, *shape) standard normal, by the transform of Box and Muller in float64."""
+        radius, angle = hash_uniform(self.keys(stream), (2, *shape), torch.float64).unbind(1)
+        return (torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)).to(dtype)

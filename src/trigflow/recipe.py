@@ -1,0 +1,158 @@
+"""What a training run is: a recipe is plain data, checked when it is made, and round-trips through JSON."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from trigflow.config import STRICT_KEYS, Component
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+CountOrOff = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class PrecondConfig:
+    """TrigFlow's preconditioning.
+
+    Args:
+        sigma_data: standard deviation of x_0.
+        c_noise: what the network is told of the time: "t", or "edm" for log(sigma)/4.
+    """
+
+    sigma_data: Positive = 0.5
+    c_noise: Literal["t", "edm"] = "t"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class OptimizerConfig:
+    """The optimiser of one network.
+
+    Args:
+        name: "adam" or "radam".
+        lr: learning rate, before its schedule.
+        betas, eps: as in Adam.
+        schedule: factor of the learning rate over the run: constant, inverse_sqrt, linear or cosine.
+        rampup_nimg: images over which the rate rises linearly from 0.
+        update_period: the network is updated at every update_period-th step.
+    """
+
+    name: Literal["adam", "radam"] = "radam"
+    lr: Positive = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    eps: Positive = 1e-8
+    schedule: Component = field(default_factory=lambda: Component("constant"))
+    rampup_nimg: CountOrOff = 0
+    update_period: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class EMAConfig:
+    """Averages of the weights; the first is what is sampled and saved as the model.
+
+    Args:
+        kind: "power" (power function, relative standard deviations ema_std) or "halflife".
+        ema_std: for "power": one average for each; two or more allow post-hoc reconstruction.
+        halflife_nimg: for "halflife": images in which an old weight loses half of its share.
+        rampup_ratio: for "halflife": the half-life is at most this share of the images seen; null switches it off.
+        snapshot_nimg: for "power": images between snapshots for post-hoc reconstruction, 0 is off.
+    """
+
+    kind: Literal["power", "halflife"] = "power"
+    ema_std: tuple[Annotated[float, Field(gt=0, lt=0.28)], ...] = Field(default=(0.05,), min_length=1)
+    halflife_nimg: Count = 500_000
+    rampup_ratio: Positive | None = 0.05
+    snapshot_nimg: CountOrOff = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class SamplingConfig:
+    """How the finished model is sampled by default, and the grids that are drawn while it trains.
+
+    Args:
+        sampler: "consistency" for a student; "heun", "ddim" or "dpmpp_2m" for a teacher.
+        steps: of the sampler.
+        guidance_scale: classifier-free guidance, 1 is none.
+        grid_nimg: images between sample grids, 0 is off.
+        grid_count: samples in a grid.
+    """
+
+    sampler: str = "consistency"
+    steps: Count = 2
+    guidance_scale: float = Field(default=1.0, ge=0)
+    grid_nimg: CountOrOff = 0
+    grid_count: Count = 64
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class TrainConfig:
+    """The loop. Progress is counted in images.
+
+    Args:
+        total_nimg: images to train on.
+        batch: images in one step of the optimiser.
+        microbatch: images in one pass through the network (gradients are accumulated up to batch); null is the batch.
+        seed: of everything random: initial weights, data order, t, z, dropout.
+        label_dropout: share of labels replaced by the null label, for guided teachers.
+        log_nimg: images between lines of metrics.jsonl.
+        checkpoint_nimg: images between checkpoints.
+        keep_checkpoints: how many are kept, at least 2, so that a damaged one has one before it.
+        tensorboard: write TensorBoard events.
+    """
+
+    total_nimg: Count = 1_000_000
+    batch: Count = 128
+    microbatch: Count | None = None
+    seed: int = 0
+    label_dropout: Fraction = 0.0
+    log_nimg: Count = 12_800
+    checkpoint_nimg: Count = 128_000
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def _microbatch_divides_batch(self) -> TrainConfig:
+        if self.microbatch is not None and self.batch % self.microbatch:
+            raise ValueError(f"a microbatch ({self.microbatch}) that divides the batch ({self.batch})")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class Recipe:
+    """Everything that a run depends on.
+
+    Args:
+        name: of the recipe.
+        data: a data set and its options.
+        network: a network and its options ("package.module:Class" for one's own).
+        objective: what is minimised, and its hyper-parameters.
+        precond: TrigFlow's preconditioning.
+        teacher: a run folder, a shipped model, or "exact" (the data set's closed form); null where none is needed.
+        init: initial weights: "teacher" (those of its average, where the teacher has weights), "scratch", a run folder
+            or a shipped model.
+        train, sampling: the loop, and how the model is sampled.
+        optimizer, ema: of each trained network, unless `optimizers` names the network.
+        optimizers: for objectives that train several networks.
+    """
+
+    name: str
+    data: Component
+    network: Component
+    objective: Component
+    precond: PrecondConfig = field(default_factory=PrecondConfig)
+    teacher: str | None = None
+    init: str = "teacher"
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizers: dict[str, OptimizerConfig] = field(default_factory=dict)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def optimizer_of(self, network: str) -> OptimizerConfig:
+        """The optimiser of a trained network."""
+        return self.optimizers.get(network, self.optimizer)

@@ -1,0 +1,137 @@
+"""Recipes: one function for each, returning all that a run depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trigflow.config import Component, apply_overrides
+from trigflow.errors import UserError, did_you_mean
+from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
+
+_DIGITS_NETWORK = Component("unet", {"channels": 24})
+_MIXTURE2D_NETWORK = Component("mlp")
+_LINEAR_DECAY = Component("linear")
+
+
+def digits_teacher() -> Recipe:
+    """TrigFlow diffusion teacher of scikit-learn's 8x8 digits (arXiv 2410.11081, section 3).
+
+    Command: trigflow train digits-teacher --out runs/digits-teacher
+    Sampler: heun, 32 steps (63 NFE).
+    """
+    return Recipe(
+        name="digits-teacher",
+        data=Component("digits"),
+        network=_DIGITS_NETWORK,
+        objective=Component("diffusion", {"P_mean": -0.8, "P_std": 1.5}),
+        train=TrainConfig(total_nimg=128 * 5_000, batch=128, label_dropout=0.1),
+        optimizer=OptimizerConfig(lr=3e-3, schedule=_LINEAR_DECAY),
+        ema=EMAConfig(kind="halflife", halflife_nimg=44_300),
+        sampling=SamplingConfig(sampler="heun", steps=32, grid_nimg=128_000),
+    )
+
+
+def digits_scd() -> Recipe:
+    """Distils a digits teacher into one and two steps (sCD; arXiv 2410.11081, Algorithm 1).
+
+    Command: trigflow train digits-scd teacher=runs/digits-teacher --out runs/digits-scd
+    Sampler: consistency, 1 or 2 NFE.
+    """
+    return Recipe(
+        name="digits-scd",
+        data=Component("digits"),
+        network=_DIGITS_NETWORK,
+        objective=Component("scd", {"P_mean": -0.8, "P_std": 1.5, "warmup": 500}),
+        train=TrainConfig(total_nimg=128 * 4_000, batch=128),
+        optimizer=OptimizerConfig(lr=2e-4, schedule=_LINEAR_DECAY),
+        ema=EMAConfig(kind="halflife", halflife_nimg=44_300),
+        sampling=SamplingConfig(grid_nimg=128_000),
+    )
+
+
+def digits_sct() -> Recipe:
+    """Consistency training on digits, without a teacher's velocity (sCT; arXiv 2410.11081, Algorithm 1).
+
+    Command: trigflow train digits-sct init=runs/digits-teacher --out runs/digits-sct
+    Sampler: consistency, 1 or 2 NFE.
+    """
+    return Recipe(
+        name="digits-sct",
+        data=Component("digits"),
+        network=_DIGITS_NETWORK,
+        objective=Component("sct", {"P_mean": -0.8, "P_std": 1.5, "warmup": 500}),
+        train=TrainConfig(total_nimg=128 * 4_000, batch=128),
+        optimizer=OptimizerConfig(lr=2e-4, schedule=_LINEAR_DECAY),
+        ema=EMAConfig(kind="halflife", halflife_nimg=44_300),
+        sampling=SamplingConfig(grid_nimg=128_000),
+    )
+
+
+def mixture2d_teacher() -> Recipe:
+    """TrigFlow diffusion teacher of eight Gaussians in the plane.
+
+    Command: trigflow train mixture2d-teacher --out runs/mixture2d-teacher
+    """
+    return Recipe(
+        name="mixture2d-teacher",
+        data=Component("mixture2d"),
+        network=_MIXTURE2D_NETWORK,
+        objective=Component("diffusion", {"P_mean": -0.8, "P_std": 1.5}),
+        train=TrainConfig(total_nimg=512 * 10_000, batch=512, log_nimg=51_200, checkpoint_nimg=512_000),
+        optimizer=OptimizerConfig(lr=2e-3, schedule=_LINEAR_DECAY),
+        sampling=SamplingConfig(sampler="heun", steps=32),
+    )
+
+
+def mixture2d_scd() -> Recipe:
+    """sCD of the mixture from its exact velocity: the student's flow map can be scored point by point.
+
+    Command: trigflow train mixture2d-scd teacher=exact --out runs/mixture2d-scd
+    """
+    return Recipe(
+        name="mixture2d-scd",
+        data=Component("mixture2d"),
+        network=_MIXTURE2D_NETWORK,
+        objective=Component("scd", {"P_mean": -0.8, "P_std": 1.5, "warmup": 2_000}),
+        teacher="exact",
+        train=TrainConfig(total_nimg=512 * 20_000, batch=512, log_nimg=51_200, checkpoint_nimg=512_000),
+        optimizer=OptimizerConfig(lr=1e-3, schedule=_LINEAR_DECAY),
+    )
+
+
+def mixture2d_sct() -> Recipe:
+    """sCT of the mixture, from data alone.
+
+    Command: trigflow train mixture2d-sct --out runs/mixture2d-sct
+    """
+    return Recipe(
+        name="mixture2d-sct",
+        data=Component("mixture2d"),
+        network=_MIXTURE2D_NETWORK,
+        objective=Component("sct", {"P_mean": -0.8, "P_std": 1.5, "warmup": 2_000}),
+        train=TrainConfig(total_nimg=512 * 20_000, batch=512, log_nimg=51_200, checkpoint_nimg=512_000),
+        optimizer=OptimizerConfig(lr=1e-3, schedule=_LINEAR_DECAY),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "digits-teacher": digits_teacher,
+    "digits-scd": digits_scd,
+    "digits-sct": digits_sct,
+    "mixture2d-teacher": mixture2d_teacher,
+    "mixture2d-scd": mixture2d_scd,
+    "mixture2d-sct": mixture2d_sct,
+}
+
+
+def get(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name, with changes `key=value`.
+
+    Raises:
+        UserError: unknown recipe or key, a value of a wrong type or out of range.
+    """
+    if name not in RECIPES:
+        raise UserError(
+            f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}; there are: {', '.join(RECIPES)}"
+        )
+    return apply_overrides(RECIPES[name](), overrides)

@@ -1,0 +1,128 @@
+"""A run's folder: recipe.json, metrics.jsonl, TensorBoard events, samples/, checkpoints/, the model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from trigflow.checkpoint import (
+    CheckpointFolder,
+    clear_os_errors,
+    make_folder,
+    read_json,
+    write_atomically,
+    write_json,
+)
+from trigflow.config import first_difference, to_json
+from trigflow.errors import UserError
+from trigflow.recipe import Recipe
+
+LOCK = ".lock"
+
+
+class RunFolder:
+    """Where a run writes; made by `open_run`, which holds it for this process alone.
+
+    Args:
+        path: of the folder.
+        keep_checkpoints: how many checkpoints are kept.
+    """
+
+    def __init__(self, path: Path, keep_checkpoints: int) -> None:
+        self.path = path
+        self.samples = path / "samples"
+        self.snapshots = path / "snapshots"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = CheckpointFolder(path / "checkpoints", keep_checkpoints)
+
+    def truncate_metrics(self, nimg: int) -> None:
+        """Drops the lines after nimg images (and a half-written one), so that going on repeats none."""
+        if not self.metrics.exists():
+            return
+        with clear_os_errors("read", self.metrics):
+            lines = self.metrics.read_text().splitlines()
+        kept = [line for line in lines if 0 <= _nimg_of(line) <= nimg]
+        write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _nimg_of(line: str) -> int:
+    """The images of a line of metrics.jsonl, -1 where it is damaged."""
+    try:
+        return int(json.loads(line)["nimg"])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
+@contextlib.contextmanager
+def open_run(path: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
+    """The folder of a new run, or of one to go on with; no other process can open it meanwhile.
+
+    Args:
+        path: of the folder.
+        recipe: of the run; one that goes on must have the same, but for train.total_nimg.
+        resume: go on with the run that is there (a new one is begun where there is none).
+
+    Raises:
+        UserError: the folder is in use, holds something else or a run of another recipe, or cannot be written.
+    """
+    recipe_path = path / "recipe.json"
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a folder: give another --out")
+    _check_free(path, recipe_path, resume)
+    if recipe_path.exists():
+        _check_same(path, read_json(recipe_path), to_json(recipe))
+    make_folder(path)
+    with _lock(path):
+        run = RunFolder(path, recipe.train.keep_checkpoints)
+        for folder in (run.checkpoints.folder, run.samples):
+            make_folder(folder)
+        write_json(recipe_path, to_json(recipe))
+        yield run
+
+
+def _check_free(path: Path, recipe_path: Path, resume: bool) -> None:
+    with clear_os_errors("read", path):
+        occupied = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+    if occupied and not recipe_path.exists():
+        raise UserError(f"{path} is not empty and holds no run: give another --out")
+    if occupied and not resume:
+        raise UserError(f"{path} holds a run already: go on with it by --resume, or give another --out")
+
+
+def _check_same(path: Path, stored: dict[str, object], wanted: dict[str, object]) -> None:
+    """Only the length of a run may change."""
+    for recipe in (stored, wanted):
+        train = recipe.get("train")
+        recipe["train"] = (
+            {k: v for k, v in train.items() if k != "total_nimg"} if isinstance(train, dict) else train
+        )
+    if key := first_difference(stored, wanted):
+        raise UserError(
+            f"{path} was trained with another recipe ('{key}' differs): give another --out, or that recipe"
+        )
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held until the process ends, however it ends. Systems without flock do without."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with clear_os_errors("write", path):
+        handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{path} is in use by another training: give another --out, or stop that one"
+            ) from None
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,278 @@
+"""From noise to data, each sampler a flat function of a velocity and a descending list of times.
+
+The probability flow is TrigFlow's, so that a sampler needs neither sigma_data nor a noise schedule: where a
+method was stated in EDM's variables (sigma, x_sigma) = (sigma_data tan t, x_t / cos t), its steps are those
+of the original. Labels and guidance are bound in the velocity; randomness is handed in. Gradients flow:
+sample under torch.no_grad().
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trigflow import flow
+from trigflow.errors import UserError, did_you_mean
+
+# velocity(x_t (B, ...), t (B,)) -> dx_t/dt, of the shape of x_t.
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+
+class OnStep(Protocol):
+    """Told at each time of the grid where the path is and what the network takes for its end."""
+
+    def __call__(self, t: float, x_t: Tensor, x_0: Tensor) -> None: ...
+
+
+class CountNFE:
+    """A velocity that counts the evaluations of the network.
+
+    Wrap the innermost call, so that a guided step, which calls it with labels and without, counts two.
+
+    Args:
+        velocity: velocity(x_t, t, **cond).
+    """
+
+    def __init__(self, velocity: Callable[..., Tensor]) -> None:
+        self.velocity = velocity
+        self.nfe = 0
+
+    def __call__(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        self.nfe += 1
+        return self.velocity(x_t, t, **cond)
+
+
+# Time grids
+
+
+def consistency_times(
+    steps: int, sigma_data: float = 0.5, t_mid: float = 1.1, sigma_max: float = 80.0
+) -> list[float]:
+    """Times at which consistency sampling calls the network, descending: `steps` of them.
+
+    One step starts at t_max = arctan(sigma_max/sigma_data); two add t_mid, 1.1 in all the paper's experiments
+    (sCM, section 4.4). More lie evenly between, where the next noise still changes what the picture shows.
+
+    Raises:
+        UserError: steps < 1, or t_mid outside (0, t_max).
+    """
+    _check_steps(steps)
+    t_max = flow.t_from_sigma(sigma_max, sigma_data)
+    if not 0 < t_mid < t_max:
+        raise UserError(f"t_mid is {t_mid}: it must lie between 0 and t_max = {t_max:.4f}")
+    return [t_max + (t_mid - t_max) * step / max(steps - 1, 1) for step in range(steps)]
+
+
+def edm_times(
+    steps: int, sigma_data: float = 0.5, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> list[float]:
+    """The grid of EDM (Karras et al., 2022, equation 5) in t, descending: `steps` noise levels, then 0.0.
+
+    sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+
+    Raises:
+        UserError: steps < 1, or not 0 < sigma_min < sigma_max, or rho <= 0.
+    """
+    _check_steps(steps)
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise UserError(f"sigma_min {sigma_min}, sigma_max {sigma_max}: 0 < sigma_min < sigma_max is needed")
+    if not rho > 0:
+        raise UserError(f"rho is {rho}: give a number above 0")
+    first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    sigmas = [(first + step / max(steps - 1, 1) * (last - first)) ** rho for step in range(steps)]
+    return [*(flow.t_from_sigma(sigma, sigma_data) for sigma in sigmas), 0.0]
+
+
+# Samplers
+
+
+def sample_consistency(
+    velocity: Velocity,
+    x_T: Tensor,
+    ts: Sequence[float],
+    noise: Callable[[int], Tensor],
+    sigma_data: float,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Jump to data, add noise, jump again (Song et al., 2023, algorithm 1).
+
+    Costs one evaluation for each time.
+
+    Args:
+        velocity: the consistency model's sigma_data F.
+        x_T: (B, ...) noise of std sigma_data, taken for the sample at ts[0].
+        ts: descending times in (0, pi/2], e.g. `consistency_times(2)`.
+        noise: noise(step) -> unit normal numbers of the shape of x_T, for step = 1, 2, ..., len(ts) - 1.
+        sigma_data: std of the data.
+        on_step: called at each time.
+
+    Returns:
+        x_0 (B, ...).
+
+    Raises:
+        UserError: ts is empty, not descending, or outside (0, pi/2].
+    """
+    _check_times(ts, least=1, lowest_allowed=False)
+    x_0 = _jump(velocity, x_T, ts[0], on_step)
+    for step, t in enumerate(ts[1:], start=1):
+        x_t = flow.interpolate(x_0, sigma_data * noise(step).to(x_0), t)
+        x_0 = _jump(velocity, x_t, t, on_step)
+    return x_0
+
+
+def sample_ddim(
+    velocity: Velocity, x_T: Tensor, ts: Sequence[float], on_step: OnStep | None = None
+) -> Tensor:
+    """DDIM (Song et al., 2021), Euler's method in EDM's variables. First order, one evaluation a step.
+
+    Args:
+        velocity: dx_t/dt of the probability flow.
+        x_T: (B, ...), the sample at ts[0], of std sigma_data where that is close to pi/2.
+        ts: descending times in [0, pi/2], e.g. `edm_times(32)`; the last is where to stop.
+        on_step: called at each time but the last.
+
+    Returns:
+        x (B, ...) at ts[-1].
+
+    Raises:
+        UserError: fewer than two times, not descending, or outside [0, pi/2].
+    """
+    _check_times(ts)
+    x = x_T
+    for t, s in pairwise(ts):
+        v = _evaluate(velocity, x, t, on_step)
+        x = flow.ddim_step(x, v, t, s)
+    return x
+
+
+def sample_heun(
+    velocity: Velocity, x_T: Tensor, ts: Sequence[float], on_step: OnStep | None = None
+) -> Tensor:
+    """EDM's deterministic sampler (Karras et al., 2022, algorithm 1). Second order, two evaluations a step.
+
+    With eps = noise / sigma_data the flow is d(x_t / cos t)/d(tan t) = noise(x_t, t), finite at both ends of
+    a step, and Heun's trapezium needs sigma_data nowhere. A step to t = 0 is Euler's: n steps of
+    `edm_times(n)` cost 2n - 1.
+
+    Args, Returns, Raises: as `sample_ddim`; ts[0] must be less than pi/2, where tan t is infinite.
+    """
+    _check_times(ts, highest=math.nextafter(flow.T_MAX, 0))
+    x = x_T
+    for t, s in pairwise(ts):
+        z = flow.noise(x, _evaluate(velocity, x, t, on_step), t)
+        x_s = _edm_euler(x, z, t, s)
+        if s > 0:
+            z_s = flow.noise(x_s, velocity(x_s, _times(s, x_s)), s)
+            x_s = _edm_euler(x, (z + z_s) / 2, t, s)
+        x = x_s
+    return x
+
+
+def sample_dpmpp_2m(
+    velocity: Velocity, x_T: Tensor, ts: Sequence[float], on_step: OnStep | None = None
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2). Second order, one evaluation a step.
+
+        x_s = (sin(s) x_t + sin(t - s) D) / sin(t)
+
+    with D extrapolated from the last two denoised samples to the middle of the step in log tan t. The first step
+    has one sample only, and a step to t = 0 no middle: both are first order.
+
+    Args, Returns, Raises: as `sample_ddim`.
+    """
+    _check_times(ts)
+    x, before, last_step = x_T, None, math.inf
+    for t, s in pairwise(ts):
+        D = flow.denoised(x, _evaluate(velocity, x, t, on_step), t)
+        step = math.log(math.tan(t) / math.tan(s)) if s > 0 else math.inf
+        D_mid = D if before is None or s == 0 else D + step / (2 * last_step) * (D - before)
+        x = math.sin(s) / math.sin(t) * x + math.sin(t - s) / math.sin(t) * D_mid
+        before, last_step = D, step
+    return x
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "consistency": sample_consistency,
+    "ddim": sample_ddim,
+    "heun": sample_heun,
+    "dpmpp_2m": sample_dpmpp_2m,
+}
+
+
+def sample(
+    sampler: str,
+    velocity: Velocity,
+    x_T: Tensor,
+    steps: int,
+    *,
+    noise: Callable[[int], Tensor],
+    sigma_data: float,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """x_0 by a sampler named in SAMPLERS on its own grid, `consistency_times(steps)` or `edm_times(steps)`.
+
+    Args:
+        sampler: a name in SAMPLERS.
+        velocity, x_T, on_step: as in the samplers.
+        steps: number of steps, >= 1. Evaluations: steps, but 2 steps - 1 for "heun".
+        noise: noise(step) -> unit normal numbers of the shape of x_T; called by "consistency" only.
+        sigma_data: std of the data.
+
+    Raises:
+        UserError: no such sampler, or steps < 1.
+    """
+    if sampler not in SAMPLERS:
+        raise UserError(
+            f"no sampler '{sampler}'{did_you_mean(sampler, SAMPLERS)}; known: {', '.join(SAMPLERS)}"
+        )
+    if sampler == "consistency":
+        ts = consistency_times(steps, sigma_data)
+        return sample_consistency(velocity, x_T, ts, noise, sigma_data, on_step)
+    return SAMPLERS[sampler](velocity, x_T, edm_times(steps, sigma_data), on_step)
+
+
+# Parts
+
+
+def _times(t: float, x: Tensor) -> Tensor:
+    """t as the network takes it: (B,), at least float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.full((x.shape[0],), t, dtype=dtype, device=x.device)
+
+
+def _evaluate(velocity: Velocity, x_t: Tensor, t: float, on_step: OnStep | None) -> Tensor:
+    v = velocity(x_t, _times(t, x_t))
+    if on_step is not None:
+        on_step(t, x_t, flow.denoised(x_t, v, t))
+    return v
+
+
+def _jump(velocity: Velocity, x_t: Tensor, t: float, on_step: OnStep | None) -> Tensor:
+    return flow.denoised(x_t, _evaluate(velocity, x_t, t, on_step), t)
+
+
+def _edm_euler(x_t: Tensor, z: Tensor, t: float, s: float) -> Tensor:
+    """x_s / cos s = x_t / cos t + (tan s - tan t) z, multiplied by cos s."""
+    return math.cos(s) / math.cos(t) * x_t - math.sin(t - s) / math.cos(t) * z
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise UserError(f"steps is {steps}: give 1 or more")
+
+
+def _check_times(
+    ts: Sequence[float], least: int = 2, lowest_allowed: bool = True, highest: float = flow.T_MAX
+) -> None:
+    if len(ts) < least:
+        raise UserError(f"the time grid has {len(ts)} times: give {least} or more")
+    if not all(s < t for t, s in pairwise(ts)):
+        raise UserError("the time grid must descend from noise to data")
+    if ts[0] > highest or ts[-1] < 0 or (ts[-1] == 0 and not lowest_allowed):
+        allowed = f"{'[' if lowest_allowed else '('}0, {highest:.4f}]"
+        raise UserError(f"the time grid runs from {ts[0]} to {ts[-1]}: it must lie in {allowed}")

@@ -1,0 +1,304 @@
+"""The training loop, one for all objectives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trigflow.assembly import Parts, assemble
+from trigflow.checkpoint import load_tensors, save_model, write_state
+from trigflow.codecs import codec_from_json
+from trigflow.data import rows
+from trigflow.devices import resolve_device
+from trigflow.ema import EMA, HalfLifeEMA, PowerEMA
+from trigflow.errors import UserError
+from trigflow.objectives import Batch
+from trigflow.optim import (
+    learning_rate,
+    load_optimizer_tensors,
+    new_optimizer,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from trigflow.precond import TrigFlowPrecond
+from trigflow.progress import Averages, Reporter, gradient_norm, stop_on_signals
+from trigflow.randomness import SampleRandom
+from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe
+from trigflow.run_folder import RunFolder, open_run
+
+
+def train(
+    recipe: Recipe,
+    run_dir: str | Path,
+    resume: bool = False,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> Path:
+    """Trains a recipe in a folder, which holds the model (the average of the weights) in the end.
+
+    Args:
+        recipe: the run.
+        run_dir: folder; a new one, or with `resume` that of a run that was stopped (or of one that is finished, with a
+            larger train.total_nimg).
+        resume: go on from the newest whole checkpoint. The result is bit for bit that of a run without a stop.
+        device: where to compute.
+        progress: show a bar on stderr.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: a mistake in the recipe, a folder in use, no space, or a loss that is not finite.
+        KeyboardInterrupt: the run was asked to stop (Ctrl-C, SIGTERM); its state is saved, the text says how to go on.
+    """
+    place = resolve_device(device)
+    parts = assemble(recipe, place)
+    with open_run(Path(run_dir), recipe, resume) as folder:
+        Run(recipe, parts, folder, place).go(progress)
+    return folder.path
+
+
+@dataclass
+class Trained:
+    """A network that is trained, with all that belongs to it."""
+
+    net: TrigFlowPrecond
+    parameters: list[Tensor]
+    optimizer: torch.optim.Optimizer
+    rate: Callable[[int], float]
+    update_period: int
+    ema: EMA
+
+
+def _new_trained(net: TrigFlowPrecond, recipe: Recipe, config: OptimizerConfig) -> Trained:
+    net.train().requires_grad_(True)
+    parameters: list[Tensor] = list(net.parameters())
+    return Trained(
+        net,
+        parameters,
+        new_optimizer(config, parameters),
+        learning_rate(config, recipe.train.batch, recipe.train.total_nimg),
+        config.update_period,
+        new_ema(recipe.ema, net),
+    )
+
+
+def new_ema(config: EMAConfig, net: TrigFlowPrecond) -> EMA:
+    """The average that a recipe asks for."""
+    if config.kind == "power":
+        return PowerEMA(net, config.ema_std)
+    return HalfLifeEMA(net, config.halflife_nimg, config.rampup_ratio)
+
+
+class Run:
+    """A training under way: the loop, and the state that a checkpoint holds.
+
+    Args:
+        recipe: of the run.
+        parts: data, objective and networks.
+        folder: where it writes.
+        device: where it computes.
+    """
+
+    def __init__(self, recipe: Recipe, parts: Parts, folder: RunFolder, device: torch.device) -> None:
+        self.recipe, self.parts, self.folder, self.device = recipe, parts, folder, device
+        self.nimg = 0
+        self.trained = {
+            name: _new_trained(parts.nets[name], recipe, recipe.optimizer_of(name))
+            for name in parts.objective.trains
+        }
+        self.averages = Averages()
+        torch.manual_seed(
+            recipe.train.seed
+        )  # for networks of the user's that draw from torch's own generator
+
+    # The loop
+
+    def go(self, progress: bool) -> None:
+        """From where the run stands to its end."""
+        config = self.recipe.train
+        self._restore()
+        self.folder.truncate_metrics(self.nimg)
+        if self.nimg >= config.total_nimg:
+            print(
+                f"{self.folder.path} is finished ({self.nimg} images); a larger train.total_nimg goes on with it"
+            )
+            return
+        events = self.folder.path if config.tensorboard else None
+        self.reporter = Reporter(self.folder.metrics, events, self.nimg, config.total_nimg, progress)
+        try:
+            with stop_on_signals() as stop:
+                while self.nimg < config.total_nimg:
+                    self._step()
+                    self._write_what_is_due()
+                    if stop.signal and self.nimg < config.total_nimg:
+                        self._stop(stop.signal.name)
+        finally:
+            self.reporter.close()
+
+    def _stop(self, why: str) -> None:
+        self._save()
+        raise KeyboardInterrupt(
+            f"stopped by {why} after {self.nimg} images, all saved; the same command with --resume goes on"
+        )
+
+    def _is_due(self, interval: int) -> bool:
+        """Whether the step that just ended crossed a multiple of the interval; 0 is never."""
+        before = self.nimg - self.recipe.train.batch
+        return interval > 0 and self.nimg // interval > before // interval
+
+    def _write_what_is_due(self) -> None:
+        config, ema = self.recipe.train, self.recipe.ema
+        finished = self.nimg >= config.total_nimg
+        if self._is_due(config.log_nimg) or finished:
+            self.reporter.write(self.nimg, self.averages.take())
+        if ema.kind == "power" and self._is_due(ema.snapshot_nimg):
+            self._save_snapshots(ema)
+        if self._is_due(self.recipe.sampling.grid_nimg):
+            self._draw_grid()
+        if self._is_due(config.checkpoint_nimg) or finished:
+            self._save()
+
+    # One step
+
+    def _step(self) -> None:
+        """Forward and backward over the microbatches, then one update of each network whose turn it is."""
+        batch = self.recipe.train.batch
+        turn = self.nimg // batch
+        due = {name: trained for name, trained in self.trained.items() if turn % trained.update_period == 0}
+        for trained in due.values():
+            trained.optimizer.zero_grad()
+        size = self.recipe.train.microbatch or batch
+        logs = [self._accumulate(first, size, due) for first in range(self.nimg, self.nimg + batch, size)]
+        for name, trained in due.items():
+            norm = gradient_norm([p.grad for p in trained.parameters if p.grad is not None])
+            if not torch.isfinite(norm):
+                self._stop_at_nan(name, logs)
+            self.averages.add({"grad_norm" if name == "net" else f"grad_norm_{name}": norm})
+        for trained in due.values():
+            set_learning_rate(trained.optimizer, trained.rate(self.nimg))
+            trained.optimizer.step()
+        self.nimg += batch
+        for trained in due.values():
+            trained.ema.update(trained.net, self.nimg, batch * trained.update_period)
+        for values in logs:
+            self.averages.add(values)
+        self.reporter.advance(batch)
+
+    def _accumulate(self, first: int, size: int, due: Mapping[str, Trained]) -> dict[str, Tensor]:
+        """Adds the gradients of images first .. first + size - 1, weighted as their share of the batch."""
+        batch, random = self._batch(first, size)
+        output = self.parts.objective(self.parts.nets, batch, self.nimg, random)
+        share = size / self.recipe.train.batch
+        names = [name for name in output.losses if name in due]
+        for name in names:
+            # Only this network's parameters take part; the losses may share a graph.
+            loss = output.losses[name] * share
+            loss.backward(inputs=due[name].parameters, retain_graph=name != names[-1])  # type: ignore[no-untyped-call]
+        return output.logs
+
+    def _batch(self, first: int, size: int) -> tuple[Batch, SampleRandom]:
+        """The images of the run from number `first` on; what is random follows from (seed, number)."""
+        config, dataset = self.recipe.train, self.parts.dataset
+        chosen = rows(config.seed, first, size, len(dataset.data)).to(self.device)
+        random = SampleRandom(config.seed, torch.arange(first, first + size, device=self.device))
+        x_0 = dataset.codec.encode(dataset.data[chosen])
+        if dataset.labels is None:
+            return Batch(x_0, {}, config.batch), random
+        labels = dataset.labels[chosen]
+        if config.label_dropout:
+            dropped = random.uniform("label dropout") < config.label_dropout
+            labels = labels.masked_fill(dropped, dataset.num_classes)
+        return Batch(x_0, {"labels": labels}, config.batch), random
+
+    def _stop_at_nan(self, name: str, logs: list[dict[str, Tensor]]) -> None:
+        """The weights are still those before the step: they are kept."""
+        self._save()
+        t = torch.cat([values["t"] for values in logs])
+        loss = torch.cat([values["loss"] for values in logs])
+        bad = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
+        raise UserError(
+            f"objective '{self.recipe.objective.name}', network '{name}': loss {loss[bad].item():g} with a gradient that "
+            f"is not finite at step {self.nimg // self.recipe.train.batch} (image {self.nimg}), t = {t[bad].item():.4f}; "
+            f"the state before it is kept in {self.folder.path}; try a smaller optimizer.lr in another --out"
+        )
+
+    # State
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the rest of the run depends on; data order, t, z and dropout follow from (seed, nimg)."""
+        tensors = {"rng/cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        for name, trained in self.trained.items():
+            tensors |= _prefixed(f"net/{name}/", trained.net.state_dict())
+            tensors |= _prefixed(f"optimizer/{name}/", optimizer_tensors(trained.optimizer))
+            for ema_name, average in zip(trained.ema.names, trained.ema.averages, strict=True):
+                tensors |= _prefixed(f"ema/{name}/{ema_name}/", average)
+        sums, counts = self.averages.state()
+        return tensors | _prefixed("log/", sums), {"nimg": self.nimg, "log": counts}
+
+    def _restore(self) -> None:
+        """Takes up the newest checkpoint, if there is one."""
+        found = self.folder.checkpoints.load_newest()
+        if found is None:
+            return
+        tensors, state = found
+        source = str(self.folder.checkpoints.folder)
+        for name, trained in self.trained.items():
+            load_tensors(trained.net, _below(tensors, f"net/{name}/"), source)
+            load_optimizer_tensors(trained.optimizer, _below(tensors, f"optimizer/{name}/"))
+            for ema_name, average in zip(trained.ema.names, trained.ema.averages, strict=True):
+                for key, value in _below(tensors, f"ema/{name}/{ema_name}/").items():
+                    average[key].copy_(value)
+        sums = {name: value.to(self.device) for name, value in _below(tensors, "log/").items()}
+        self.averages.load(sums, state["log"])
+        torch.set_rng_state(tensors["rng/cpu"])
+        if "rng/cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+        self.nimg = state["nimg"]
+
+    def _save(self) -> None:
+        """A checkpoint, then the model as it stands."""
+        self.folder.checkpoints.save(self.nimg, *self._state())
+        ema = self.trained["net"].ema
+        card = replace(self.parts.card, nimg=self.nimg, ema=ema.names[0])
+        save_model(self.folder.path, ema.averages[0], card)
+
+    def _save_snapshots(self, config: EMAConfig) -> None:
+        """The averages as they stand, for post-hoc reconstruction."""
+        self.folder.snapshots.mkdir(exist_ok=True)
+        ema = self.trained["net"].ema
+        for name, std, average in zip(ema.names, config.ema_std, ema.averages, strict=True):
+            path = self.folder.snapshots / f"nimg-{self.nimg:012d}-std-{name}.safetensors"
+            write_state(path, average, {"nimg": self.nimg, "ema_std": std})
+
+    def _draw_grid(self) -> None:
+        """samples/nimg-....png from the averaged weights: the same noises each time."""
+        from trigflow.model import Model
+        from trigflow.pictures import save_grid
+
+        sampling = self.recipe.sampling
+        net = copy.deepcopy(self.trained["net"].net)
+        net.load_state_dict(self.trained["net"].ema.averages[0])
+        model = Model(
+            net.eval().requires_grad_(False), codec_from_json(self.parts.card.codec), self.parts.card
+        )
+        samples = model.sample(
+            sampling.grid_count, steps=sampling.steps, guidance_scale=sampling.guidance_scale
+        )
+        save_grid(samples, self.folder.samples / f"nimg-{self.nimg:012d}.png")
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

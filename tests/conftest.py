@@ -1,0 +1,68 @@
+"""Settings and fixtures that every test shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+
+from trigflow import recipes
+from trigflow.train import train
+
+matplotlib.use("Agg")
+torch.set_num_threads(1)  # small tensors, several test processes: more threads would only wait for each other
+
+
+def available_devices() -> list[str]:
+    """The devices of this machine, the CPU first."""
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices.append("cuda")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return devices
+
+
+@pytest.fixture(params=available_devices())
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device of this machine in turn."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    """Every test starts from the same generator and leaves the default type and gradients as it found them."""
+    torch.manual_seed(0)
+    yield
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
+
+
+# A run of two steps with the smallest network: what it makes is noise, but a model in every other respect.
+TINY = (
+    *(
+        "network.channels=8",
+        "train.batch=16",
+        "train.total_nimg=32",
+        "train.log_nimg=16",
+        "train.tensorboard=false",
+    ),
+    "sampling.grid_nimg=0",
+)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny teacher of digits (not to be written to)."""
+    recipe = recipes.get("digits-teacher", [*TINY, "sampling.steps=3"])
+    return train(recipe, tmp_path_factory.mktemp("models") / "teacher", device="cpu", progress=False)
+
+
+@pytest.fixture(scope="session")
+def student_folder(teacher_folder: Path) -> Path:
+    """Its student (not to be written to)."""
+    recipe = recipes.get("digits-scd", [*TINY, f"teacher={teacher_folder}"])
+    return train(recipe, teacher_folder.parent / "student", device="cpu", progress=False)

@@ -1,0 +1,257 @@
+"""A user's mistake: one line on stderr that says what is wrong and what to do, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from trigflow import cli
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command line in an empty folder and returns its complaint."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str, *words: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        code = cli.main(line.split())
+        shown = capsys.readouterr()
+        assert code == 2, shown
+        assert shown.err.startswith("trigflow: ")
+        assert shown.err.count("\n") == 1, f"more than one line: {shown.err}"
+        assert shown.out == ""
+        assert sorted(tmp_path.rglob("*")) == before, "something was written"
+        for word in words:
+            assert word in shown.err
+        return shown.err
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("trian digits-scd --out a", ["unknown command 'trian'", "did you mean 'train'?"]),
+        ("sample digits --stpes 2 --out a.png", ["'--stpes'", "did you mean '--steps'?"]),
+        ("sample digits --steps 0 --out a.png", ["--steps", "at least 1", "'0'"]),
+        ("sample digits --steps two --out a.png", ["--steps", "'two'"]),
+        ("sample digits --num -3 --out a.png", ["--num", "'-3'"]),
+        ("sample digits --labels 1,x --out a.png", ["--labels", "'x'"]),
+        ("sample digits --guidance-scale nan --out a.png", ["--guidance-scale", "'nan'"]),
+        ("sample digits --guidance-scale -1 --out a.png", ["--guidance-scale", "'-1'"]),
+        ("sample digits", ["--out"]),
+        ("sample digits --out a.jpg", ["a.jpg", ".png, .npz, .npy"]),
+        ("sample digits --device tpu --out a.png", ["--device", "cuda"]),
+        ("evaluate digits --steps 1,0 --out a", ["--steps", "'0'"]),
+        ("evaluate digits --num 1 --out a", ["--num", "at least 2"]),
+        ("evaluate digits --seeds 0 --out a", ["--seeds"]),
+        ("list recipies", ["recipies", "recipes"]),
+        ("", ["COMMAND"]),
+    ],
+)
+def test_arguments(line: str, words: list[str], refused: Refused) -> None:
+    refused(line, *words)
+
+
+# ----------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train digits-tacher --out a", ["unknown recipe 'digits-tacher'", "did you mean 'digits-teacher'?"]),
+        ("sample digit --out a.png", ["no model 'digit'", "did you mean 'digits'?"]),
+        ("evaluate digit --out a", ["no model 'digit'", "did you mean 'digits'?"]),
+        ("doctor digit", ["'digit'", "did you mean 'digits'?"]),
+        ("doctor no_such_module:Net", ["no_such_module"]),
+        ("train-classifier digit --out a", ["'digit'", "did you mean 'digits'?"]),
+        ("train digits-scd teacher=nowhere --out a", ["teacher", "'nowhere'"]),
+        ("train digits-scd --out a", ["needs a teacher"]),
+        ("train digits-teacher network=unte --out a", ["unknown network 'unte'", "did you mean 'unet'?"]),
+        ("train digits-teacher objective=difusion --out a", ["'difusion'", "did you mean 'diffusion'?"]),
+        ("train digits-teacher sampling.sampler=huen --out a", ["'huen'", "did you mean 'heun'?"]),
+        ("train digits-teacher data=digts --out a", ["'digts'", "did you mean 'digits'?"]),
+    ],
+)
+def test_names(line: str, words: list[str], refused: Refused) -> None:
+    refused(line, *words)
+
+
+def test_unknown_sampler_and_label_of_a_model(student_folder: Path, refused: Refused) -> None:
+    refused(f"sample {student_folder} --sampler huen --out a.png", "'huen'", "did you mean 'heun'?")
+    refused(f"sample {student_folder} --labels 10 --out a.png", "labels [10]", "0..9")
+
+
+# ----------------------------------------------------------------------------------------------- keys of a recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.bacth=64", ["'train.bacth'", "did you mean 'batch'?"]),
+        ("tarin.batch=64", ["'tarin.batch'", "did you mean 'train'?"]),
+        ("network.chanels=8", ["network.chanels", "did you mean 'channels'?"]),
+        ("objective.P_maen=0", ["objective.P_maen", "did you mean 'P_mean'?"]),
+        ("train.batch=many", ["train.batch", '"many"']),
+        ("train.batch=0", ["train.batch", "greater than or equal to 1"]),
+        ("train.batch=2.5", ["train.batch", "2.5"]),
+        ("train.microbatch=7", ["microbatch"]),
+        ("train.label_dropout=1.5", ["train.label_dropout", "1.5"]),
+        ("optimizer.lr=-1", ["optimizer.lr", "-1"]),
+        ("optimizer.lr=NaN", ["optimizer.lr"]),
+        ("optimizer.name=sgd", ["optimizer.name", "radam"]),
+        ("optimizer.schedule=linaer", ["'linaer'", "did you mean 'linear'?"]),
+        ("precond.sigma_data=0", ["precond.sigma_data"]),
+        ("objective.P_std=0", ["objective.P_std"]),
+        ("sampling.steps=0", ["sampling.steps"]),
+        ("ema.ema_std=[0.5]", ["ema.ema_std"]),
+        ("train", ["'train'"]),
+    ],
+)
+def test_overrides(override: str, words: list[str], refused: Refused) -> None:
+    refused(f"train digits-teacher {override} --out a", *words)
+
+
+# ----------------------------------------------------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (np.zeros((0, 1, 8, 8), np.uint8), ["empty"]),
+        (np.zeros((4, 1, 8, 8), np.uint8), ["does not vary"]),
+        (np.full((4, 2), np.nan, np.float32), ["not finite"]),
+        (np.zeros((4, 8), np.int64), ["int64"]),
+    ],
+)
+def test_arrays_that_are_no_data(
+    content: np.ndarray, words: list[str], refused: Refused, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "images.npy", content)
+    refused("train digits-teacher train.label_dropout=0 --data images.npy --out a", *words)
+
+
+def test_data_that_is_missing_or_foreign(refused: Refused, tmp_path: Path) -> None:
+    refused("train digits-teacher --data nowhere.npz --out a", "nowhere.npz")
+    (tmp_path / "images.npz").write_text("<html>not found</html>")
+    refused("train digits-teacher --data images.npz --out a", "images.npz")
+    np.savez(tmp_path / "images.npz", a=np.zeros((4, 2)), b=np.zeros((4, 2)))
+    refused("train digits-teacher --data images.npz --out a", "images.npz", "a, b")
+    np.savez(tmp_path / "images.npz", x=np.random.rand(4, 2), labels=np.array([0, 1, 2, -1]))
+    refused("train digits-teacher --data images.npz --out a", "labels")
+
+
+def test_a_classifier_needs_labels(refused: Refused, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 255, (200, 8, 8), np.uint8))
+    refused("train-classifier images.npy --out a", "labelled")
+
+
+# --------------------------------------------------------------------------------------------- models and checkpoints
+
+
+def test_a_folder_without_a_model(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused("sample empty --out a.png", "empty", "model.json")
+
+
+def test_damaged_weights(student_folder: Path, refused: Refused, tmp_path: Path) -> None:
+    copy_model(student_folder, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused("sample model --out a.png", "model.safetensors", "damaged")
+
+
+def test_a_damaged_card(student_folder: Path, refused: Refused, tmp_path: Path) -> None:
+    copy_model(student_folder, tmp_path / "model")
+    (tmp_path / "model" / "model.json").write_text('{"name": ')
+    refused("sample model --out a.png", "model.json")
+    (tmp_path / "model" / "model.json").write_text('{"name": "foreign"}')
+    refused("sample model --out a.png", "model.json")
+
+
+def test_weights_of_another_shape(student_folder: Path, refused: Refused, tmp_path: Path) -> None:
+    copy_model(student_folder, tmp_path / "model")
+    card = tmp_path / "model" / "model.json"
+    card.write_text(card.read_text().replace('"channels": 8', '"channels": 16'))
+    refused("sample model --out a.png", "shape")
+
+
+def test_a_teacher_of_another_shape(teacher_folder: Path, refused: Refused) -> None:
+    refused(f"train digits-scd network.channels=16 teacher={teacher_folder} --out a", "shape")
+
+
+def test_a_teacher_of_other_data(teacher_folder: Path, refused: Refused) -> None:
+    refused(f"train mixture2d-scd teacher={teacher_folder} --out a", "data shape")
+
+
+def test_a_missing_device(student_folder: Path, refused: Refused) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    refused(f"sample {student_folder} --device cuda --out a.png", "'cuda'", "--device auto")
+
+
+# ------------------------------------------------------------------------------------------------ folders and files
+
+
+def test_a_folder_that_holds_something_else(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").touch()
+    refused("train digits-teacher --out a", "a is not empty", "--out")
+    refused("demo --out a", "a is not empty", "--out")
+
+
+def test_a_folder_that_holds_a_run(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "recipe.json").write_text("{}")
+    refused("train digits-teacher --out a", "--resume")
+    refused("train digits-teacher --out a --resume", "another recipe")
+
+
+def test_a_file_where_a_folder_belongs(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    refused("train digits-teacher --out a", "a is a file")
+    refused("demo --out a", "a is a file")
+    refused("train-classifier digits --epochs 1 --out a", "a")
+
+
+def test_a_file_below_a_file(student_folder: Path, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    refused(f"sample {student_folder} --out a/b.png", "a")
+    refused(f"evaluate {student_folder} --out a/b --num 2 --seeds 1", "a")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_no_space_and_no_permission(
+    code: int, student_folder: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    refused(f"sample {student_folder} --num 1 --out a.png", "a.png", os.strerror(code))
+    refused(f"sample {student_folder} --num 1 --out a.npz", "a.npz", os.strerror(code))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_without_permission(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(mode=0o500)
+    refused(f"train digits-teacher {' '.join(TINY)} --out a/b", "a/b", "Permission denied")
+
+
+def copy_model(source: Path, target: Path) -> None:
+    target.mkdir()
+    for name in ("model.json", "model.safetensors"):
+        (target / name).write_bytes((source / name).read_bytes())

@@ -1,0 +1,145 @@
+"""The command: its flags are frozen, its help shows an example, its exit codes hold."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+import trigflow
+from trigflow import cli
+from trigflow.errors import UserError
+
+# Others rely on these: a change here is a change of the interface.
+FLAGS = {
+    "demo": {"--out", "--seed", "--device"},
+    "list": {"kind"},
+    "train": {"recipe", "overrides", "--out", "--resume", "--data", "--seed", "--device"},
+    "sample": {
+        *(
+            "model",
+            "--steps",
+            "--num",
+            "--out",
+            "--labels",
+            "--guidance-scale",
+            "--sampler",
+            "--seed",
+            "--device",
+        ),
+    },
+    "evaluate": {
+        *(
+            "model",
+            "--steps",
+            "--num",
+            "--seeds",
+            "--features",
+            "--teacher",
+            "--data",
+            "--guidance-scale",
+            "--out",
+        ),
+        "--device",
+    },
+    "doctor": {"model", "--device"},
+    "train-classifier": {"data", "--epochs", "--out", "--seed", "--device"},
+}
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    actions = cli.build_parser()._actions
+    return dict(next(a for a in actions if isinstance(a, argparse._SubParsersAction)).choices)
+
+
+def test_the_flags_are_frozen() -> None:
+    found = {
+        name: {(action.option_strings or [action.dest])[-1] for action in verb._actions} - {"--help"}
+        for name, verb in verbs().items()
+    }
+    assert found == FLAGS
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_help_shows_an_example_that_the_parser_accepts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([name, "--help"])
+    assert left.value.code == 0
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    example = cli.COMMANDS[name].example
+    assert f"example: {example}" in shown
+    assert cli.parse(example.split()[1:]).command == name
+
+
+def test_every_argument_is_explained() -> None:
+    for verb in verbs().values():
+        assert all(action.help for action in verb._actions)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"trigflow {trigflow.__version__}\n"
+
+
+def test_overrides_may_stand_anywhere_behind_the_recipe() -> None:
+    line = "train digits-scd train.batch=64 --out runs/a network.channels=32 --seed 3 optimizer.lr=1e-4"
+    args = cli.parse(line.split())
+    assert args.overrides == ["train.batch=64", "network.channels=32", "optimizer.lr=1e-4"]
+    assert args.seed == 3
+
+
+def replace_run(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(args: argparse.Namespace) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "list", replace(cli.COMMANDS["list"], run=run))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("two\n lines"), 2, "trigflow: two lines\n"),
+        (KeyboardInterrupt(), 130, "trigflow: stopped\n"),
+        (OSError(errno.ENOSPC, "full", "runs/a"), 2, "trigflow: 'runs/a': no space left on the device"),
+        (PermissionError(errno.EACCES, "no", "runs/a"), 2, "trigflow: 'runs/a': no permission"),
+    ],
+)
+def test_what_stops_a_command_becomes_one_line_and_an_exit_code(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    replace_run(monkeypatch, error)
+    assert cli.main(["list"]) == code
+    shown = capsys.readouterr()
+    assert shown.err.startswith(line)
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_run(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["list"])
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    program = f"{sys.executable} -m trigflow list | true"
+    done = subprocess.run(["bash", "-c", program], check=False, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_python_dash_m_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trigflow", "smaple"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("trigflow: unknown command 'smaple' (did you mean 'sample'?)")

@@ -1,0 +1,41 @@
+"""The public face: what `trigflow` promises is there, in order, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trigflow
+
+
+def test_all_is_sorted_and_equals_the_public_names() -> None:
+    assert trigflow.__all__ == sorted(trigflow.__all__)
+    assert dir(trigflow) == trigflow.__all__
+
+
+def test_names_for_type_checkers_equal_the_names_at_run_time() -> None:
+    tree = ast.parse(Path(trigflow.__file__).read_text())
+    imports = [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "typing"
+    ]
+    named = {alias.name for node in imports for alias in node.names} - {"annotations"}
+    assert named == set(trigflow.__all__)
+
+
+@pytest.mark.parametrize("name", trigflow.__all__)
+def test_every_name_is_there(name: str) -> None:
+    assert getattr(trigflow, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'smaple'"):
+        trigflow.smaple  # noqa: B018
+
+
+def test_importing_the_package_and_its_command_does_not_import_torch() -> None:
+    program = "import sys, trigflow, trigflow.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,62 @@
+"""Classifier-free guidance: its formula, its cost, its mistakes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trigflow.errors import UserError
+from trigflow.guidance import guided
+from trigflow.samplers import CountNFE, sample_heun
+
+
+def labelled(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """A velocity that tells its label, three classes and the null label 3."""
+    return x_t + labels[:, None] * torch.cos(t)[:, None]
+
+
+X = torch.arange(6, dtype=torch.float64).reshape(3, 2)
+T = torch.tensor([0.1, 0.7, 1.5], dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, torch.tensor([1.0, 1.5, 2.0])])
+def test_guidance_extrapolates_from_the_null_label(scale: float | Tensor) -> None:
+    v = guided(labelled, scale, null_label=3)(X, T, labels=LABELS)
+    label = 3 + scale * (LABELS - 3)
+    torch.testing.assert_close(v, X + label[:, None] * torch.cos(T)[:, None], rtol=0, atol=1e-12)
+
+
+def test_a_scale_of_one_is_no_guidance_and_one_evaluation() -> None:
+    assert guided(labelled, 1.0, null_label=3) is labelled
+    assert guided(labelled, 1, null_label=0) is labelled, "an unconditional network needs no guidance"
+
+
+@pytest.mark.parametrize(("scale", "evaluations"), [(1.0, 1), (1.5, 2)])
+def test_a_guided_step_counts_two(scale: float, evaluations: int) -> None:
+    count = CountNFE(labelled)
+    velocity = guided(count, scale, null_label=3)
+    sample_heun(lambda x, t: velocity(x, t, labels=LABELS), X, [1.5, 1.0, 0.5, 0.0])
+    assert count.nfe == 5 * evaluations
+
+
+def test_the_dtype_is_that_of_the_sample() -> None:
+    assert (
+        guided(labelled, torch.tensor([2.0] * 3), 3)(X.bfloat16(), T, labels=LABELS).dtype == torch.bfloat16
+    )
+
+
+@pytest.mark.parametrize("scale", [2.0, torch.tensor([2.0])])
+def test_guidance_of_an_unconditional_network_is_a_mistake(scale: float | Tensor) -> None:
+    with pytest.raises(UserError, match="needs a network with class labels"):
+        guided(labelled, scale, null_label=0)
+
+
+def test_missing_labels_and_an_infinite_scale_are_mistakes() -> None:
+    with pytest.raises(UserError, match="needs labels"):
+        guided(labelled, 2.0, null_label=3)(X, T)
+    with pytest.raises(UserError, match="finite"):
+        guided(labelled, math.nan, null_label=3)

@@ -1,0 +1,217 @@
+"""The objectives against closed forms, finite differences and their own algebra, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trigflow import flow
+from trigflow.dual import value_and_tangent
+from trigflow.errors import UserError
+from trigflow.networks import NETWORKS
+from trigflow.objectives import OBJECTIVES, SCM, Batch, Diffusion, consistency_tangent, normalize_tangent
+from trigflow.precond import TrigFlowPrecond
+from trigflow.randomness import SampleRandom
+
+SIGMA_DATA = 0.5
+SMALL = {
+    "mlp": ((6,), {"width": 16, "depth": 2}),
+    "unet": ((2, 8, 8), {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1}),
+    "dit": ((2, 8, 8), {"patch": 2, "width": 16, "depth": 2, "heads": 2}),
+}
+
+
+def small_precond(name: str, num_classes: int = 0, **options: object) -> TrigFlowPrecond:
+    """A small float64 network with random weights in every layer (the last one starts at zero)."""
+    torch.manual_seed(0)
+    shape, sizes = SMALL[name]
+    network = NETWORKS[name](shape, num_classes, **sizes, **options)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return TrigFlowPrecond(network.double(), sigma_data=SIGMA_DATA).double()
+
+
+def points(shape: tuple[int, ...], count: int = 6) -> tuple[Tensor, SampleRandom]:
+    random = SampleRandom(3, torch.arange(count))
+    return SIGMA_DATA * random.normal("data", shape, torch.float64), random
+
+
+class GaussianF(nn.Module):
+    """F of Gaussian data N(0, s0^2): of its velocity (a teacher), or of its consistency function (a perfect student)."""
+
+    num_classes = 0
+
+    def __init__(self, s0: float, consistent: bool) -> None:
+        super().__init__()
+        self.s0 = s0
+        self.consistent = consistent
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        cos, sin = t.cos()[:, None, None], t.sin()[:, None, None]
+        variance = cos**2 * self.s0**2 + sin**2 * SIGMA_DATA**2
+        if self.consistent:  # f = cos(t) x_t - sin(t) sigma_data F = x_t s0 / sqrt(variance)
+            return x * (cos - self.s0 / variance.sqrt()) / sin
+        return x * cos * sin * (SIGMA_DATA**2 - self.s0**2) / variance
+
+
+@pytest.mark.parametrize("mode", ["dual", "func", "finite_difference"])
+def test_tangent_of_the_exact_consistency_function_is_zero(mode: str) -> None:
+    teacher = TrigFlowPrecond(GaussianF(0.3, consistent=False), sigma_data=SIGMA_DATA).double()
+    student = TrigFlowPrecond(GaussianF(0.3, consistent=True), sigma_data=SIGMA_DATA).double()
+    x_0, random = points((2, 3))
+    scd = SCM(velocity="teacher", warmup=0, derivative=mode, adaptive_weight=False, normalization="none")
+    output = scd({"net": student, "teacher": teacher}, Batch(x_0 * 0.6), 0, random)
+    assert output.logs["tangent_norm"].max() < (1e-6 if mode == "finite_difference" else 1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize("mode", ["dual", "func", "finite_difference"])
+def test_tangent_is_the_derivative_of_f_along_the_path(name: str, mode: str) -> None:
+    net, teacher = small_precond(name), small_precond(name, normalization="adagn")
+    x_0, random = points(SMALL[name][0])
+    t = torch.linspace(0.1, 1.5, len(x_0), dtype=torch.float64)
+    x_t = flow.interpolate(x_0, SIGMA_DATA * random.normal("z", SMALL[name][0], torch.float64), t)
+    dx_dt = teacher.velocity(x_t, t)
+
+    scale = t.cos() * t.sin()
+    output = value_and_tangent(net, (x_t, t), (flow.expand(scale, x_t) * dx_dt, scale), mode=mode)
+    g = consistency_tangent(x_t, t, output.value, output.tangent, dx_dt, SIGMA_DATA)
+
+    h = 1e-5
+    with torch.no_grad():
+        ahead, behind = (net.denoised(x_t + s * h * dx_dt, t + s * h) for s in (1, -1))
+    expected = flow.expand(t.cos(), x_t) * (ahead - behind) / (2 * h)
+    torch.testing.assert_close(g.detach(), expected, rtol=1e-6, atol=1e-7)
+    assert not output.tangent.requires_grad and output.value.requires_grad
+
+
+def test_gradient_of_the_loss_is_minus_the_tangent() -> None:
+    """grad of E|F - sg(F) - g|^2 / D is -2/D g^T dF, whatever the value of the loss."""
+    net = small_precond("mlp")
+    x_0, random = points((6,))
+    sct = SCM(velocity="data", warmup=0, adaptive_weight=False, normalization="none")
+    loss = sct({"net": net}, Batch(x_0), 0, random).losses["net"]
+    parameters = list(net.network.parameters())
+    gradients = torch.autograd.grad(loss, parameters)
+
+    t = torch.special.ndtri(random.uniform("t", dtype=torch.float64))
+    t = torch.atan((t * sct.P_std + sct.P_mean).exp() / SIGMA_DATA)
+    z = SIGMA_DATA * random.normal("z", (6,), torch.float64)
+    x_t, dx_dt = flow.interpolate(x_0, z, t), flow.velocity_target(x_0, z, t)
+    _, dF = torch.func.jvp(net, (x_t, t), (dx_dt, torch.ones_like(t)))
+    F = net(x_t, t)
+    cos, sin = t.cos()[:, None], t.sin()[:, None]
+    df_dt = -cos * (SIGMA_DATA * F - dx_dt) - sin * (x_t + SIGMA_DATA * dF)
+    expected = torch.autograd.grad((F * (-2 * cos * df_dt / 6).detach()).sum(1).mean(), parameters)
+    for gradient, reference in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-12)
+
+
+def test_teacher_at_its_own_student_leaves_only_the_second_term() -> None:
+    """Student = teacher: sigma_data F - dx/dt = 0, so with r = 0 nothing is left to learn."""
+    net = small_precond("mlp")
+    x_0, random = points((6,))
+    scd = SCM(velocity="teacher", warmup=10, warmup_unit="images", adaptive_weight=False)
+    start = scd({"net": net, "teacher": net}, Batch(x_0), 0, random)
+    assert start.logs["tangent_norm"].max() < 1e-15
+    assert scd({"net": net, "teacher": net}, Batch(x_0), 10, random).logs["tangent_norm"].min() > 1e-4
+
+
+def test_warmup_counts_images_or_steps() -> None:
+    assert SCM(velocity="data", warmup=100, warmup_unit="images").tangent_warmup(50, 8) == 0.5
+    assert SCM(velocity="data", warmup=100, warmup_unit="steps").tangent_warmup(200, 8) == 0.25
+    assert SCM(velocity="data", warmup=100).tangent_warmup(10**9, 8) == 1.0
+    assert SCM(velocity="data", warmup=0).tangent_warmup(0, 8) == 1.0
+
+
+@pytest.mark.parametrize("normalization", ["rms", "l2"])
+def test_normalized_tangent_has_norm_below_one(normalization: str) -> None:
+    g = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
+    norm = 5 / math.sqrt(2) if normalization == "rms" else 5
+    expected = g / torch.tensor([[norm + 0.1], [1.0]])
+    torch.testing.assert_close(normalize_tangent(g, normalization), expected)
+
+
+def test_clip_and_none() -> None:
+    g = torch.tensor([[3.0, -0.5]])
+    assert normalize_tangent(g, "clip").tolist() == [[1.0, -0.5]]
+    assert normalize_tangent(g, "none") is g
+
+
+def test_diffusion_target_is_the_velocity_of_the_pair() -> None:
+    class TargetF(nn.Module):
+        num_classes = 0
+
+        def forward(self, x: Tensor, t: Tensor, target: Tensor) -> Tensor:
+            return target
+
+    net = TrigFlowPrecond(TargetF(), sigma_data=SIGMA_DATA).double()
+    x_0, random = points((2, 3))
+    objective = Diffusion(adaptive_weight=False)
+    t = objective({"net": net}, Batch(x_0, {"target": x_0}), 0, random).logs["t"]
+    z = SIGMA_DATA * random.normal("z", (2, 3), torch.float64)
+    target = flow.velocity_target(x_0, z, t) / SIGMA_DATA
+    assert objective({"net": net}, Batch(x_0, {"target": target}), 0, random).losses["net"] < 1e-20
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_each_sample_is_independent_of_its_batch(name: str) -> None:
+    """t, z, dropout and tangent norms follow the image, not its place: halves of a batch give the whole."""
+    net, teacher = small_precond("unet", 3, dropout=0.3), small_precond("unet", 3)
+    x_0, random = points((2, 8, 8))
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    nets, objective = {"net": net, "teacher": teacher.eval()}, OBJECTIVES[name]()
+    whole = objective(nets, Batch(x_0, {"labels": labels}), 7, random).logs
+    half = SampleRandom(3, torch.arange(3, 6))
+    part = objective(nets, Batch(x_0[3:], {"labels": labels[3:]}, step_images=6), 7, half).logs
+    for key, value in whole.items():
+        torch.testing.assert_close(value[3:], part[key], rtol=1e-9, atol=1e-12)
+
+
+def test_adaptive_weight_is_optimal_at_the_log_of_the_error() -> None:
+    net = small_precond("mlp")
+    x_0, random = points((6,))
+    output = Diffusion()({"net": net}, Batch(x_0), 0, random)
+    error = output.logs["error"]
+    torch.testing.assert_close(output.logs["loss"], error)  # u = 0 at the start
+    bias = net.adaptive_weight.linear.bias
+    gradient = torch.autograd.grad(output.losses["net"], bias)[0]
+    torch.testing.assert_close(gradient, (1 - error).mean()[None])
+
+
+def test_without_prior_weight_the_tangent_is_scaled_by_sigma() -> None:
+    net = small_precond("mlp")
+    x_0, random = points((6,))
+    fields = {"velocity": "data", "warmup": 0, "normalization": "none"}
+    with_prior = SCM(**fields)({"net": net}, Batch(x_0), 0, random).logs
+    without = SCM(**fields, prior_weight=False)({"net": net}, Batch(x_0), 0, random).logs
+    sigma = SIGMA_DATA * with_prior["t"].tan()
+    torch.testing.assert_close(without["tangent_norm"], sigma * with_prior["tangent_norm"])
+
+
+def test_guided_teacher_moves_the_tangent() -> None:
+    net, teacher = small_precond("unet", 3), small_precond("unet", 3, normalization="adagn")
+    x_0, random = points((2, 8, 8))
+    batch = Batch(x_0, {"labels": torch.tensor([0, 1, 2, 0, 1, 2])})
+    nets = {"net": net, "teacher": teacher}
+    plain = SCM(velocity="teacher", warmup=0)(nets, batch, 0, random).logs["tangent_norm"]
+    guided = SCM(velocity="teacher", warmup=0, guidance_scale=2.0)(nets, batch, 0, random).logs["tangent_norm"]
+    assert not torch.allclose(plain, guided)
+
+
+@pytest.mark.parametrize("c_noise", ["t", "edm"])
+def test_noise_conditioning(c_noise: str) -> None:
+    net = TrigFlowPrecond(nn.Identity(), c_noise=c_noise)
+    t = torch.tensor([0.0, 0.5, math.pi / 2])
+    value = net.noise_conditioning(t)
+    assert torch.isfinite(value).all()
+    assert value[1] == pytest.approx(0.5 if c_noise == "t" else math.log(0.5 * math.tan(0.5)) / 4)
+
+
+@pytest.mark.parametrize("options", [{"sigma_data": 0.0}, {"sigma_data": -1.0}, {"c_noise": "log"}])
+def test_bad_preconditioning_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        TrigFlowPrecond(nn.Identity(), **options)

@@ -1,0 +1,368 @@
+"""Samplers: the original algorithms in their own variables, diffusers' schedulers, orders of convergence, cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trigflow import flow
+from trigflow.errors import UserError
+from trigflow.oracles import Gaussian, GaussianMixture, mixture2d, solve_flow
+from trigflow.samplers import (
+    SAMPLERS,
+    CountNFE,
+    consistency_times,
+    edm_times,
+    sample,
+    sample_consistency,
+    sample_ddim,
+    sample_dpmpp_2m,
+    sample_heun,
+)
+
+SIGMA_DATA = 0.5
+ODE_SAMPLERS = {name: sampler for name, sampler in SAMPLERS.items() if name != "consistency"}
+
+
+def start(n: int = 8, dtype: torch.dtype = torch.float64) -> Tensor:
+    return SIGMA_DATA * torch.randn(n, 2, dtype=dtype)
+
+
+def at(t: float, n: int = 8) -> Tensor:
+    return torch.full((n,), t, dtype=torch.float64)
+
+
+def no_noise(step: int) -> Tensor:
+    raise AssertionError("an ODE sampler draws nothing")
+
+
+# Time grids
+
+
+def test_consistency_times_of_the_paper() -> None:
+    t_max = math.atan(160)
+    assert consistency_times(1) == [t_max]
+    assert consistency_times(2) == pytest.approx([t_max, 1.1], abs=1e-12)
+    assert np.diff(consistency_times(5)) == pytest.approx(4 * [(1.1 - t_max) / 4])
+    assert consistency_times(2, sigma_data=1.0, t_mid=0.8) == pytest.approx([math.atan(80), 0.8])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_edm_times_are_edm_s_noise_levels(steps: int) -> None:
+    sigmas = [flow.sigma_from_t(t, SIGMA_DATA) for t in edm_times(steps)]
+    ramp = np.linspace(0, 1, steps)
+    expected = (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    assert sigmas == pytest.approx([*expected, 0.0], rel=1e-9)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+@pytest.mark.parametrize("grid", [consistency_times, edm_times])
+def test_fewer_than_one_step_is_a_mistake(grid: Callable[[int], list[float]], steps: int) -> None:
+    with pytest.raises(UserError, match=f"steps is {steps}: give 1 or more"):
+        grid(steps)
+
+
+def test_mistakes_in_a_grid_are_named() -> None:
+    with pytest.raises(UserError, match="t_mid"):
+        consistency_times(2, t_mid=1.57)
+    with pytest.raises(UserError, match="sigma_min"):
+        edm_times(3, sigma_min=90.0)
+    with pytest.raises(UserError, match="rho"):
+        edm_times(3, rho=0.0)
+
+
+@pytest.mark.parametrize("sampler", ODE_SAMPLERS.values(), ids=ODE_SAMPLERS)
+@pytest.mark.parametrize(
+    ("ts", "message"),
+    [
+        ([1.0], "2 or more"),
+        ([1.0, 1.2], "descend"),
+        ([1.6, 0.0], "lie in"),
+        ([1.0, -0.1], "lie in"),
+        ([math.nan, 0], "descend"),
+    ],
+)
+def test_a_foreign_grid_is_refused(sampler: Callable[..., Tensor], ts: list[float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sampler(mixture2d().velocity, start(), ts)
+
+
+def test_grids_that_one_sampler_cannot_use() -> None:
+    with pytest.raises(UserError, match="lie in"):
+        sample_heun(mixture2d().velocity, start(), [flow.T_MAX, 0.0])
+    with pytest.raises(UserError, match="lie in"):
+        sample_consistency(mixture2d().velocity, start(), [1.0, 0.0], torch.randn, SIGMA_DATA)
+    with pytest.raises(UserError, match="1 or more"):
+        sample_consistency(mixture2d().velocity, start(), [], torch.randn, SIGMA_DATA)
+
+
+# Consistency sampling
+
+
+def test_one_step_is_the_consistency_function() -> None:
+    oracle, x_T = mixture2d(), start()
+    (t,) = consistency_times(1)
+    x_0 = sample_consistency(oracle.velocity, x_T, [t], no_noise, SIGMA_DATA)
+    torch.testing.assert_close(x_0, oracle.denoised(x_T, at(t)), rtol=0, atol=1e-12)
+
+
+def test_two_steps_by_hand() -> None:
+    oracle, x_T, z = mixture2d(), start(), torch.randn(8, 2, dtype=torch.float64)
+    x_hat = flow.denoised(x_T, oracle.velocity(x_T, at(1.5)), 1.5)
+    x_mid = math.cos(1.1) * x_hat + math.sin(1.1) * SIGMA_DATA * z
+    expected = oracle.denoised(x_mid, at(1.1))
+    drawn: list[int] = []
+
+    def noise(step: int) -> Tensor:
+        drawn.append(step)
+        return z
+
+    x_0 = sample_consistency(oracle.velocity, x_T, [1.5, 1.1], noise, SIGMA_DATA)
+    torch.testing.assert_close(x_0, expected, rtol=0, atol=1e-12)
+    assert drawn == [1]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_an_exact_consistency_model_samples_the_data_at_any_number_of_steps(steps: int) -> None:
+    """For a Gaussian f = mean + s/sqrt(variance) (x - cos t mean), whatever the noise: the std must come out."""
+    oracle = Gaussian(torch.tensor([0.3, -0.1]), 0.2, SIGMA_DATA)
+
+    def consistency_velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        return flow.velocity_from_denoised(x_t, oracle.flow_map(x_t, t), t)
+
+    x_T = start(20_000)
+    x_0 = sample(
+        "consistency",
+        consistency_velocity,
+        x_T,
+        steps,
+        noise=lambda _: torch.randn(20_000, 2),
+        sigma_data=0.5,
+    )
+    torch.testing.assert_close(x_0.mean(0), oracle.mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(x_0.std(0), oracle.std, rtol=0.02, atol=0)
+
+
+# The original algorithms in EDM's variables
+
+
+def edm_denoiser(oracle: GaussianMixture) -> Callable[[Tensor, float], Tensor]:
+    def D(x_sigma: Tensor, sigma: float) -> Tensor:
+        t = flow.t_from_sigma(sigma, SIGMA_DATA)
+        return oracle.denoised(x_sigma * math.cos(t), torch.full((len(x_sigma),), t, dtype=x_sigma.dtype))
+
+    return D
+
+
+def edm_euler(D: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: list[float]) -> Tensor:
+    for sigma, following in pairwise(sigmas):
+        x = x + (following - sigma) * (x - D(x, sigma)) / sigma
+    return x
+
+
+def edm_heun(D: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: list[float]) -> Tensor:
+    """Karras et al. (2022), algorithm 1 without churn."""
+    for sigma, following in pairwise(sigmas):
+        d = (x - D(x, sigma)) / sigma
+        x_next = x + (following - sigma) * d
+        if following > 0:
+            d_next = (x_next - D(x_next, following)) / following
+            x_next = x + (following - sigma) * (d + d_next) / 2
+        x = x_next
+    return x
+
+
+@pytest.mark.parametrize(("sampler", "original"), [(sample_ddim, edm_euler), (sample_heun, edm_heun)])
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_edm_s_algorithms_exactly(
+    sampler: Callable[..., Tensor], original: Callable[..., Tensor], steps: int
+) -> None:
+    oracle, x_T, ts = mixture2d(), start(), edm_times(steps)
+    sigmas = [flow.sigma_from_t(t, SIGMA_DATA) for t in ts]
+    expected = original(edm_denoiser(oracle), x_T / math.cos(ts[0]), sigmas)
+    torch.testing.assert_close(sampler(oracle.velocity, x_T, ts), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ODE_SAMPLERS)
+def test_one_step_to_zero_is_the_denoiser(name: str) -> None:
+    oracle, x_T = mixture2d(), start()
+    x_0 = SAMPLERS[name](oracle.velocity, x_T, [1.2, 0.0])
+    torch.testing.assert_close(x_0, oracle.denoised(x_T, at(1.2)), rtol=0, atol=1e-12)
+
+
+# diffusers' schedulers
+
+
+def to_diffusers_edm(scheduler_name: str, steps: int, x_T: Tensor) -> Tensor:
+    """The loop of a diffusers pipeline with an EDM network, F_EDM = -F_TrigFlow."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = getattr(diffusers, scheduler_name)(sigma_data=SIGMA_DATA)
+    scheduler.set_timesteps(steps)
+    x = x_T / math.cos(flow.t_from_sigma(80.0, SIGMA_DATA))
+    for sigma, timestep in zip(scheduler.sigmas.tolist(), scheduler.timesteps, strict=False):
+        x_t = scheduler.scale_model_input(x, timestep) * SIGMA_DATA
+        t = torch.full((len(x),), flow.t_from_sigma(sigma, SIGMA_DATA), dtype=torch.float64)
+        F_edm = -mixture2d().velocity(x_t, t) / SIGMA_DATA
+        x = scheduler.step(F_edm, timestep, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("steps", [2, 10, 30])
+@pytest.mark.parametrize(
+    ("sampler", "name"),
+    [(sample_ddim, "EDMEulerScheduler"), (sample_dpmpp_2m, "EDMDPMSolverMultistepScheduler")],
+)
+def test_diffusers_edm_schedulers(sampler: Callable[..., Tensor], name: str, steps: int) -> None:
+    x_T = start(dtype=torch.float32)
+    ours = sampler(mixture2d().velocity, x_T.double(), edm_times(steps))
+    torch.testing.assert_close(ours.float(), to_diffusers_edm(name, steps, x_T), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # diffusers' own, under NumPy 2
+@pytest.mark.parametrize("steps", [2, 10, 30])
+def test_diffusers_heun(steps: int) -> None:
+    """Its DDPM noise levels are sigma/alpha; the evaluations in the middle of a step come with its doubled grid."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.HeunDiscreteScheduler()
+    scheduler.set_timesteps(steps)
+    levels = scheduler.sigmas.double().unique().flip(0).tolist()
+    x_T, velocity = start(dtype=torch.float32), CountNFE(mixture2d().velocity)
+    ts = [flow.t_from_sigma(sigma, SIGMA_DATA) for sigma in levels]
+    ours = sample_heun(velocity, x_T.double(), ts)
+    x = x_T / math.cos(ts[0])
+    for sigma, timestep in zip(scheduler.sigmas.tolist(), scheduler.timesteps, strict=False):
+        t = flow.t_from_sigma(sigma, SIGMA_DATA)
+        x_t = x * math.cos(t)
+        z = flow.noise(x_t, mixture2d().velocity(x_t, at(t)), t)
+        x = scheduler.step(z / SIGMA_DATA, timestep, x).prev_sample
+    torch.testing.assert_close(ours.float(), x, rtol=0, atol=1e-5)
+    assert velocity.nfe == len(scheduler.timesteps) == 2 * steps - 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_diffusers_consistency(steps: int) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler, ts = diffusers.SCMScheduler(sigma_data=SIGMA_DATA), consistency_times(steps)
+    scheduler.set_timesteps(
+        steps, timesteps=[*ts, 0.0], max_timesteps=None, intermediate_timesteps=None if steps != 2 else 1.3
+    )
+    x_T, theirs, ours = start(dtype=torch.float32), torch.Generator(), torch.Generator()
+    theirs.manual_seed(5), ours.manual_seed(5)
+    x_0 = sample_consistency(
+        mixture2d().velocity, x_T, ts, lambda _: torch.randn(8, 2, generator=ours), SIGMA_DATA
+    )
+    x = x_T
+    for t in scheduler.timesteps[:-1]:
+        v = mixture2d().velocity(x, t.expand(8))
+        x = scheduler.step(v, t, x, generator=theirs).prev_sample
+    torch.testing.assert_close(x_0, x, rtol=0, atol=1e-5)
+
+
+# Orders of convergence
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
+def test_order_of_convergence(name: str, order: int) -> None:
+    """The slope of log error over log steps on an exact velocity, between two times where nothing is special."""
+    oracle = GaussianMixture(torch.ones(2), torch.tensor([[-0.4, 0.2], [0.3, 0.1]]), torch.tensor([0.3, 0.2]))
+    x_T, first, last = start(64), 1.4, 0.2
+    t = torch.full((64,), first, dtype=torch.float64)
+    exact = solve_flow(oracle.velocity, x_T, t, t_end=last, steps=400)
+    counts, errors = [40, 80, 160, 320], []
+    for steps in counts:
+        ts = np.linspace(first, last, steps + 1).tolist()
+        errors.append((SAMPLERS[name](oracle.velocity, x_T, ts) - exact).square().mean().sqrt().item())
+    slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(-slope - order) < 0.15
+
+
+@pytest.mark.parametrize("name", ODE_SAMPLERS)
+def test_many_steps_reach_the_flow_map(name: str) -> None:
+    oracle = Gaussian(torch.tensor([0.3, -0.1]), torch.tensor([0.2, 0.6]), SIGMA_DATA)
+    x_T, ts = start(), edm_times(400)
+    exact = oracle.flow_map(x_T, torch.full((8,), ts[0], dtype=torch.float64))
+    x_0 = sample(name, oracle.velocity, x_T, 400, noise=no_noise, sigma_data=SIGMA_DATA)
+    torch.testing.assert_close(x_0, exact, rtol=0, atol=1e-2 if name == "ddim" else 1e-4)
+
+
+# Cost, hooks, dtypes
+
+
+@pytest.mark.parametrize(("name", "nfe"), [("consistency", 5), ("ddim", 5), ("heun", 9), ("dpmpp_2m", 5)])
+def test_nfe(name: str, nfe: int) -> None:
+    velocity = CountNFE(mixture2d().velocity)
+    sample(name, velocity, start(), 5, noise=lambda _: torch.randn(8, 2), sigma_data=SIGMA_DATA)
+    assert velocity.nfe == nfe
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_on_step_sees_the_path(name: str) -> None:
+    oracle, x_T = mixture2d(), start()
+    seen: list[tuple[float, Tensor, Tensor]] = []
+
+    def remember(t: float, x_t: Tensor, x_0: Tensor) -> None:
+        seen.append((t, x_t, x_0))
+
+    x_0 = sample(
+        name,
+        oracle.velocity,
+        x_T,
+        4,
+        noise=lambda _: torch.randn(8, 2),
+        sigma_data=SIGMA_DATA,
+        on_step=remember,
+    )
+    grid = consistency_times(4) if name == "consistency" else edm_times(4)[:-1]
+    assert [t for t, _, _ in seen] == grid
+    assert torch.equal(seen[0][1], x_T)
+    torch.testing.assert_close(seen[-1][2], x_0)  # the last step is a jump to the denoised sample
+    for t, x_t, guess in seen:
+        torch.testing.assert_close(guess, oracle.denoised(x_t, at(t)), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_keep_dtype_device_and_shape(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    x_T = torch.randn(3, 1, 4, 4, device=device).to(dtype)
+    times: list[Tensor] = []
+
+    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        times.append(t)
+        return 0.1 * x_t
+
+    x_0 = sample(
+        name, velocity, x_T, 3, noise=lambda _: torch.randn(x_T.shape, device=device), sigma_data=0.5
+    )
+    assert x_0.dtype == dtype and x_0.shape == x_T.shape and x_0.device == x_T.device
+    assert all(t.shape == (3,) and t.dtype == torch.float32 and t.device == x_T.device for t in times)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_float32_agrees_with_float64(name: str) -> None:
+    oracle, x_T, z = mixture2d(), start(), torch.randn(8, 2, dtype=torch.float64)
+    wide, narrow = (
+        sample(name, oracle.velocity, x, 12, noise=lambda _: z, sigma_data=SIGMA_DATA)
+        for x in (x_T, x_T.float())
+    )
+    torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=1e-4)
+
+
+def test_gradients_reach_the_noise() -> None:
+    x_T = start().requires_grad_()
+    sample_heun(mixture2d().velocity, x_T, edm_times(3)).sum().backward()
+    assert x_T.grad is not None and x_T.grad.abs().sum() > 0
+
+
+def test_an_unknown_sampler_is_named() -> None:
+    with pytest.raises(UserError, match="did you mean 'heun'"):
+        sample("huen", mixture2d().velocity, start(), 2, noise=no_noise, sigma_data=SIGMA_DATA)
+    with pytest.raises(UserError, match="steps is 0"):
+        sample("heun", mixture2d().velocity, start(), 0, noise=no_noise, sigma_data=SIGMA_DATA)
