@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -36,13 +37,29 @@ class Sample:
         return [torch.randn(shape, dtype=torch.float64) for shape in self.shapes]
 
 
+def is_method(function: Any) -> bool:
+    return isinstance(function, functools.partial)
+
+
+def as_called(function: Any) -> Any:
+    """A method is called on its object: Tensor.add(x, y) does not take a Dual, x.add(y) does."""
+    name = name_of(function)
+    return functools.partial(_call_method, name) if getattr(Tensor, name, None) is function else function
+
+
+def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(x, name)(*args, **kwargs)
+
+
 X = (2, 3, 4)
 IMAGE = (2, 4, 6, 6)
 QKV = ((2, 2, 5, 4), (2, 2, 7, 4), (2, 2, 7, 3))
 INDEX = torch.tensor([2, 0, 1])
 
 
-def one(call: Callable[..., Any] = lambda f, x: f(x), shape: tuple[int, ...] = X, unit: bool = False) -> Sample:
+def one(
+    call: Callable[..., Any] = lambda f, x: f(x), shape: tuple[int, ...] = X, unit: bool = False
+) -> Sample:
     return Sample(call, shape, unit=unit)
 
 
@@ -72,13 +89,61 @@ def transposed(dims: int) -> list[Sample]:
     return [Sample(lambda f, x, w, b: f(x, w, b, 2, 1, 1), size, weight, (2,))]
 
 
-UNARY = (
-    "ravel neg negative positive trace exp exp2 expm1 log1p square reciprocal sin cos tan atan sinh cosh tanh sigmoid expit"
-    " erf sinc abs absolute nan_to_num relu relu6 silu mish hardswish hardsigmoid logsigmoid softsign clone contiguous"
-).split()
-UNIT = "log log2 log10 sqrt rsqrt asin acos".split()
-TRANSFORMS = "fft ifft fft2 ifft2 fftn ifftn fftshift ifftshift rfft irfft rfft2 irfft2 rfftn irfftn".split()
-CASTS = "float double half bfloat16 cpu".split()
+UNARY = [
+    "ravel",
+    "neg",
+    "negative",
+    "positive",
+    "trace",
+    "exp",
+    "exp2",
+    "expm1",
+    "log1p",
+    "square",
+    "reciprocal",
+    "sin",
+    "cos",
+    "tan",
+    "atan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "sigmoid",
+    "expit",
+    "erf",
+    "sinc",
+    "abs",
+    "absolute",
+    "nan_to_num",
+    "relu",
+    "relu6",
+    "silu",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+    "logsigmoid",
+    "softsign",
+    "clone",
+    "contiguous",
+]
+UNIT = ["log", "log2", "log10", "sqrt", "rsqrt", "asin", "acos"]
+TRANSFORMS = [
+    "fft",
+    "ifft",
+    "fft2",
+    "ifft2",
+    "fftn",
+    "ifftn",
+    "fftshift",
+    "ifftshift",
+    "rfft",
+    "irfft",
+    "rfft2",
+    "irfft2",
+    "rfftn",
+    "irfftn",
+]
+CASTS = ["float", "double", "half", "bfloat16", "cpu"]
 
 SAMPLES: dict[str, list[Sample]] = {
     **{name: [one()] for name in UNARY},
@@ -99,7 +164,10 @@ SAMPLES: dict[str, list[Sample]] = {
     "flatten": [one(lambda f, x: f(x, 1))],
     "unflatten": [one(lambda f, x: f(x, 2, (2, 2)))],
     "permute": [one(lambda f, x: f(x, (2, 0, 1)))],
-    **{name: [one(lambda f, x: f(x, 0, 2))] for name in ("transpose", "swapaxes", "swapdims", "movedim", "moveaxis")},
+    **{
+        name: [one(lambda f, x: f(x, 0, 2))]
+        for name in ("transpose", "swapaxes", "swapdims", "movedim", "moveaxis")
+    },
     "t": [one(shape=(2, 3))],
     "adjoint": [one()],
     "squeeze": [one(lambda f, x: f(x, 1), (2, 1, 3))],
@@ -127,7 +195,7 @@ SAMPLES: dict[str, list[Sample]] = {
     "repeat": [one(lambda f, x: f(x, 2, 1, 1))],
     "repeat_interleave": [one(lambda f, x: f(x, 2, 1))],
     "tile": [one(lambda f, x: f(x, (2, 1)))],
-    "unfold": [one(lambda f, x: f(x, 2, 2, 1) if f is Tensor.unfold else f(x, 2), IMAGE)],
+    "unfold": [one(lambda f, x: f(x, 2, 2, 1) if is_method(f) else f(x, 2), IMAGE)],
     "fold": [one(lambda f, x: f(x, (3, 3), 2), (2, 8, 4))],
     "pixel_shuffle": [one(lambda f, x: f(x, 2), IMAGE)],
     "pixel_unshuffle": [one(lambda f, x: f(x, 2), IMAGE)],
@@ -139,8 +207,11 @@ SAMPLES: dict[str, list[Sample]] = {
     "real": [one()],
     "view_as_real": [one(lambda f, x: f(torch.view_as_complex(x)), (3, 2))],
     "view_as_complex": [one(lambda f, x: torch.view_as_real(f(x) * 2), (3, 2))],
-    "masked_fill": [one(lambda f, x: f(x, torch.arange(4) > 1, 2.0)), two(lambda f, x, y: f(x, x > 0, y), X, ())],
-    "where": [two(lambda f, x, y: f(x, x > 0, y) if f is Tensor.where else f(x > 0, x, y), X, (4,))],
+    "masked_fill": [
+        one(lambda f, x: f(x, torch.arange(4) > 1, 2.0)),
+        two(lambda f, x, y: f(x, x > 0, y), X, ()),
+    ],
+    "where": [two(lambda f, x, y: f(x, x > 0, y) if is_method(f) else f(x > 0, x, y), X, (4,))],
     # sums and products
     "sum": [one(), one(lambda f, x: f(x, (0, 2), keepdim=True))],
     "mean": [one(), one(lambda f, x: f(x, dim=1))],
@@ -148,7 +219,10 @@ SAMPLES: dict[str, list[Sample]] = {
     "diff": [one()],
     **{f"avg_pool{d}d": [one(lambda f, x: f(x, 2), (2, 3, *(4,) * d))] for d in (1, 2, 3)},
     **{f"adaptive_avg_pool{d}d": [one(lambda f, x: f(x, 2), (2, 3, *(5,) * d))] for d in (1, 2, 3)},
-    **{name: [two(), two(second=(4,)), two(first=(3, 1))] for name in ("mul", "multiply", "add", "sub", "subtract")},
+    **{
+        name: [two(), two(second=(4,)), two(first=(3, 1))]
+        for name in ("mul", "multiply", "add", "sub", "subtract")
+    },
     "rsub": [two(), one(lambda f, x: f(x, 2))],
     "__rsub__": [two(), one(lambda f, x: f(x, 2))],
     **{name: [joins()] for name in ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")},
@@ -176,11 +250,15 @@ SAMPLES: dict[str, list[Sample]] = {
     **{f"conv{d}d": convolution(d) for d in (1, 2, 3)},
     **{f"conv_transpose{d}d": transposed(d) for d in (1, 2, 3)},
     # elements
-    "clamp": [one(lambda f, x: f(x, -0.5, 0.5)), one(lambda f, x: f(x, min=0.1)), two(lambda f, x, y: f(x, max=y))],
+    "clamp": [
+        one(lambda f, x: f(x, -0.5, 0.5)),
+        one(lambda f, x: f(x, min=0.1)),
+        two(lambda f, x, y: f(x, max=y)),
+    ],
     "clip": [one(lambda f, x: f(x, -0.5, 0.5))],
     "clamp_min": [one(lambda f, x: f(x, 0.1))],
     "clamp_max": [one(lambda f, x: f(x, 0.1))],
-    "leaky_relu": [one(lambda f, x: f(x, 0.2)), one(lambda f, x: f(x, inplace=True))],
+    "leaky_relu": [one(lambda f, x: f(x, 0.2)), one(lambda f, x: f(x * 1, inplace=True))],
     "elu": [one(lambda f, x: f(x, 0.7))],
     "gelu": [one(), one(lambda f, x: f(x, approximate="tanh"))],
     "softplus": [one(lambda f, x: f(x, 2.0))],
@@ -197,12 +275,18 @@ SAMPLES: dict[str, list[Sample]] = {
         Sample(lambda f, x, w, b: f(x, (3, 4), w, b), X, (3, 4), (3, 4)),
         one(lambda f, x: f(x, (4,), None, None, 1e-3)),
     ],
-    "group_norm": [Sample(lambda f, x, w, b: f(x, 2, w, b), IMAGE, (4,), (4,)), one(lambda f, x: f(x, 4), (2, 4))],
+    "group_norm": [
+        Sample(lambda f, x, w, b: f(x, 2, w, b), IMAGE, (4,), (4,)),
+        one(lambda f, x: f(x, 4), (2, 4)),
+    ],
     "instance_norm": [
-        Sample(lambda f, x, w, b: f(x, None, None, w, b, True, 0.1, 1e-5, False), IMAGE, (4,), (4,))
+        Sample(lambda f, x, w, b: f(x, w, b, None, None, True, 0.1, 1e-5, False), IMAGE, (4,), (4,))
     ],
     "batch_norm": [
-        one(lambda f, x: f(x, torch.arange(4.0).double(), torch.ones(4).double() * 2, torch.ones(4).double()), IMAGE)
+        one(
+            lambda f, x: f(x, torch.arange(4.0).double(), torch.ones(4).double() * 2, torch.ones(4).double()),
+            IMAGE,
+        )
     ],
     "rms_norm": [two(lambda f, x, w: f(x, (4,), w), second=(4,)), one(lambda f, x: f(x, (3, 4), None, 0.1))],
     "vector_norm": [one(), one(lambda f, x: f(x, dim=1, keepdim=True)), one(lambda f, x: f(x, 1, dim=1))],
@@ -211,7 +295,8 @@ SAMPLES: dict[str, list[Sample]] = {
     "max_pool3d": [one(lambda f, x: f(x, 2), (2, 3, 4, 4, 4))],
     "max": [one(), one(lambda f, x: f(x, 1)), one(lambda f, x: f(x, dim=1, keepdim=True)), two()],
     "min": [one(), one(lambda f, x: f(x, 1)), two()],
-    **{name: [one(lambda f, x: f(x, 0.0, True))] for name in ("dropout", "dropout1d", "dropout2d", "dropout3d")},
+    "dropout": [one(lambda f, x: f(x, 0.0, True))],
+    **{f"dropout{d}d": [one(lambda f, x: f(x, 0.0, True), (2, 3, *(4,) * d))] for d in (1, 2, 3)},
     "scaled_dot_product_attention": [
         Sample(lambda f, q, k, v: f(q, k, v), *QKV),
         Sample(lambda f, q, k, v: f(q, k, v, is_causal=True, scale=0.3), *QKV),
@@ -246,11 +331,11 @@ def _floats(output: Any) -> list[Tensor]:
 def _tangents(output: Any, like: list[Tensor]) -> list[Tensor]:
     """The tangent of each floating output, 0 where it is a plain tensor."""
     leaves = pytree.tree_leaves(output, is_leaf=lambda leaf: isinstance(leaf, Dual))
-    leaves = [leaf for leaf in leaves if isinstance(leaf, Dual) or leaf.is_floating_point() or leaf.is_complex()]
-    assert len(leaves) == len(like)
-    return [
-        leaf.tangent if isinstance(leaf, Dual) else torch.zeros_like(leaf) for leaf in leaves
+    leaves = [
+        leaf for leaf in leaves if isinstance(leaf, Dual) or leaf.is_floating_point() or leaf.is_complex()
     ]
+    assert len(leaves) == len(like)
+    return [leaf.tangent if isinstance(leaf, Dual) else torch.zeros_like(leaf) for leaf in leaves]
 
 
 @pytest.mark.parametrize(("function", "sample"), CASES)
@@ -259,8 +344,10 @@ def test_rule_is_the_derivative(function: Any, sample: Sample) -> None:
     tensors = sample.tensors()
     directions = [torch.randn_like(x) for x in tensors]
 
+    called = as_called(function)
+
     def call(*xs: Any) -> Any:
-        return sample.call(function, *xs)
+        return sample.call(called, *xs)
 
     for moves in itertools.product((True, False), repeat=len(tensors)):
         if not any(moves):
@@ -274,3 +361,401 @@ def test_rule_is_the_derivative(function: Any, sample: Sample) -> None:
         for tangent, reference in zip(tangents, expected, strict=True):
             tolerance = 1e-9 if reference.dtype in (torch.float64, torch.complex128) else 1e-2
             torch.testing.assert_close(tangent, reference, rtol=tolerance, atol=tolerance)
+
+
+CONSTANT = [function for function, rule in RULES.items() if rule is constant]
+# What these ask for besides a tensor.
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("full_like", "new_full"), (2.0,)),
+    "new_tensor": ([1.0],),
+    "new_full": ((2,), 1.0),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_empty"), ((2, 3),)),
+    "randint_like": (5,),
+    **dict.fromkeys(("floor_divide", "bucketize", "result_type"), (torch.arange(4.0).double(),)),
+}
+TWO = "eq ne lt le gt ge greater greater_equal less less_equal not_equal equal allclose isclose logical_and logical_or"
+TWO = f"{TWO} heaviside is_same_size"
+
+
+@pytest.mark.parametrize("function", CONSTANT, ids=torch.overrides.resolve_name)
+def test_what_has_no_derivative_gives_what_a_tensor_gives(function: Any) -> None:
+    name = name_of(function)
+    x = torch.rand(1 if name == "is_nonzero" else 4, dtype=torch.float64)
+    x = (x > 0.5).long() if name == "one_hot" else x
+    arguments = (torch.rand(4, dtype=torch.float64),) if name in TWO.split() else ARGUMENTS.get(name, ())
+    output, plain = (as_called(function)(item, *arguments) for item in (Dual(x, x), x))
+    assert not isinstance(output, Dual)
+    if "rand" not in name and "empty" not in name:
+        assert torch.equal(output, plain) if isinstance(plain, Tensor) else output == plain
+
+
+@pytest.mark.parametrize("name", ["item", "tolist", "numpy"])
+def test_reading_a_number_is_refused(name: str) -> None:
+    x = Dual(torch.ones(1), torch.ones(1))
+    with pytest.raises(UserError, match=name):
+        getattr(x, name)()
+    for cast in (float, int):
+        with pytest.raises(UserError, match=cast.__name__):
+            cast(x)  # type: ignore[call-overload]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Functions without a rule.
+
+
+def test_a_function_without_a_rule_goes_through_func_jvp_and_is_recorded() -> None:
+    x, dx = torch.rand(5, dtype=torch.float64, requires_grad=True), torch.randn(5, dtype=torch.float64)
+    with fallbacks() as names:
+        output = value_and_tangent(lambda x: torch.lgamma(x) * 2, (x,), (dx,))
+    assert names == ["torch.lgamma"]
+    torch.testing.assert_close(output.tangent, 2 * dx * torch.digamma(x).detach(), rtol=1e-9, atol=0)
+    assert output.value.requires_grad and not output.tangent.requires_grad
+
+
+def test_a_random_function_without_a_rule_draws_one_mask() -> None:
+    x = torch.ones(1000, dtype=torch.float64)
+    output = value_and_tangent(lambda x: F.alpha_dropout(x, 0.5, True), (x,), (x,))
+    assert len(torch.stack([output.value, output.tangent]).unique(dim=1).T) == 2
+
+
+def test_a_function_without_a_derivative_is_named() -> None:
+    with pytest.raises(UserError, match=r"torch\.igamma has no forward derivative"):
+        value_and_tangent(lambda x: torch.igamma(x, x + 1), (torch.ones(2),), (torch.ones(2),))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.normalize(x, dim=1),
+        lambda x: x.norm(dim=1),
+        lambda x: F.cosine_similarity(x, torch.ones(4, dtype=x.dtype), dim=-1),
+        lambda x: F.softmin(x, dim=1),
+        lambda x: F.instance_norm(x[None]),
+        lambda x: F.glu(x),
+        lambda x: torch.var(x, 1),
+        lambda x: x.T + x.mT.transpose(0, 1).T,
+        lambda x: -x + abs(x) + 2 / (x.exp() + 1) - (1 - x) + 2**x + x**2 * (3 - x),
+        lambda x: torch.ones(4, 3, dtype=x.dtype) @ x + torch.ones(4, 3, dtype=x.dtype) @ x,
+        lambda x: sum(row * k for k, row in enumerate(x)),
+        lambda x: torch.ones_like(x) / x.exp() + torch.full((3, 4), 2.0, dtype=x.dtype) ** x,
+        lambda x: x.to(torch.float64).float().double().type(torch.float64),
+        lambda x: x[:, ::2].reshape(-1).view(3, 2)[None].squeeze(0) * x.sum(),
+        lambda x: F.relu(x * 1, inplace=True) + nn.SiLU(inplace=True)(x * 1) + (x * 1).mul_(2),
+    ],
+)
+def test_compositions_and_operators(function: Any) -> None:
+    x, dx = torch.randn(2, 3, 4, dtype=torch.float64)
+    output = value_and_tangent(function, (x,), (dx,))
+    expected = torch.func.jvp(function, (x,), (dx,))
+    torch.testing.assert_close((output.value, output.tangent), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_compound_assignment_makes_a_new_value() -> None:
+    def function(x: Tensor) -> Tensor:
+        before = x
+        x += 1
+        x *= x
+        return x + before
+
+    x = torch.randn(3)
+    kept = x.clone()
+    output = value_and_tangent(function, (x,), (torch.ones(3),))
+    torch.testing.assert_close(output.tangent, 2 * (kept + 1) + 1)
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: x.__setitem__(0, 1.0), r"x\[...\] = y"),
+        (lambda x: x.view(-1).mul_(2), r"mul_\(\) of a view"),
+        (lambda x: torch.zeros(3).add_(x), r"add_\(\) of a tensor that has no derivative"),
+    ],
+)
+def test_writes_that_would_be_lost_are_refused(function: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        value_and_tangent(function, (torch.ones(3),), (torch.ones(3),))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The modes on whole networks.
+
+
+class Mixed(nn.Module):
+    """Plain PyTorch: convolutions, group norm, attention as torch has it, pooling, dropout."""
+
+    def __init__(self, dropout: float = 0.0, checkpointed: bool = False) -> None:
+        super().__init__()
+        self.checkpointed = checkpointed
+        self.first, self.last = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)
+        self.norm, self.time, self.label = nn.GroupNorm(2, 8), nn.Linear(2, 8), nn.Embedding(3, 8)
+        self.block = nn.TransformerEncoderLayer(
+            8, 2, 16, dropout=dropout, batch_first=True, activation="gelu"
+        )
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        emb = self.time(torch.stack([t.cos(), t.sin()], 1))
+        emb = emb if labels is None else emb + self.label(labels)
+        h = F.silu(self.norm(self.first(x))) + emb[:, :, None, None]
+        tokens = h.flatten(2).transpose(1, 2)
+        block = (
+            functools.partial(checkpoint, self.block, use_reentrant=False)
+            if self.checkpointed
+            else self.block
+        )
+        tokens = block(tokens)
+        h = F.max_pool2d(h + tokens.transpose(1, 2).reshape(h.shape), 2)
+        return self.last(F.interpolate(h, scale_factor=2))
+
+
+def mixed_inputs(dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
+    x, t = torch.randn(3, 2, 4, 4, dtype=dtype), torch.rand(3, dtype=dtype) + 0.2
+    return (x, t), (torch.randn_like(x), torch.randn_like(t))
+
+
+LABELS = {"labels": torch.tensor([0, 2, 1])}
+
+
+def gradients(net: nn.Module) -> list[Tensor]:
+    grads = [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+    net.zero_grad()
+    return grads
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_agree_on_a_plain_network_and_value_keeps_its_graph(mode: str) -> None:
+    net, (primals, tangents) = Mixed().double(), mixed_inputs()
+    plain = net(*primals, **LABELS)
+    plain.square().sum().backward()
+    expected = gradients(net)
+    reference = value_and_tangent(net, primals, tangents, mode="func", cond=LABELS)
+    output = value_and_tangent(net, primals, tangents, mode=mode, cond=LABELS)
+    assert not output.tangent.requires_grad and output.tangent.grad_fn is None
+    output.value.square().sum().backward()
+    torch.testing.assert_close(output.value, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients(net), expected, rtol=1e-9, atol=1e-9)
+    error = (output.tangent - reference.tangent).norm() / reference.tangent.norm()
+    assert error < (1e-6 if mode == "finite_difference" else 1e-12)
+
+
+def test_finite_difference_in_float32_has_a_sensible_step() -> None:
+    net, (primals, tangents) = Mixed(), mixed_inputs(torch.float32)
+    exact = value_and_tangent(net, primals, tangents).tangent
+    rough = value_and_tangent(net, primals, tangents, mode="finite_difference").tangent
+    assert (rough - exact).norm() / exact.norm() < 2e-3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_conditions_may_move(mode: str) -> None:
+    def function(x: Tensor, *, s: Tensor, still: Tensor) -> Tensor:
+        return x * s.exp() + still
+
+    x, s = torch.randn(2, 3, dtype=torch.float64)
+    dx, ds = torch.randn(2, 3, dtype=torch.float64)
+    output = value_and_tangent(
+        function, (x,), (dx,), mode=mode, cond={"s": s, "still": x}, cond_tangents={"s": ds}
+    )
+    torch.testing.assert_close(output.tangent, (dx + x * ds) * s.exp(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_function_of_nothing_that_moves_has_tangent_zero(mode: str) -> None:
+    x = torch.ones(3)
+    output = value_and_tangent(lambda x: torch.ones_like(x) * 2, (x,), (x,), mode=mode)
+    assert torch.equal(output.tangent, torch.zeros(3))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_dropout_mask(mode: str) -> None:
+    """With y = mask * x the tangent along x is y itself; the generator moves on as in one plain pass."""
+    layer, x = nn.Dropout(0.5), torch.randn(4, 50)
+    torch.manual_seed(1)
+    plain, after = layer(x), torch.rand(1)
+    torch.manual_seed(1)
+    output = value_and_tangent(layer, (x,), (x,), mode=mode)
+    torch.testing.assert_close(output.value, plain, rtol=0, atol=0)
+    torch.testing.assert_close(output.tangent, plain, rtol=1e-3, atol=1e-3)
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_dropout_inside_attention_is_one_mask_too() -> None:
+    net, (primals, tangents) = Mixed(dropout=0.3).double(), mixed_inputs()
+    outputs = []
+    for mode in ("dual", "finite_difference"):
+        torch.manual_seed(1)
+        outputs.append(value_and_tangent(net, primals, tangents, mode=mode))
+    torch.testing.assert_close(outputs[0].value, outputs[1].value, rtol=1e-9, atol=1e-9)
+    assert (outputs[0].tangent - outputs[1].tangent).norm() / outputs[1].tangent.norm() < 1e-6
+
+
+def test_long_attention_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.randn(3, 2, 2, 9, 4, dtype=torch.float64)
+    directions = tuple(torch.randn_like(x) for x in (q, k, v))
+    mask = torch.randn(9, 9, dtype=torch.float64)
+    attend = functools.partial(F.scaled_dot_product_attention, attn_mask=mask)
+    whole = value_and_tangent(attend, (q, k, v), directions)
+    monkeypatch.setattr(dual.neural, "_PROBABILITIES", 2 * 2 * 9 * 4)
+    parts = value_and_tangent(attend, (q, k, v), directions)
+    torch.testing.assert_close(parts.tangent, whole.tangent, rtol=1e-12, atol=1e-12)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is kept in memory, precision, checkpointing, compilation.
+
+
+def saved_bytes(run: Callable[[], Any], parameters: list[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass, each storage once, parameters left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        inner = tensor
+        while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+            inner = torch._C._functorch.get_unwrapped(inner)
+        storage = inner.untyped_storage()
+        if not inner._is_zerotensor() and storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = run()
+    del kept
+    return sum(storages.values())
+
+
+def test_memory_is_that_of_plain_training() -> None:
+    net, (primals, tangents) = Mixed(dropout=0.1), mixed_inputs(torch.float32)
+    plain = saved_bytes(lambda: net(*primals), list(net.parameters()))
+    dual_mode = saved_bytes(lambda: value_and_tangent(net, primals, tangents), list(net.parameters()))
+    func_mode = saved_bytes(
+        lambda: value_and_tangent(net, primals, tangents, mode="func"), list(net.parameters())
+    )
+    assert dual_mode <= 1.10 * plain < func_mode
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_tangents_of_the_type_of_the_value(dtype: torch.dtype) -> None:
+    net, (primals, tangents) = Mixed(), mixed_inputs(torch.float32)
+    with torch.no_grad():
+        exact = value_and_tangent(net, primals, tangents)
+        with torch.autocast("cpu", dtype):
+            output = value_and_tangent(net, primals, tangents)
+            plain = net(*primals)
+    assert output.value.dtype == output.tangent.dtype == dtype
+    torch.testing.assert_close(output.value, plain, rtol=0, atol=0)
+    assert (output.tangent.float() - exact.tangent).norm() / exact.tangent.norm() < 0.03
+
+
+def test_checkpointing_recomputes_values_only() -> None:
+    primals, tangents = mixed_inputs()
+    torch.manual_seed(2)
+    net = Mixed(dropout=0.2).double()
+    torch.manual_seed(2)
+    checkpointed = Mixed(dropout=0.2, checkpointed=True).double()
+    results = []
+    for module in (net, checkpointed):
+        torch.manual_seed(3)
+        output = value_and_tangent(module, primals, tangents)
+        with fallbacks() as names, CountMatmuls() as counted:
+            output.value.square().sum().backward()
+        results.append((output.tangent, gradients(module), counted.products))
+        assert not names
+    torch.testing.assert_close(results[0][:2], results[1][:2], rtol=1e-12, atol=1e-12)
+    plain = run_plain_checkpointed(checkpointed, primals)
+    assert results[1][2] == plain
+
+
+class CountMatmuls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts products of matrices, whoever calls them."""
+
+    products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.products += func in (
+            torch.ops.aten.mm.default,
+            torch.ops.aten.addmm.default,
+            torch.ops.aten.bmm.default,
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def run_plain_checkpointed(net: nn.Module, primals: tuple[Tensor, ...]) -> int:
+    loss = net(*primals).square().sum()
+    with CountMatmuls() as counted:
+        loss.backward()
+    gradients(net)
+    return counted.products
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["dual", "func"])
+def test_compiled(mode: str) -> None:
+    """One graph, no break; affine norms of PyTorch fail in func mode under torch.compile (torch 2.13)."""
+    net, (primals, tangents) = Mixed(), mixed_inputs(torch.float32)
+    if mode == "func":
+        net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.SiLU(), nn.Conv2d(8, 2, 3))  # type: ignore[assignment]
+        primals, tangents = primals[:1], tangents[:1]
+    compiled: Any = torch.compile(value_and_tangent, fullgraph=True)
+    eager = value_and_tangent(net, primals, tangents, mode=mode)
+    output = compiled(net, primals, tangents, mode=mode)
+    torch.testing.assert_close(output.value, eager.value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.tangent, eager.tangent, rtol=1e-4, atol=1e-5)
+    assert not output.tangent.requires_grad
+    output.value.sum().backward()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The Dual as a container, and mistakes.
+
+
+def test_hooks_find_both_tensors() -> None:
+    x = Dual(torch.ones(2), torch.zeros(2))
+    leaves, spec = pytree.tree_flatten({"x": [x]})
+    assert len(leaves) == 2
+    assert isinstance(pytree.tree_unflatten(leaves, spec)["x"][0], Dual)
+
+
+def test_a_dual_answers_like_its_value() -> None:
+    x = Dual(torch.arange(6.0).reshape(2, 3), torch.ones(2, 3))
+    assert (x.shape, x.dtype, x.ndim, x.device, len(x), x.size(0)) == (
+        (2, 3),
+        torch.float32,
+        2,
+        x.value.device,
+        2,
+        2,
+    )
+    assert not x.requires_grad and not x.is_cuda and bool(x[1, 2] > 4)
+    comparisons = [x < 3, x <= 3, x > 3, x >= 3, x == x, x != x]
+    assert all(type(item) is Tensor for item in comparisons)
+    assert not isinstance(x.data, Dual) and not isinstance(x.detach(), Dual)
+    with pytest.raises(AttributeError):
+        x.no_such_method()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        (((torch.ones(2),), (torch.ones(2),)), {"mode": "duel"}, r"did you mean 'dual'"),
+        (((torch.ones(2),), ()), {}, r"1 primals need as many tangents"),
+        (((torch.ones(2),), (torch.ones(3),)), {}, r"does not fit"),
+        (((torch.ones(2),), (torch.ones(2).double(),)), {}, r"does not fit"),
+        (
+            ((torch.ones(2),), (torch.ones(2),)),
+            {"cond_tangents": {"s": torch.ones(2)}},
+            r"cond does not hold",
+        ),
+        (((torch.ones(2),), (torch.ones(2),)), {"mode": "finite_difference", "epsilon": 0.0}, r"epsilon"),
+    ],
+)
+def test_mistakes_are_told(arguments: Any, options: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        value_and_tangent(lambda x: x, *arguments, **options)
+
+
+def test_batch_norm_in_training_is_refused_and_in_evaluation_passes() -> None:
+    net, x = nn.BatchNorm1d(3), torch.randn(4, 3)
+    with pytest.raises(UserError, match="BatchNorm"):
+        value_and_tangent(net, (x,), (x,))
+    output = value_and_tangent(net.eval(), (x,), (x,))
+    torch.testing.assert_close(output.tangent, output.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,9 @@ import torch
 from trigflow.checkpoint import ModelCard, load_model, load_tensors, new_precond
 from trigflow.codecs import codec_from_json, codec_to_json
 from trigflow.config import build, to_json
-from trigflow.data import Dataset, load_data
+from trigflow.data import Dataset, exact_teacher, load_data
 from trigflow.errors import UserError, did_you_mean
+from trigflow.model import model_folder
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.optim import learning_rate
 from trigflow.precond import TrigFlowPrecond
@@ -57,14 +57,16 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
     dataset = load_data(recipe.data, recipe.precond.sigma_data)
     teacher = _teacher(recipe, objective, dataset)
-    if teacher and teacher.card:
-        dataset = replace(dataset, codec=codec_from_json(teacher.card.codec))
+    initial = _initial(recipe, teacher, dataset)
+    for source in (initial, teacher):  # the teacher has the last word
+        if source and source.card:
+            dataset = replace(dataset, codec=codec_from_json(source.card.codec))
     if recipe.train.label_dropout and not dataset.num_classes:
         raise UserError(
             f"train.label_dropout = {recipe.train.label_dropout}: {dataset.name} has no labels; set it to 0"
         )
     card = _card(recipe, dataset)
-    nets = {name: _new_network(recipe, card, teacher).to(device) for name in objective.trains}
+    nets = {name: _new_network(recipe, card, initial).to(device) for name in objective.trains}
     if teacher and objective.needs_teacher:
         nets["teacher"] = teacher.precond.to(device)
     on_device = replace(
@@ -101,12 +103,10 @@ def _card(recipe: Recipe, dataset: Dataset) -> ModelCard:
     )
 
 
-def _source(name: str, key: str) -> Source:
+def _source(name: str) -> Source:
     """A run folder or a shipped model."""
-    if Path(name).is_dir():
-        precond, card = load_model(Path(name))
-        return Source(name, precond, card)
-    raise UserError(f"{key} = '{name}': there is no such run folder or shipped model")
+    precond, card = load_model(model_folder(name))
+    return Source(name, precond, card)
 
 
 def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset) -> Source | None:
@@ -116,9 +116,28 @@ def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset) -> Source |
                 f"objective '{recipe.objective.name}' needs a teacher: give teacher=FOLDER of a trained teacher"
             )
         return None
-    source = _source(recipe.teacher, "teacher")
-    _check_fit(source, recipe, dataset)
+    if recipe.teacher == "exact":
+        source = Source("exact", exact_teacher(dataset), None)
+    else:
+        source = _source(recipe.teacher)
+        _check_fit(source, recipe, dataset)
+    _check_guidance(source, getattr(objective, "guidance_scale", 1.0))
     return source
+
+
+def _check_guidance(source: Source, guidance_scale: float) -> None:
+    """A guided teacher must know the null label from its own training."""
+    if guidance_scale == 1:
+        return
+    if source.card is None or source.card.num_classes == 0:
+        raise UserError(
+            f"objective.guidance_scale = {guidance_scale}: the teacher '{source.name}' knows no classes"
+        )
+    if source.card.recipe.get("train", {}).get("label_dropout") == 0:
+        raise UserError(
+            f"objective.guidance_scale = {guidance_scale}: the teacher '{source.name}' never saw the null label; "
+            "train it with train.label_dropout=0.1"
+        )
 
 
 def _check_fit(source: Source, recipe: Recipe, dataset: Dataset) -> None:
@@ -139,14 +158,22 @@ def _check_fit(source: Source, recipe: Recipe, dataset: Dataset) -> None:
             )
 
 
-def _new_network(recipe: Recipe, card: ModelCard, teacher: Source | None) -> TrigFlowPrecond:
+def _initial(recipe: Recipe, teacher: Source | None, dataset: Dataset) -> Source | None:
+    """Where the initial weights come from, None for fresh ones."""
+    if recipe.init == "scratch":
+        return None
+    if recipe.init == "teacher":
+        return teacher
+    source = _source(recipe.init)
+    _check_fit(source, recipe, dataset)
+    return source
+
+
+def _new_network(recipe: Recipe, card: ModelCard, source: Source | None) -> TrigFlowPrecond:
     """A network with its initial weights: another model's average, or fresh ones that follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         net = new_precond(card)
-    if recipe.init == "scratch":
-        return net
-    source = teacher if recipe.init == "teacher" else _source(recipe.init, "init")
     if source and source.card:
         # The adaptive weight is not taken over: it belongs to the other objective's scale.
         load_tensors(net.network, source.precond.network.state_dict(), f"the model '{source.name}'")

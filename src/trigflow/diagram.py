@@ -81,7 +81,7 @@ def heights(states: Tensor) -> Tensor:
 
 def _draw_paths(axes: Axes, paths: Paths, shown: list[int], main: int) -> None:
     steps = range(len(paths.ts))
-    both = heights(torch.cat([paths.jumps, paths.states]))
+    both = heights(torch.cat([paths.jumps, paths.states])).numpy()
     jump, path = both[: len(steps)], both[len(steps) :]
     for k in set(range(path.shape[1])) - {main}:
         axes.plot(steps, path[:, k], color=PATH_COLOUR, alpha=FAINT, lw=1.2)
@@ -127,7 +127,7 @@ def _label_axes(axes: Axes, paths: Paths, shown: list[int]) -> None:
 def _draw_strip(figure: Figure, grid: GridSpec, row: int, pictures: Tensor, colour: str, name: str) -> None:
     for column, picture in enumerate(pictures):
         axes = figure.add_subplot(grid[row, column])
-        axes.imshow(picture.movedim(0, -1).squeeze(-1), cmap="gray", vmin=0, vmax=255)
+        axes.imshow(picture.movedim(0, -1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set(color=colour, linewidth=2)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from trigflow import oracles
 from trigflow.config import Component, build
 from trigflow.data.arrays import arrays
 from trigflow.data.dataset import Dataset, rows
 from trigflow.data.digits import digits
 from trigflow.data.mixture2d import mixture2d
+from trigflow.errors import UserError
 
 DATASETS: dict[str, Callable[..., Dataset]] = {"arrays": arrays, "digits": digits, "mixture2d": mixture2d}
 
@@ -27,4 +29,17 @@ def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
     return dataset
 
 
-__all__ = ["DATASETS", "Dataset", "arrays", "digits", "load_data", "mixture2d", "rows"]
+def exact_teacher(dataset: Dataset) -> oracles.Oracle:
+    """The exact velocity of a data set: of the mixture itself for mixture2d, of the finite set of points for others.
+
+    Raises:
+        UserError: the data has labels, which the closed forms do not know.
+    """
+    if dataset.name == "mixture2d":
+        return oracles.mixture2d(dataset.codec.sigma_data)
+    if dataset.labels is not None:
+        raise UserError(f"teacher = exact: the closed form knows no labels, and {dataset.name} has some")
+    return oracles.FiniteData(dataset.codec.encode(dataset.data), dataset.codec.sigma_data)
+
+
+__all__ = ["DATASETS", "Dataset", "arrays", "digits", "exact_teacher", "load_data", "mixture2d", "rows"]

@@ -45,8 +45,12 @@ def _dataset(path: Path, data: np.ndarray, labels: np.ndarray | None, sigma_data
     if labels is None:
         return Dataset(path.stem, tensor, None, 0, codec)
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise UserError(f"{path}: labels must be integers of shape (N,), not {labels.dtype} of shape {labels.shape}")
-    return Dataset(path.stem, tensor, torch.from_numpy(labels.astype(np.int64)), int(labels.max(initial=0)) + 1, codec)
+        raise UserError(
+            f"{path}: labels must be integers of shape (N,), not {labels.dtype} of shape {labels.shape}"
+        )
+    return Dataset(
+        path.stem, tensor, torch.from_numpy(labels.astype(np.int64)), int(labels.max(initial=0)) + 1, codec
+    )
 
 
 def _read(path: Path, key: str, label_key: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -60,15 +64,21 @@ def _read(path: Path, key: str, label_key: str) -> tuple[np.ndarray, np.ndarray 
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{path} is no NumPy file (.npy or .npz of plain numbers): it is damaged or foreign") from None
+        raise UserError(
+            f"{path} is no NumPy file (.npy or .npz of plain numbers): it is damaged or foreign"
+        ) from None
     return (found, None) if isinstance(found, np.ndarray) else _pick(path, found, key, label_key)
 
 
-def _pick(path: Path, found: dict[str, np.ndarray], key: str, label_key: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _pick(
+    path: Path, found: dict[str, np.ndarray], key: str, label_key: str
+) -> tuple[np.ndarray, np.ndarray | None]:
     labels = found.pop(label_key, None)
     if not key and len(found) == 1:
         key = next(iter(found))
     if key not in found:
         what = f"no array '{key}'{did_you_mean(key, found)}" if key else "several arrays"
-        raise UserError(f"{path} has {what}; choose one by data.key=NAME: {', '.join(found) or 'it holds none'}")
+        raise UserError(
+            f"{path} has {what}; choose one by data.key=NAME: {', '.join(found) or 'it holds none'}"
+        )
     return found[key], labels

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, get_args, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ Mode = Literal["dual", "func", "finite_difference"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 Function = Callable[..., Any]
-Pairs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 def value_and_tangent(
@@ -54,7 +54,9 @@ def value_and_tangent(
         UserError: an unknown mode, tangents that do not fit, or a function without a derivative (named).
     """
     if mode not in MODES:
-        raise UserError(f"derivative mode '{mode}' is unknown{did_you_mean(mode, MODES)}; choose one of: {', '.join(MODES)}")
+        raise UserError(
+            f"derivative mode '{mode}' is unknown{did_you_mean(mode, MODES)}; choose one of: {', '.join(MODES)}"
+        )
     cond, cond_tangents = dict(cond or {}), dict(cond_tangents or {})
     _check(primals, tangents, cond, cond_tangents)
     if mode == "dual":
@@ -72,15 +74,20 @@ def value_and_tangent(
 
 
 def _check(
-    primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], cond: Mapping[str, Tensor], moved: Mapping[str, Tensor]
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor, ...],
+    cond: Mapping[str, Tensor],
+    moved: Mapping[str, Tensor],
 ) -> None:
     if len(primals) != len(tangents):
         raise UserError(f"{len(primals)} primals need as many tangents, not {len(tangents)}")
     for name in moved:
         if name not in cond:
-            raise UserError(f"cond_tangents names '{name}', which cond does not hold{did_you_mean(name, cond)}")
-    pairs = [*zip(primals, tangents, strict=True), *((cond[name], moved[name]) for name in moved)]
-    for primal, tangent in pairs:
+            raise UserError(
+                f"cond_tangents names '{name}', which cond does not hold{did_you_mean(name, cond)}"
+            )
+    conditions = ((cond[name], moved[name]) for name in moved)
+    for primal, tangent in itertools.chain(zip(primals, tangents, strict=True), conditions):
         if primal.shape != tangent.shape or primal.dtype != tangent.dtype:
             raise UserError(
                 f"a tangent of shape {tuple(tangent.shape)} and {tangent.dtype} does not fit its primal of shape"

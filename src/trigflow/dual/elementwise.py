@@ -59,7 +59,9 @@ def _elu(dx: Tensor, x: Tensor, y: Tensor, alpha: float = 1.0, *_: Any) -> Tenso
     return aten.elu_backward(dx, alpha, 1.0, 1.0, False, x)  # type: ignore[no-any-return]
 
 
-def _hardtanh(dx: Tensor, x: Tensor, y: Tensor, min_val: float = -1.0, max_val: float = 1.0, *_: Any) -> Tensor:
+def _hardtanh(
+    dx: Tensor, x: Tensor, y: Tensor, min_val: float = -1.0, max_val: float = 1.0, *_: Any
+) -> Tensor:
     return aten.hardtanh_backward(dx, x, min_val, max_val)  # type: ignore[no-any-return]
 
 
@@ -139,7 +141,7 @@ def atan2(func: Any, y: Any, x: Any) -> tuple[Any, Work]:
     return func(a, b), tangent
 
 
-register(atan2, named("atan2", "arctan2"))
+register(atan2, named("atan2 arctan2"))
 
 
 def larger(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
@@ -155,7 +157,7 @@ def larger(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
     return value, lambda: share(x, y) + share(y, x)
 
 
-register(larger, named("maximum", "minimum"))
+register(larger, named("maximum minimum"))
 
 
 def lerp(func: Any, x: Any, y: Any, weight: Any) -> tuple[Any, Work]:
@@ -195,9 +197,27 @@ register(
         *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"),
         *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "detach", "one_hot"),
         *("long", "int", "bool", "short", "byte", "char"),
-        *("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "get_device"),
-        *("is_contiguous", "is_floating_point", "is_complex", "is_nonzero", "is_same_size", "is_conj", "is_neg"),
+        *(
+            "size",
+            "dim",
+            "ndimension",
+            "numel",
+            "nelement",
+            "stride",
+            "storage_offset",
+            "element_size",
+            "get_device",
+        ),
+        *(
+            "is_contiguous",
+            "is_floating_point",
+            "is_complex",
+            "is_nonzero",
+            "is_same_size",
+            "is_conj",
+            "is_neg",
+        ),
         *("data_ptr", "has_names", "is_inference", "result_type"),
     ),
 )
-register(read_number, named("item", "tolist", "numpy", spaces=(Tensor,)))
+register(read_number, named("item tolist numpy", spaces=(Tensor,)))

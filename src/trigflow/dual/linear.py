@@ -14,9 +14,9 @@ from trigflow.dual.value import RULES, Dual, Rule, duals_in, fallback, value_of
 Work = Callable[[], Any]
 
 
-def named(*names: str, spaces: tuple[Any, ...] = (torch, Tensor, F)) -> list[Any]:
-    """The functions of these names, in each of the spaces that has them."""
-    found = [getattr(space, name, None) for name in names for space in spaces]
+def named(names: str, spaces: tuple[Any, ...] = (torch, Tensor, F)) -> list[Any]:
+    """The functions of these names (with spaces between), in each of the spaces that has them."""
+    found = [getattr(space, name, None) for name in names.split() for space in spaces]
     return [func for func in found if callable(func)]
 
 
@@ -38,23 +38,20 @@ def linear_in_first(func: Any, x: Any, *args: Any, **kwargs: Any) -> tuple[Any, 
 register(
     linear_in_first,
     named(
-        *("reshape", "flatten", "ravel", "permute", "transpose", "swapaxes", "swapdims", "movedim"),
-        *("moveaxis", "t", "adjoint", "squeeze", "unsqueeze", "expand", "broadcast_to", "contiguous", "clone"),
-        *("narrow", "select", "unbind", "chunk", "split", "split_with_sizes", "tensor_split", "__getitem__"),
-        *("index_select", "gather", "take_along_dim", "masked_select", "diagonal", "diag", "diag_embed", "flip"),
-        *("roll", "rot90", "repeat", "repeat_interleave", "tile", "unfold", "fold", "pixel_shuffle"),
-        *("pixel_unshuffle", "tril", "triu", "sum", "mean", "cumsum", "diff", "trace", "neg", "negative"),
-        *("positive", "real", "view_as_real", "view_as_complex", "interpolate", "upsample"),
-        *("avg_pool1d", "avg_pool2d", "avg_pool3d"),
-        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-        *("to", "float", "double", "half", "bfloat16", "type", "cpu", "cuda"),
+        "reshape flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint "
+        "squeeze unsqueeze expand broadcast_to contiguous clone narrow select unbind chunk split "
+        "split_with_sizes tensor_split __getitem__ index_select gather take_along_dim "
+        "masked_select diagonal diag diag_embed flip roll rot90 repeat repeat_interleave tile "
+        "unfold fold pixel_shuffle pixel_unshuffle tril triu sum mean cumsum diff trace neg "
+        "negative positive real view_as_real view_as_complex interpolate upsample avg_pool1d "
+        "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d to "
+        "float double half bfloat16 type cpu cuda"
     ),
 )
 register(
     linear_in_first,
     named(
-        *("fft", "ifft", "fft2", "ifft2", "fftn", "ifftn", "fftshift", "ifftshift"),
-        *("rfft", "irfft", "rfft2", "irfft2", "rfftn", "irfftn"),
+        "fft ifft fft2 ifft2 fftn ifftn fftshift ifftshift rfft irfft rfft2 irfft2 rfftn irfftn",
         spaces=(torch.fft,),
     ),
 )
@@ -89,13 +86,18 @@ def like_another(func: Any, x: Any, other: Any) -> tuple[Any, Work | None]:
     value = func(value_of(x), value_of(other))
     if not isinstance(x, Dual):
         return value, None
-    return value, lambda: x.tangent.expand(value.shape) if func is Tensor.expand_as else x.tangent.reshape(value.shape)
+    return (
+        value,
+        lambda: x.tangent.expand(value.shape) if func is Tensor.expand_as else x.tangent.reshape(value.shape),
+    )
 
 
-register(like_another, named("view_as", "expand_as", "reshape_as", "type_as"))
+register(like_another, named("view_as expand_as reshape_as type_as"))
 
 
-def pad(func: Any, x: Dual, widths: Any, mode: str = "constant", value: float | None = None) -> tuple[Any, Work]:
+def pad(
+    func: Any, x: Dual, widths: Any, mode: str = "constant", value: float | None = None
+) -> tuple[Any, Work]:
     """The padded constant does not move."""
     return func(x.value, widths, mode, value), lambda: func(x.tangent, widths, mode)
 
@@ -138,8 +140,8 @@ def add(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> tuple[Any, Work]:
     return value, tangent
 
 
-_SUBTRACTIONS = set(named("sub", "subtract"))
-register(add, named("add", "sub", "subtract"))
+_SUBTRACTIONS = set(named("sub subtract"))
+register(add, named("add sub subtract"))
 
 
 def rsub(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
@@ -156,7 +158,7 @@ def joined(func: Any, items: Any, *args: Any, **kwargs: Any) -> tuple[Any, Work]
     return value, lambda: func([_tangent(item) for item in items], *args, **kwargs)
 
 
-register(joined, named("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", spaces=(torch,)))
+register(joined, named("cat concat concatenate stack hstack vstack dstack", spaces=(torch,)))
 
 
 def where(func: Any, *args: Any) -> tuple[Any, Work]:
@@ -193,7 +195,7 @@ def multilinear(func: Any, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
     return func(*values, **kwargs), tangent
 
 
-register(multilinear, named("matmul", "bmm", "mm", "mv", "dot", "inner", "outer", "tensordot", "kron"))
+register(multilinear, named("matmul bmm mm mv dot inner outer tensordot kron"))
 
 
 def einsum(func: Any, equation: str, *operands: Any) -> tuple[Any, Work]:
@@ -217,7 +219,7 @@ def mul(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
     return value, tangent
 
 
-register(mul, named("mul", "multiply"))
+register(mul, named("mul multiply"))
 
 
 def div(func: Any, x: Any, y: Any, *, rounding_mode: str | None = None) -> tuple[Any, Work | None]:
@@ -236,7 +238,7 @@ def div(func: Any, x: Any, y: Any, *, rounding_mode: str | None = None) -> tuple
     return value, tangent
 
 
-register(div, named("div", "divide", "true_divide"))
+register(div, named("div divide true_divide"))
 
 
 def addcmul(func: Any, x: Any, y: Any, z: Any, *, value: Any = 1) -> tuple[Any, Work]:
@@ -272,7 +274,7 @@ def addmm(func: Any, x: Any, y: Any, z: Any, *, beta: Any = 1, alpha: Any = 1) -
     return result, tangent
 
 
-register(addmm, named("addmm", "baddbmm"))
+register(addmm, named("addmm baddbmm"))
 
 
 def affine(func: Any, x: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
@@ -294,8 +296,5 @@ def affine(func: Any, x: Any, weight: Any, bias: Any = None, *args: Any, **kwarg
 
 register(
     affine,
-    named(
-        *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-        spaces=(F,),
-    ),
+    named("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", spaces=(F,)),
 )

@@ -61,18 +61,25 @@ def _full_precision(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
 
 
-def _centred(dx: Tensor, x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+def _centred(dx: Tensor, x: Tensor, dims: list[int], eps: float) -> Tensor:
     """dx_hat written out, in float32 where x has less."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, dx = x.to(dtype), dx.to(dtype)
     var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
     rstd = torch.rsqrt(var + eps)
     x_hat = (x - mean) * rstd
-    return rstd * (dx - dx.mean(dims, keepdim=True) - x_hat * (x_hat * dx).mean(dims, keepdim=True))
+    dx_hat: Tensor = rstd * (dx - dx.mean(dims, keepdim=True) - x_hat * (x_hat * dx).mean(dims, keepdim=True))
+    return dx_hat
 
 
 def layer_norm(
-    func: Any, x: Any, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *args: Any
+    func: Any,
+    x: Any,
+    shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *args: Any,
 ) -> tuple[Any, Work]:
     if not isinstance(x, Dual) or duals_in((weight, bias)):
         return fallback(func, x, shape, weight, bias, eps, *args)
@@ -90,7 +97,9 @@ def layer_norm(
 
 def _layer_norm_kernel(dx: Tensor, x: Tensor, shape: Sequence[int], mean: Tensor, rstd: Tensor) -> Tensor:
     mask = [True, False, False]
-    return aten.native_layer_norm_backward(dx.contiguous(), x, list(shape), mean, rstd, None, None, mask)[0]  # type: ignore[no-any-return]
+    gradients = aten.native_layer_norm_backward(dx.contiguous(), x, list(shape), mean, rstd, None, None, mask)
+    dx_hat: Tensor = gradients[0]
+    return dx_hat
 
 
 def _by_channel(weight: Tensor | None, like: Tensor) -> Any:
@@ -113,11 +122,18 @@ def group_norm(
 
 
 def instance_norm(
-    func: Any, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, use_input_stats: bool, *args: Any
+    func: Any,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    use_input_stats: bool,
+    *args: Any,
 ) -> tuple[Any, Work]:
     """Statistics of each image and channel. args: momentum, eps, cudnn."""
-    rest = (running_mean, running_var, weight, bias, use_input_stats, *args)
-    if not use_input_stats or not isinstance(x, Dual):
+    rest = (weight, bias, running_mean, running_var, use_input_stats, *args)
+    if not use_input_stats or not isinstance(x, Dual) or duals_in(rest):
         return fallback(func, x, *rest)
     dims = list(range(2, x.ndim))
     value = func(x.value, *rest)
@@ -125,8 +141,15 @@ def instance_norm(
 
 
 def batch_norm(
-    func: Any, x: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
-    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    func: Any,
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> tuple[Any, Work]:
     """A fixed affine map in evaluation. In training it ties the images of a batch together: an error."""
     if training:
@@ -134,12 +157,14 @@ def batch_norm(
             "BatchNorm in training mode makes the derivative of one image depend on the others and writes its running"
             " statistics in forward; use GroupNorm, LayerNorm or a pixel norm"
         )
+    if not isinstance(x, Dual) or duals_in((weight, bias)):
+        return fallback(func, x, running_mean, running_var, weight, bias, training, momentum, eps)
     value = func(x.value, running_mean, running_var, weight, bias, training, momentum, eps)
     scale = _by_channel(torch.rsqrt(running_var + eps), x.value)
     return value, lambda: x.tangent * scale * _by_channel(weight, x.value)
 
 
-def rms_norm(func: Any, x: Any, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> tuple[Any, Work]:
+def rms_norm(func: Any, x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> tuple[Any, Work]:
     """y = x r with r = 1/sqrt(mean(x^2) + eps):  dy = r (dx - x_hat mean(x_hat dx)), x_hat = x r."""
     if not isinstance(x, Dual) or duals_in(weight):
         return fallback(func, x, shape, weight, eps)
@@ -149,7 +174,9 @@ def rms_norm(func: Any, x: Any, shape: Sequence[int], weight: Any = None, eps: f
     def tangent() -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         a, da = x.value.to(dtype), x.tangent.to(dtype)
-        rrms = torch.rsqrt((a * a).mean(dims, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps))
+        rrms = torch.rsqrt(
+            (a * a).mean(dims, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps)
+        )
         x_hat = a * rrms
         dx_hat = rrms * torch.addcmul(da, x_hat, (x_hat * da).mean(dims, keepdim=True), value=-1)
         return dx_hat if weight is None else dx_hat * weight
@@ -224,14 +251,16 @@ def extreme(func: Any, x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
     return (value, indices), tangent
 
 
-register(extreme, named("max", "min"))
+register(extreme, named("max min"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Dropout: the mask is drawn once, from ones, as torch draws it.
 
 
-def dropout(func: Any, x: Dual, p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple[Any, Work]:
+def dropout(
+    func: Any, x: Dual, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> tuple[Any, Work]:
     if not training or p == 0:
         return x.value, lambda: x.tangent
     with torch.no_grad():
@@ -250,8 +279,15 @@ _PROBABILITIES = 2**26
 
 
 def attention(
-    func: Any, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    func: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> tuple[Any, Work]:
     """The value by torch's fast kernel, which saves no probabilities; the tangent by explicit ones, not kept.
 

@@ -55,7 +55,11 @@ def _without_underscore(space: Any) -> dict[Any, Any]:
 
 
 # Function that writes in place -> the one that returns a new tensor.
-IN_PLACE: dict[Any, Any] = {**_without_underscore(F), **_without_underscore(torch), **_without_underscore(Tensor)}
+IN_PLACE: dict[Any, Any] = {
+    **_without_underscore(F),
+    **_without_underscore(torch),
+    **_without_underscore(Tensor),
+}
 
 
 def _inplace_positions() -> dict[Any, int]:

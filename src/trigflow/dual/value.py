@@ -43,7 +43,11 @@ class Dual:
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return apply(func, args, kwargs or {})
 
@@ -248,12 +252,14 @@ def fallback(func: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, 
         fresh = iter(values)
         return func(*_mapped(args, lambda _: next(fresh)), **_mapped(kwargs, lambda _: next(fresh)))
 
+    values, tangents = tuple(dual.value for dual in duals), tuple(dual.tangent for dual in duals)
+
     def tangent() -> Any:
         with torch.random.fork_rng(enabled=random_state is not None):
             if random_state is not None:
                 torch.set_rng_state(random_state)
             try:
-                return torch.func.jvp(called, tuple(d.value for d in duals), tuple(d.tangent for d in duals))[1]
+                return torch.func.jvp(called, values, tangents)[1]
             except (NotImplementedError, RuntimeError) as error:
                 raise UserError(
                     f"{name} has no forward derivative ({_first_line(error)}); use mode='finite_difference', or write"
@@ -286,7 +292,9 @@ def _overwrite(target: Any, result: Any, func: Callable[..., Any]) -> Any:
     """An in-place function on a Dual: the object takes its new value. Writing through a view would be lost: an error."""
     name = getattr(func, "__name__", str(func))
     if not isinstance(target, Dual):
-        raise _in_place_error(f"{name}() of a tensor that has no derivative", "the function that returns a new tensor")
+        raise _in_place_error(
+            f"{name}() of a tensor that has no derivative", "the function that returns a new tensor"
+        )
     if target.value._is_view():
         raise _in_place_error(f"{name}() of a view", "the function that returns a new tensor")
     if isinstance(result, Dual):

@@ -1,0 +1,208 @@
+"""Loading and sampling. The networks below are exact for Gaussian data, so samples are known numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trigflow.checkpoint import ModelCard, new_precond, save_model
+from trigflow.codecs import IdentityCodec, codec_to_json
+from trigflow.config import Component
+from trigflow.errors import UserError
+from trigflow.flow import expand
+from trigflow.model import SHIPPED, Model, load, model_folder
+from trigflow.precond import TrigFlowPrecond
+from trigflow.recipe import PrecondConfig, SamplingConfig
+
+SIGMA_DATA, S_0 = 0.5, 0.2
+
+
+class GaussianNetwork(nn.Module):
+    """F of data N(0, S_0^2); with labels, the mean is the label (0, 1, 2), and 0 for the null label 3."""
+
+    def __init__(self, num_classes: int = 0) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.unused = nn.Parameter(torch.zeros(7))
+
+    def mean(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            return torch.zeros_like(x)
+        return expand(torch.where(labels < self.num_classes, labels, 0).to(x), x).expand_as(x)
+
+
+class Teacher(GaussianNetwork):
+    """Velocity -sin t mean + (x_t - cos t mean) cos t sin t (sigma_data^2 - S_0^2) / var, over sigma_data."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        mean, x_t, t = self.mean(x, labels), SIGMA_DATA * x, expand(t, x)
+        var = t.cos() ** 2 * S_0**2 + t.sin() ** 2 * SIGMA_DATA**2
+        slope = t.cos() * t.sin() * (SIGMA_DATA**2 - S_0**2) / var
+        return (slope * (x_t - t.cos() * mean) - t.sin() * mean) / SIGMA_DATA
+
+
+class Student(GaussianNetwork):
+    """F with f(x_t, t) = mean + (x_t - cos t mean) S_0 / sd(t)."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        mean, x_t, t = self.mean(x, labels), SIGMA_DATA * x, expand(t, x)
+        sd = (t.cos() ** 2 * S_0**2 + t.sin() ** 2 * SIGMA_DATA**2).sqrt()
+        f = mean + (x_t - t.cos() * mean) * S_0 / sd
+        return (t.cos() * x_t - f) / (t.sin() * SIGMA_DATA)
+
+
+def gaussian_model(kind: type[GaussianNetwork], num_classes: int = 0, **sampling: Any) -> Model:
+    """An exact model of vectors in the plane."""
+    plan = {"sampler": "consistency", "steps": 2} if kind is Student else {"sampler": "heun", "steps": 32}
+    card = ModelCard(
+        name=kind.__name__.lower(),
+        network=Component("mlp"),
+        precond=PrecondConfig(sigma_data=SIGMA_DATA),
+        data_shape=(2,),
+        num_classes=num_classes,
+        codec=codec_to_json(IdentityCodec(SIGMA_DATA)),
+        data="gaussian",
+        objective="scd" if kind is Student else "diffusion",
+        sampling=SamplingConfig(**(plan | sampling)),
+    )
+    precond = TrigFlowPrecond(kind(num_classes), sigma_data=SIGMA_DATA).eval()
+    return Model(precond, IdentityCodec(SIGMA_DATA), card, card.name)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_an_exact_student_draws_the_data_in_any_number_of_steps(steps: int) -> None:
+    samples = gaussian_model(Student).sample(20_000, steps=steps, batch=20_000)
+    assert samples.std().item() == pytest.approx(S_0, rel=0.02)
+    assert samples.mean().item() == pytest.approx(0, abs=0.005)
+
+
+def test_a_teacher_ends_where_the_student_jumps_to() -> None:
+    """The same noise for both: the probability flow's end is the consistency function's value."""
+    student, teacher = gaussian_model(Student).sample(100, steps=1), gaussian_model(Teacher).sample(100, steps=128)
+    assert torch.allclose(student, teacher, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", [Student, Teacher])
+def test_a_sample_depends_on_its_seed_and_number_alone(kind: type[GaussianNetwork]) -> None:
+    model = gaussian_model(kind)
+    samples = model.sample(10, steps=2, seed=5, batch=10)
+    assert torch.allclose(model.sample(10, steps=2, seed=5, batch=3), samples, atol=1e-6)
+    assert torch.allclose(model.sample(4, steps=2, seed=5, batch=1), samples[:4], atol=1e-6)
+    assert not torch.allclose(model.sample(10, steps=2, seed=6), samples)
+
+
+def test_labels_are_taken_in_turn() -> None:
+    model = gaussian_model(Student, num_classes=3)
+    assert model.labels(5) is not None
+    assert torch.equal(model.labels(5), torch.tensor([0, 1, 2, 0, 1]))
+    assert torch.equal(model.labels(3, [2, 0]), torch.tensor([2, 0, 2]))
+    assert torch.equal(model.labels(2, torch.tensor(1)), torch.tensor([1, 1]))
+    means = model.sample(3000, steps=1, labels=[2, 0, 1]).view(-1, 3, 2).mean((0, 2))
+    assert torch.allclose(means, torch.tensor([2.0, 0.0, 1.0]), atol=0.02)
+
+
+def test_guidance_goes_beyond_the_condition() -> None:
+    """For equal variances the guided flow's mean is null + scale (mean - null), with null 0."""
+    model = gaussian_model(Teacher, num_classes=3)
+    samples = model.sample(2000, labels=1, guidance_scale=2.0)
+    assert samples.mean().item() == pytest.approx(2.0, abs=0.02)
+    own = gaussian_model(Teacher, num_classes=3, guidance_scale=2.0)
+    assert torch.equal(own.sample(20, labels=1), samples[:20])
+
+
+def test_evaluations_are_counted() -> None:
+    student, teacher = gaussian_model(Student), gaussian_model(Teacher, num_classes=2)
+    assert [student.count_nfe(student.plan(steps)) for steps in (1, 2, 4)] == [1, 2, 4]
+    assert teacher.count_nfe(teacher.plan()) == 63
+    assert teacher.count_nfe(teacher.plan(guidance_scale=1.5)) == 126
+    assert teacher.count_nfe(teacher.plan(5, sampler="ddim")) == 5
+
+
+def test_trajectory_is_the_path_of_the_sample() -> None:
+    model = gaussian_model(Teacher, num_classes=2)
+    path = model.trajectory(6, steps=16, seed=3)
+    assert path.nfe == 31 and len(path.ts) == len(path.states) == 17
+    assert path.ts[-1] == 0 and bool((path.ts.diff() < 0).all())
+    assert torch.allclose(path.states[-1], model.sample(6, steps=16, seed=3), atol=1e-6)
+    student = gaussian_model(Student, num_classes=2)
+    for t, x_t in zip(path.ts[:-1].tolist(), path.states, strict=False):
+        assert torch.allclose(student.jump(x_t, t, path.labels), path.states[-1], atol=0.02)
+
+
+def test_defaults_come_from_the_card() -> None:
+    plan = gaussian_model(Teacher).plan()
+    assert (plan.sampler, plan.steps, plan.guidance_scale) == ("heun", 32, 1.0)
+    assert gaussian_model(Student).is_student and not gaussian_model(Teacher).is_student
+    assert gaussian_model(Student).num_parameters == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"n": 0}, "0 samples"),
+        ({"n": 1, "batch": 0}, "batches of 0"),
+        ({"n": 1, "steps": 0}, "steps is 0"),
+        ({"n": 1, "labels": 3}, r"knows 0\.\.2"),
+        ({"n": 1, "labels": [-1]}, r"knows 0\.\.2"),
+        ({"n": 1, "labels": []}, r"knows 0\.\.2"),
+        ({"n": 1, "sampler": "huen"}, "did you mean 'heun'"),
+        ({"n": 1, "guidance_scale": math.inf}, "guidance_scale"),
+    ],
+)
+def test_mistakes(arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        gaussian_model(Student, num_classes=3).sample(**arguments)
+
+
+def test_labels_for_a_model_without_classes() -> None:
+    with pytest.raises(UserError, match="knows no classes"):
+        gaussian_model(Student).sample(1, labels=0)
+
+
+# Files
+
+
+def save_small(folder: Path, **changes: Any) -> Model:
+    card = dataclasses.replace(gaussian_model(Student).card, network=Component("mlp"), **changes)
+    precond = new_precond(card)
+    for parameter in precond.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    folder.mkdir()
+    save_model(folder, precond, card)
+    return Model(precond.eval(), IdentityCodec(SIGMA_DATA), card, str(folder))
+
+
+def test_a_saved_model_draws_the_same(tmp_path: Path, device: torch.device) -> None:
+    saved = save_small(tmp_path / "run")
+    loaded = load(tmp_path / "run", device)
+    assert loaded.device.type == device.type and loaded.card == saved.card
+    assert loaded.name == str(tmp_path / "run")
+    assert torch.allclose(loaded.sample(4), saved.sample(4), atol=1e-5)
+    assert not loaded.sample(1).requires_grad
+
+
+def test_unknown_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="did you mean 'digits'.*one of digits"):
+        load("digts")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no model"):
+        load("empty")
+    (tmp_path / "digits").mkdir()
+    assert model_folder("digits") != Path("digits")
+    assert model_folder("./digits").resolve() == tmp_path / "digits"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_draw_digits(name: str, device: torch.device) -> None:
+    model = load(name, device)
+    samples = model.sample(20, seed=1)
+    assert samples.shape == (20, 1, 8, 8) and samples.dtype == torch.uint8
+    assert model.is_student == (name == "digits")
+    assert model.count_nfe(model.plan()) == (2 if model.is_student else 63)

@@ -1,0 +1,188 @@
+"""Laws that each network of the table keeps, whatever its shape and options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from trigflow.errors import UserError
+from trigflow.networks import NETWORKS
+from trigflow.networks.layers import Dropout, seed_dropout, unseed_dropout
+from trigflow.randomness import SampleRandom
+
+UNET: dict[str, Any] = {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1}
+DIT: dict[str, Any] = {"patch": 2, "width": 16, "depth": 2, "heads": 2}
+MLP: dict[str, Any] = {"width": 16, "depth": 2}
+CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "mlp-vector": ("mlp", (5,), MLP),
+    "mlp-image": ("mlp", (2, 4, 4), MLP),
+    "unet-1d": ("unet", (2, 8), UNET),
+    "unet-2d": ("unet", (2, 4, 8), UNET | {"attention_levels": (0, 1)}),
+    "unet-3d": ("unet", (1, 4, 4, 2), UNET | {"middle_attention": False}),
+    "dit-1d": ("dit", (2, 8), DIT),
+    "dit-2d": ("dit", (2, 4, 8), DIT),
+    "dit-3d": ("dit", (1, 4, 4, 2), DIT),
+}
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"normalization": "adagn"},
+    {"time_embedding": "fourier", "fourier_scale": 0.5},
+]
+B = 3
+
+
+def build(case: str, num_classes: int = 0, randomized: bool = True, **options: Any) -> nn.Module:
+    name, shape, sizes = CASES[case]
+    torch.manual_seed(0)
+    net = NETWORKS[name](shape, num_classes, **sizes, **options).double()
+    if randomized:
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def inputs(case: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(B, *CASES[case][1], dtype=torch.float64, generator=generator)
+    return x, torch.linspace(0.1, 1.5, B, dtype=torch.float64)
+
+
+def test_every_network_of_the_table_is_tested() -> None:
+    assert {name for name, _, _ in CASES.values()} == set(NETWORKS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_the_output_has_the_shape_of_the_input_and_starts_at_zero(case: str, variant: dict[str, Any]) -> None:
+    x, t = inputs(case)
+    output = build(case, randomized=False, **variant)(x, t)
+    assert output.shape == x.shape
+    assert torch.equal(output, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_the_forward_derivative_is_that_of_finite_differences(case: str, variant: dict[str, Any]) -> None:
+    """Fails for anything without a forward derivative: BatchNorm, in-place writes, detached times."""
+    net, (x, t) = build(case, **variant), inputs(case)
+    dx, dt = torch.randn_like(x), torch.ones_like(t)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        _, derivative = torch.func.jvp(net, (x, t), (dx, dt))
+        h = 1e-5
+        expected = (net(x + h * dx, t + h * dt) - net(x - h * dx, t - h * dt)) / (2 * h)
+    assert derivative.abs().max() > 1e-3
+    assert (derivative - expected).abs().max() < 1e-6 * derivative.abs().max()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_labels_and_the_null_label(case: str) -> None:
+    net, (x, t) = build(case, num_classes=4), inputs(case)
+    zero, one, null = (net(x, t, torch.full((B,), label)) for label in (0, 1, 4))
+    assert not torch.allclose(zero, one)
+    assert not torch.allclose(zero, null)
+    assert torch.equal(net(x, t), null)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_labels_without_classes_are_refused(case: str) -> None:
+    with pytest.raises(UserError, match="num_classes=0"):
+        build(case)(*inputs(case), torch.zeros(B, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_parameter_gets_a_gradient(case: str) -> None:
+    net, (x, t) = build(case, num_classes=4), inputs(case)
+    net(x, t, torch.tensor([0, 1, 2])).square().sum().backward()
+    missing = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not missing
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_sample_does_not_see_the_others(case: str) -> None:
+    net, (x, t) = build(case), inputs(case)
+    torch.testing.assert_close(net(x, t)[1:], net(x[1:], t[1:]), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forward_leaves_weights_and_inputs_as_they_are(case: str) -> None:
+    net, (x, t) = build(case, num_classes=4, dropout=0.5), inputs(case)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    x_copy, t_copy = x.clone(), t.clone()
+    net(x, t)
+    assert torch.equal(x, x_copy) and torch.equal(t, t_copy)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_seeded_dropout_follows_the_image(case: str) -> None:
+    net, (x, t) = build(case, dropout=0.5), inputs(case)
+    seed_dropout(net, SampleRandom(0, torch.tensor([5, 6, 7])))
+    output = net(x, t)
+    assert torch.equal(output, net(x, t))
+    seed_dropout(net, SampleRandom(0, torch.tensor([7, 5])))
+    torch.testing.assert_close(net(x[[2, 0]], t[[2, 0]]), output[[2, 0]], rtol=1e-10, atol=1e-10)
+    seed_dropout(net, SampleRandom(1, torch.tensor([5, 6, 7])))
+    assert not torch.allclose(net(x, t), output)
+    assert torch.equal(net.eval()(x, t), net(x, t))
+
+
+def test_dropout_keeps_the_mean_and_the_share() -> None:
+    dropout = Dropout(0.25)
+    seed_dropout(dropout, SampleRandom(0, torch.arange(64)))
+    y = dropout(torch.ones(64, 500))
+    assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert y.mean().item() == pytest.approx(1, abs=0.02)
+    unseed_dropout(dropout)
+    assert not torch.equal(dropout(torch.ones(64, 500)), dropout(torch.ones(64, 500)))
+
+
+def test_the_positional_embedding_moves_slowly() -> None:
+    """The reason for it: the derivative of F with respect to t stays small, where EDM's Fourier features explode."""
+    x, t = inputs("mlp-vector")
+    speeds = []
+    for variant in ({"time_embedding": "positional"}, {"time_embedding": "fourier", "fourier_scale": 16.0}):
+        net = build("mlp-vector", **variant)
+        _, derivative = torch.func.jvp(lambda t, net=net: net(x, t), (t,), (torch.ones_like(t),))
+        speeds.append(derivative.abs().mean().item())
+    assert speeds[0] < speeds[1] / 10
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("mlp", {"width": 128, "depth": 3}, 273_280),
+        ("unet", {"channels": 24}, 483_601),
+        ("dit", {"patch": 2, "width": 96, "depth": 3, "heads": 3}, 486_820),
+    ],
+)
+def test_parameter_counts_are_frozen(name: str, options: dict[str, Any], expected: int) -> None:
+    net = NETWORKS[name]((1, 8, 8), 10, **options)
+    assert sum(parameter.numel() for parameter in net.parameters()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "message"),
+    [
+        ("unet", (1, 6, 6), {"channel_mult": (1, 2, 2)}, "divisible by 4"),
+        ("unet", (1, 8, 8), {"channels": 0}, "channels must be an integer"),
+        ("unet", (1, 8, 8), {"attention_levels": (5,)}, "attention_levels"),
+        ("unet", (1, 8, 8), {"normalization": "doubl"}, "did you mean 'double'"),
+        ("unet", (5,), {}, "takes data of shape"),
+        ("unet", (1, 8, 8), {"channels": 7}, "even"),
+        ("dit", (1, 8, 8), {"patch": 3}, "divisible by 3"),
+        ("dit", (1, 8, 8), {"width": 16, "heads": 3}, "heads"),
+        ("dit", (1, 8, 8), {"dropout": 1.0}, "dropout"),
+        ("mlp", (5,), {"time_embedding": "fourrier"}, "did you mean 'fourier'"),
+        ("mlp", (), {}, "takes data of shape"),
+        ("mlp", (5,), {"depth": 0}, "depth must be an integer"),
+    ],
+)
+def test_options_out_of_range_are_named(
+    name: str, shape: tuple[int, ...], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        NETWORKS[name](shape, **options)
