@@ -112,7 +112,7 @@ def _digest(tensors: Tensors, state: str) -> str:
     for name in sorted(tensors):
         array = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-        digest.update(array.flatten().view(torch.uint8).numpy())
+        digest.update(array.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

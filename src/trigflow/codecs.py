@@ -76,7 +76,7 @@ class ImageCodec:
 
 @dataclass(frozen=True, config=STRICT_KEYS)
 class VectorCodec:
-    """Vectors (N, D): x_0 = sigma_data (vector - mean) / std, one mean for each element, one std for all or for each."""
+    """Vectors (N, D): x_0 = sigma_data (vector - mean) / std, the mean of each element, std of all or each."""
 
     mean: tuple[float, ...]
     std: tuple[Positive, ...]

@@ -1,7 +1,7 @@
-"""Averages of the weights over a run: power-function EMA with post-hoc reconstruction, and the classical half-life EMA.
+"""Averages of the weights over a run: power-function EMA with post-hoc reconstruction, and half-life EMA.
 
-Power-function EMA: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (arXiv 2312.02696),
-section 3 and Appendix C.
+Power-function EMA: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models"
+(EDM2, arXiv 2312.02696), section 3 and Appendix C.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def power_beta(gamma: float, nimg: int, batch: int) -> float:
 
 
 def half_life_beta(halflife_nimg: float, rampup_ratio: float | None, nimg: int, batch: int) -> float:
-    """beta = 2^(-batch / half-life); the half-life is at most rampup_ratio of the images seen (EDM, arXiv 2206.00364)."""
+    """beta = 2^(-batch / half-life); the half-life is at most rampup_ratio nimg (EDM, arXiv 2206.00364)."""
     if rampup_ratio is not None:
         halflife_nimg = min(halflife_nimg, nimg * rampup_ratio)
     return float(0.5 ** (batch / max(halflife_nimg, 1e-8)))
@@ -103,7 +103,7 @@ class HalfLifeEMA:
         rampup_ratio: the half-life is at most this share of the images seen; None switches it off.
     """
 
-    names = ("halflife",)
+    names: tuple[str, ...] = ("halflife",)
 
     def __init__(self, net: nn.Module, halflife_nimg: float, rampup_ratio: float | None = 0.05) -> None:
         self.halflife_nimg, self.rampup_ratio = halflife_nimg, rampup_ratio
@@ -135,13 +135,14 @@ class EMASnapshot:
 def profile_product(nimg_a: float, gamma_a: float, nimg_b: float, gamma_b: float) -> float:
     """Inner product of two profiles p(tau) = (gamma + 1) tau^gamma / nimg^(gamma + 1) on [0, nimg] (Appendix C).
 
-    (gamma_a + 1) (gamma_b + 1) m^(gamma_a + gamma_b + 1) / [(gamma_a + gamma_b + 1) nimg_a^(gamma_a+1) nimg_b^(gamma_b+1)]
+    (gamma_a + 1) (gamma_b + 1) m^(gamma_a + gamma_b + 1)
+      / [(gamma_a + gamma_b + 1) nimg_a^(gamma_a + 1) nimg_b^(gamma_b + 1)]
     with m = min(nimg_a, nimg_b), written with ratios so that no power overflows.
     """
     shortest = min(nimg_a, nimg_b)
     ratios = (shortest / nimg_a) ** gamma_a * (shortest / nimg_b) ** gamma_b
     scale = shortest / (nimg_a * nimg_b)
-    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * ratios * scale
+    return float((gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * ratios * scale)
 
 
 def post_hoc_weights(stored: Sequence[tuple[int, float]], ema_std: float, nimg: int) -> np.ndarray:

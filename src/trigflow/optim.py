@@ -67,7 +67,7 @@ def learning_rate(config: OptimizerConfig, batch: int, total_nimg: int) -> Calla
 
 
 class RAdam(torch.optim.Adam):
-    """Rectified Adam (Liu et al., arXiv 1908.03265), built on the fused Adam: several times faster on many small tensors.
+    """Rectified Adam (Liu et al., arXiv 1908.03265), built on the fused Adam, which is fast on many small tensors.
 
     The variance of the adaptive rate is known from step t alone, and rectifies the learning rate by
 

@@ -110,7 +110,7 @@ def _tensorboard(folder: Path, nimg: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
     with clear_os_errors("write", folder):
-        return SummaryWriter(str(folder), purge_step=nimg + 1)  # type: ignore[no-untyped-call]
+        return SummaryWriter(str(folder), purge_step=nimg + 1)
 
 
 class StopRequest:
@@ -141,4 +141,5 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 def gradient_norm(gradients: list[Tensor]) -> Tensor:
     """The norm of all gradients together; not finite as soon as one of them is not."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norms

@@ -222,11 +222,12 @@ class Run:
         self._save()
         t = torch.cat([values["t"] for values in logs])
         loss = torch.cat([values["loss"] for values in logs])
-        bad = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
+        worst = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
         raise UserError(
-            f"objective '{self.recipe.objective.name}', network '{name}': loss {loss[bad].item():g} with a gradient that "
-            f"is not finite at step {self.nimg // self.recipe.train.batch} (image {self.nimg}), t = {t[bad].item():.4f}; "
-            f"the state before it is kept in {self.folder.path}; try a smaller optimizer.lr in another --out"
+            f"objective '{self.recipe.objective.name}' has no finite gradient for '{name}' at step "
+            f"{self.nimg // self.recipe.train.batch} (image {self.nimg + int(worst)}), t = {t[worst].item():.4f}, "
+            f"loss {loss[worst].item():g}; the state before it is kept in {self.folder.path}; "
+            "try a smaller optimizer.lr in another --out"
         )
 
     # State

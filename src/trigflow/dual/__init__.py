@@ -2,6 +2,18 @@
 
 from trigflow.dual import elementwise, linear, neural
 from trigflow.dual.derivative import MODES, value_and_tangent
-from trigflow.dual.value import RULES, Dual, fallbacks
+from trigflow.dual.value import RULES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks
 
-__all__ = ["MODES", "RULES", "Dual", "elementwise", "fallbacks", "linear", "neural", "value_and_tangent"]
+__all__ = [
+    "MODES",
+    "RULES",
+    "Dual",
+    "InPlaceWrite",
+    "NoDerivative",
+    "NumberRead",
+    "elementwise",
+    "fallbacks",
+    "linear",
+    "neural",
+    "value_and_tangent",
+]

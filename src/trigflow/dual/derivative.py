@@ -32,10 +32,10 @@ def value_and_tangent(
 ) -> Dual:
     """function(*primals, **cond), and its derivative along the given tangents.
 
-    Modes: "dual" carries both through the network with a rule for each torch function, and is the cheapest in eager mode
-    (about 4 forward passes with the backward one, against 3 of plain training). "func" is torch.func.jvp in one pass, with
-    attention in its written-out form. "finite_difference" is the central difference of two more passes without graph:
-    for networks without a derivative; its relative error is about 1e-6 in float64 and 1e-3 in float32.
+    Modes: "dual" carries both through the network with a rule for each torch function, and is the cheapest in eager
+    mode (about 4 forward passes with the backward one, against 3 of plain training). "func" is torch.func.jvp in one
+    pass, with attention in its written-out form. "finite_difference" is the central difference of two more passes
+    without graph, for networks without a derivative; its relative error is about 1e-9 in float64 and 1e-3 in float32.
     Each mode draws one dropout mask.
 
     Args:
@@ -43,7 +43,7 @@ def value_and_tangent(
         primals: its positional arguments.
         tangents: one for each primal, of the same shape: the direction.
         mode: "dual", "func" or "finite_difference".
-        epsilon: step of the finite difference along the tangents; None: the cube root of the precision of the first primal.
+        epsilon: step of the finite difference along the tangents; None: the cube root of the first primal's precision.
         cond: its keyword arguments.
         cond_tangents: directions of some of them; the others stand still.
 
@@ -117,20 +117,21 @@ def _dual(
 def _func(along: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Dual:
     """torch.func.jvp with the primal recorded; the tangent is detached here, inside of what the caller may compile."""
     with sdpa_kernel(SDPBackend.MATH):  # no other attention kernel has a forward derivative
-        value, tangent = torch.func.jvp(along, primals, tangents)
-    return Dual(value, tangent.detach())
+        output: Any = torch.func.jvp(along, primals, tangents)
+    return Dual(output[0], output[1].detach())
 
 
 def _finite_difference(
     along: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], epsilon: float | None
 ) -> Dual:
-    """[F(x + e dx) - F(x - e dx)] / 2e, with an error of O(e^2) + rounding / e: least at the cube root of the precision."""
+    """[F(x + e dx) - F(x - e dx)] / 2e: an error of O(e^2) + rounding / e, least at the cube root of the precision."""
     step = epsilon if epsilon is not None else float(torch.finfo(primals[0].dtype).eps) ** (1 / 3)
     if not step > 0:
         raise UserError(f"epsilon must be positive, not {step}")
 
     def moved(sign: float) -> Tensor:
-        return along(*(x + sign * step * dx for x, dx in zip(primals, tangents, strict=True)))  # type: ignore[no-any-return]
+        output: Tensor = along(*(x + sign * step * dx for x, dx in zip(primals, tangents, strict=True)))
+        return output
 
     with torch.no_grad():
         with same_randomness(primals[0].device):

@@ -190,34 +190,13 @@ def constant(func: Any, *args: Any, **kwargs: Any) -> tuple[Any, None]:
 register(
     constant,
     named(
-        *("eq", "ne", "lt", "le", "gt", "ge", "greater", "greater_equal", "less", "less_equal", "not_equal"),
-        *("equal", "allclose", "isclose", "isnan", "isinf", "isfinite", "argmax", "argmin", "argsort"),
-        *("any", "all", "count_nonzero", "nonzero", "logical_not", "logical_and", "logical_or", "bucketize"),
-        *("sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside", "floor_divide", "signbit"),
-        *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"),
-        *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "detach", "one_hot"),
-        *("long", "int", "bool", "short", "byte", "char"),
-        *(
-            "size",
-            "dim",
-            "ndimension",
-            "numel",
-            "nelement",
-            "stride",
-            "storage_offset",
-            "element_size",
-            "get_device",
-        ),
-        *(
-            "is_contiguous",
-            "is_floating_point",
-            "is_complex",
-            "is_nonzero",
-            "is_same_size",
-            "is_conj",
-            "is_neg",
-        ),
-        *("data_ptr", "has_names", "is_inference", "result_type"),
+        "eq ne lt le gt ge greater greater_equal less less_equal not_equal equal allclose isclose isnan isinf "
+        "isfinite argmax argmin argsort any all count_nonzero nonzero logical_not logical_and logical_or "
+        "bucketize sign sgn floor ceil round trunc heaviside floor_divide signbit zeros_like ones_like "
+        "full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full new_empty "
+        "new_tensor detach one_hot long int bool short byte char size dim ndimension numel nelement stride "
+        "storage_offset element_size get_device is_contiguous is_floating_point is_complex is_nonzero "
+        "is_same_size is_conj is_neg data_ptr is_inference result_type"
     ),
 )
 register(read_number, named("item tolist numpy", spaces=(Tensor,)))

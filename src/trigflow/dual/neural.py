@@ -102,8 +102,9 @@ def _layer_norm_kernel(dx: Tensor, x: Tensor, shape: Sequence[int], mean: Tensor
     return dx_hat
 
 
-def _by_channel(weight: Tensor | None, like: Tensor) -> Any:
-    return 1 if weight is None else weight.reshape(-1, *(1,) * (like.ndim - 2))
+def _scaled(x: Tensor, weight: Tensor | None) -> Tensor:
+    """x with each channel times its weight."""
+    return x if weight is None else x * weight.reshape(-1, *(1,) * (x.ndim - 2))
 
 
 def group_norm(
@@ -115,8 +116,8 @@ def group_norm(
 
     def tangent() -> Tensor:
         groups = (x.shape[0], num_groups, -1)
-        dx_hat = _centred(x.tangent.reshape(groups), x.value.reshape(groups), [2], eps)
-        return dx_hat.reshape(x.shape) * _by_channel(weight, x.value)
+        dx_hat = _centred(x.tangent.reshape(groups), x.value.reshape(groups), [2], eps).reshape(x.shape)
+        return _scaled(dx_hat, weight)
 
     return value, tangent
 
@@ -137,7 +138,7 @@ def instance_norm(
         return fallback(func, x, *rest)
     dims = list(range(2, x.ndim))
     value = func(x.value, *rest)
-    return value, lambda: _centred(x.tangent, x.value, dims, args[1]) * _by_channel(weight, x.value)
+    return value, lambda: _scaled(_centred(x.tangent, x.value, dims, args[1]), weight)
 
 
 def batch_norm(
@@ -160,8 +161,7 @@ def batch_norm(
     if not isinstance(x, Dual) or duals_in((weight, bias)):
         return fallback(func, x, running_mean, running_var, weight, bias, training, momentum, eps)
     value = func(x.value, running_mean, running_var, weight, bias, training, momentum, eps)
-    scale = _by_channel(torch.rsqrt(running_var + eps), x.value)
-    return value, lambda: x.tangent * scale * _by_channel(weight, x.value)
+    return value, lambda: _scaled(_scaled(x.tangent, torch.rsqrt(running_var + eps)), weight)
 
 
 def rms_norm(func: Any, x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> tuple[Any, Work]:
@@ -179,6 +179,7 @@ def rms_norm(func: Any, x: Any, shape: Any, weight: Any = None, eps: float | Non
         )
         x_hat = a * rrms
         dx_hat = rrms * torch.addcmul(da, x_hat, (x_hat * da).mean(dims, keepdim=True), value=-1)
+        dx_hat = dx_hat.to(x.dtype)
         return dx_hat if weight is None else dx_hat * weight
 
     return value, tangent
@@ -258,14 +259,13 @@ register(extreme, named("max min"))
 # Dropout: the mask is drawn once, from ones, as torch draws it.
 
 
-def dropout(
-    func: Any, x: Dual, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> tuple[Any, Work]:
+def dropout(func: Any, x: Dual, p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple[Any, Work]:
     if not training or p == 0:
         return x.value, lambda: x.tangent
     with torch.no_grad():
-        mask = func(torch.ones_like(x.value), p, True)
-    return x.value * mask, lambda: x.tangent * mask
+        kept = func(torch.ones_like(x.value), p, True) != 0
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    return x.value * kept * scale, lambda: x.tangent * kept * scale
 
 
 register(dropout, [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout])
@@ -315,8 +315,8 @@ def _written_out(q: Any, k: Any, v: Any, mask: Any, p: float, is_causal: bool, s
     scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     bias = mask if isinstance(mask, Dual) else _bias(mask, is_causal, q, k)
     probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-    output: Any = torch.matmul(F.dropout(probabilities, p), v)
-    return output.value, lambda: output.tangent
+    output = torch.matmul(F.dropout(probabilities, p), v)
+    return value_of(output), lambda: output.tangent  # type: ignore[attr-defined]
 
 
 def _repeated(item: Any, query: Any) -> Any:
@@ -355,18 +355,17 @@ def _attention_rows(query: Any, key: Any, value: Any, bias: Tensor | None, scale
     p = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     if bias is not None:
         p = p.nan_to_num(0.0)  # a row that may look nowhere: its output is 0 in torch's kernels
-    total = p.to(v.dtype) @ value.tangent if isinstance(value, Dual) else None
+    total: Any = p.to(v.dtype) @ value.tangent if isinstance(value, Dual) else 0
     if isinstance(query, Dual) or isinstance(key, Dual):
         moved = softmax_tangent(_score_tangent(query, key, q, k, scale), p, -1).to(v.dtype) @ v
-        total = moved if total is None else total + moved
-    assert total is not None  # one of the three is a Dual
-    return total
+        total = moved + total
+    return total  # type: ignore[no-any-return]
 
 
 def _score_tangent(query: Any, key: Any, q: Tensor, k: Tensor, scale: float) -> Tensor:
     """scale (dq k^T + q dk^T), as one product of twice the width where both move."""
     if not isinstance(key, Dual):
-        return (query.tangent * scale) @ k.transpose(-2, -1)
+        return (query.tangent * scale) @ k.transpose(-2, -1)  # type: ignore[no-any-return]
     if not isinstance(query, Dual):
         return q @ key.tangent.transpose(-2, -1)
     left = torch.cat([query.tangent * scale, q], dim=-1)

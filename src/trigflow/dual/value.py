@@ -22,6 +22,19 @@ Rule = Callable[..., tuple[Any, Callable[[], Any] | None]]
 # One rule for each torch function. A function without one is differentiated by torch.func.jvp, and `fallbacks` tells.
 RULES: dict[Callable[..., Any], Rule] = {}
 
+
+class NoDerivative(UserError):
+    """A function without a rule, for which torch.func.jvp has none either."""
+
+
+class NumberRead(UserError):
+    """A number was read out of a tensor that moves along the path."""
+
+
+class InPlaceWrite(UserError):
+    """A write in place that the derivative cannot follow."""
+
+
 _FALLBACK_LISTS: list[list[str]] = []
 
 
@@ -51,7 +64,7 @@ class Dual:
     ) -> Any:
         return apply(func, args, kwargs or {})
 
-    # What code asks a tensor before it computes. -----------------------------------------------------------------------
+    # What code asks a tensor before it computes.
 
     @property
     def shape(self) -> torch.Size:
@@ -99,7 +112,7 @@ class Dual:
     def __int__(self) -> int:
         raise _number_error("int()")
 
-    # Arithmetic. x += y makes a new value and binds x to it. -------------------------------------------------------------
+    # Arithmetic. x += y makes a new value and binds x to it.
 
     def __neg__(self) -> Any:
         return torch.neg(self)  # type: ignore[arg-type]
@@ -141,7 +154,7 @@ class Dual:
     def __rmatmul__(self, other: Any) -> Any:
         return apply(torch.matmul, (other, self), {})
 
-    # Comparisons have no derivative. -------------------------------------------------------------------------------------
+    # Comparisons have no derivative.
 
     def __eq__(self, other: object) -> Any:
         return torch.eq(self.value, value_of(other))
@@ -186,7 +199,7 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         return _overwrite(args[0], apply(IN_PLACE.get(func, func), args, kwargs), func)
     if func not in RULES and func in BODIES:
         return BODIES[func](*args, **kwargs)
-    rule = RULES[func] if func in RULES else fallback
+    rule: Rule = RULES.get(func, fallback)
     value, tangent = rule(func, *args, **kwargs)
     return value if tangent is None else paired(value, tangent)
 
@@ -261,7 +274,7 @@ def fallback(func: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, 
             try:
                 return torch.func.jvp(called, values, tangents)[1]
             except (NotImplementedError, RuntimeError) as error:
-                raise UserError(
+                raise NoDerivative(
                     f"{name} has no forward derivative ({_first_line(error)}); use mode='finite_difference', or write"
                     " it with differentiable functions"
                 ) from error
@@ -275,7 +288,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def fallbacks() -> Iterator[list[str]]:
-    """Collects the names of the functions that had no rule and went through torch.func.jvp, in order, repeats included."""
+    """Collects the names of the functions that had no rule and went through torch.func.jvp, with repeats."""
     names: list[str] = []
     _FALLBACK_LISTS.append(names)
     try:
@@ -289,7 +302,7 @@ def fallbacks() -> Iterator[list[str]]:
 
 
 def _overwrite(target: Any, result: Any, func: Callable[..., Any]) -> Any:
-    """An in-place function on a Dual: the object takes its new value. Writing through a view would be lost: an error."""
+    """An in-place function on a Dual: the object takes its new value. Writing through a view would be lost."""
     name = getattr(func, "__name__", str(func))
     if not isinstance(target, Dual):
         raise _in_place_error(
@@ -304,12 +317,12 @@ def _overwrite(target: Any, result: Any, func: Callable[..., Any]) -> Any:
     return target
 
 
-def _in_place_error(what: str, instead: str) -> UserError:
-    return UserError(f"the derivative cannot follow a write in place: {what}; use {instead}")
+def _in_place_error(what: str, instead: str) -> InPlaceWrite:
+    return InPlaceWrite(f"the derivative cannot follow a write in place: {what}; use {instead}")
 
 
-def _number_error(what: str) -> UserError:
-    return UserError(
+def _number_error(what: str) -> NumberRead:
+    return NumberRead(
         f"{what} reads a number out of a tensor that changes along the path, so its derivative would be lost;"
         " keep it a tensor, or detach() it where that is meant"
     )

@@ -1,0 +1,357 @@
+"""The examination: passes that must repeat, derivatives that must agree, and the search for the module that breaks them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.devices import resolve_device
+from trigflow.doctor.diagnosis import Diagnosis, Fault, Finding, ModeReport, Verdict
+from trigflow.doctor.patient import Patient, admit
+from trigflow.doctor.trace import (
+    Call,
+    Trace,
+    against_differences,
+    difference,
+    floats,
+    is_staircase,
+    tangents,
+    traced,
+)
+from trigflow.dual import MODES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks, value_and_tangent
+
+# Exact modes may differ by rounding (more where a part computes in float32), an exact one and a difference by its error.
+EXACT, APPROXIMATE = 1e-5, 1e-3
+# What a user's network may raise when it is run in a way that its author did not think of.
+NETWORK_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
+_ROUNDS = 3
+
+
+@dataclass
+class Trial:
+    """One mode along one direction, in float64."""
+
+    tangent: Tensor | None = None
+    trace: Trace = field(default_factory=Trace)
+    error: Exception | None = None
+    fits: float = float("inf")  # distance from finite differences
+
+
+def diagnose(
+    model: str | nn.Module,
+    *,
+    data_shape: tuple[int, ...] | None = None,
+    inputs: tuple[Tensor, Tensor] | None = None,
+    cond: Mapping[str, Tensor] | None = None,
+    device: str | torch.device = "auto",
+) -> Diagnosis:
+    """Checks the derivative of a network in every mode, and finds what breaks it.
+
+    A copy in float64 and training mode is examined on the CPU; the costs are taken in float32 on the device. The
+    derivative along x alone and along t alone is compared with torch.func.jvp, with the dual and with central
+    differences of several steps; where they disagree, so is that of each module inside, innermost first.
+
+    Args:
+        model: an nn.Module with forward(x, t, **cond), the name of a shipped model, a run's folder, or
+            "package.module:Class" (built with data_shape where it takes one).
+        data_shape: (C, *size) of a sample; default that of the model, or (3, 32, 32).
+        inputs: (x, t) to examine with instead, (B, ...) and (B,), as for c_noise(t) = t.
+        cond: further inputs by name; default: random labels where the network has num_classes.
+        device: where the costs are measured.
+
+    Raises:
+        UserError: the model cannot be found or built.
+    """
+    patient = admit(model, data_shape, inputs, cond)
+    body = patient.like(torch.float64, torch.device("cpu"))
+    with _seeds_kept():
+        findings = _writes_and_draws(body)
+        if any(finding.fault == "error" for finding in findings):
+            modes = tuple(ModeReport(mode, "broken", None, None, "forward fails") for mode in MODES)
+            return _diagnosis(patient, modes, findings, ())
+        with fallbacks() as names:
+            trials = {mode: _trials(body, mode) for mode in MODES}
+        findings += _lost(body, trials, findings)
+        modes = tuple(_mode_report(body, mode, trials, findings, names) for mode in MODES)
+        costs = _costs(patient.like(torch.float32, resolve_device(device)), [m.mode for m in modes if m.error is not None])
+    modes = tuple(ModeReport(m.mode, m.verdict, m.error, costs.get(m.mode), m.note) for m in modes)
+    return _diagnosis(patient, modes, findings, tuple(dict.fromkeys(names)))
+
+
+def _diagnosis(
+    patient: Patient, modes: tuple[ModeReport, ...], findings: list[Finding], names: tuple[str, ...]
+) -> Diagnosis:
+    count = sum(parameter.numel() for parameter in patient.network.parameters())
+    return Diagnosis(patient.name, count, modes, tuple(findings), names)
+
+
+@contextmanager
+def _seeds_kept() -> Iterator[None]:
+    """The caller's generator is as it was."""
+    with torch.random.fork_rng():
+        yield
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Plain passes: nothing may be written, and the same seed must give the same output.
+
+
+def _writes_and_draws(body: Patient) -> list[Finding]:
+    findings = _batch_norms(body.network)
+    writes = _Writes(body)
+    traces = []
+    for ended in (writes.look, lambda call: None):
+        try:
+            with traced(body.network, ended) as trace:
+                body.at(body.x, body.t)
+        except NETWORK_ERRORS as error:
+            return [*findings, Finding("error", trace.where, f"forward fails: {_line(error)}")]
+        traces.append(trace)
+    findings += writes.findings
+    if not writes.findings:
+        findings += _private_generators(*traces)
+    return findings
+
+
+def _batch_norms(network: nn.Module) -> list[Finding]:
+    kind = nn.modules.batchnorm._BatchNorm
+    names = [name for name, module in network.named_modules() if isinstance(module, kind)]
+    detail = "BatchNorm ties the images of a batch together and writes its running statistics in forward"
+    return [Finding("batch_norm", names[0], f"{detail} ({len(names)} in all)")] if names else []
+
+
+class _Writes:
+    """Notices the first module in whose forward a weight, a buffer or an input of the network is written."""
+
+    def __init__(self, body: Patient) -> None:
+        self.findings: list[Finding] = []
+        self._inputs = {"x": body.x, "t": body.t, **body.cond}
+        self._versions = {id(tensor): tensor._version for tensor in self._inputs.values()}
+        for module in body.network.modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                self._versions |= {id(tensor): tensor._version for _, tensor in _own_tensors(module)}
+
+    def _changed(self, tensor: Tensor) -> bool:
+        return tensor._version != self._versions.get(id(tensor), tensor._version)
+
+    def look(self, call: Call) -> None:
+        if self.findings:
+            return
+        own = (name for m in call.module.modules() for name, tensor in _own_tensors(m) if self._changed(tensor))
+        if name := next(own, None):
+            self.findings.append(Finding("weight_write", call.name, f"'{name}' is written in forward"))
+        given = (name for name, tensor in self._inputs.items() if self._changed(tensor))
+        if name := next(given, None):
+            self.findings.append(Finding("input_write", call.name, f"the input {name} is written in place"))
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+
+
+def _private_generators(first: Trace, second: Trace) -> list[Finding]:
+    """Two passes from one seed: the first module whose output differs draws from a generator of its own."""
+    for one, other in zip(first.calls, second.calls, strict=False):
+        if difference(floats(one.output), floats(other.output)) > 0:
+            detail = "two passes from the same seed differ: it draws from a generator of its own"
+            return [Finding("private_generator", one.name, detail)]
+    return []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Derivatives along t alone and along x alone.
+
+
+def _along(body: Patient, direction: str) -> Callable[[float], list[Tensor]]:
+    """The output as a function of the distance gone in t, or in x."""
+
+    def evaluate(step: float) -> list[Tensor]:
+        dx, dt = (0, step * body.dt) if direction == "t" else (step * body.dx, 0)
+        with torch.no_grad():
+            return [body.at(body.x + dx, body.t + dt)]
+
+    return evaluate
+
+
+def _trials(body: Patient, mode: str) -> dict[str, Trial]:
+    """Along t and along x; what does not move is no primal, so that it is nobody's Dual."""
+    return {
+        "t": _trial(lambda t: body.at(body.x, t), body, mode, "t"),
+        "x": _trial(lambda x: body.at(x, body.t), body, mode, "x"),
+    }
+
+
+def _trial(function: Callable[[Tensor], Tensor], body: Patient, mode: str, direction: str) -> Trial:
+    trial = Trial()
+    primal, tangent = (body.t, body.dt) if direction == "t" else (body.x, body.dx)
+    try:
+        with traced(body.network) as trial.trace:
+            output = value_and_tangent(function, (primal,), (tangent,), mode=mode)
+    except NETWORK_ERRORS as error:
+        trial.error = error
+        return trial
+    trial.tangent = output.tangent
+    trial.fits = against_differences([output.tangent], _along(body, direction))
+    if mode != "finite_difference" and _gradient_is_lost(body, output):
+        trial.error = RuntimeError("the value's gradient differs from that of a plain pass")
+    return trial
+
+
+def _gradient_is_lost(body: Patient, output: Dual) -> bool:
+    """Whether the weights get another gradient through the value than through a plain pass."""
+    weights = [parameter for parameter in body.network.parameters() if parameter.requires_grad]
+    probe = torch.sin(torch.arange(output.value.numel(), dtype=torch.float64)).reshape(output.value.shape)
+    if not weights:
+        return False
+    gradients = []
+    for value in (output.value, body.at(body.x, body.t)):
+        loss = (value * probe).sum()
+        if not loss.requires_grad:
+            return bool(gradients)
+        found = torch.autograd.grad(loss, weights, allow_unused=True)
+        gradients.append([torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)])
+    return difference(*gradients) > APPROXIMATE
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The module that breaks it.
+
+
+def _lost(body: Patient, trials: dict[str, dict[str, Trial]], known: list[Finding]) -> list[Finding]:
+    """Why an exact mode fails or is wrong; the first module. Nothing where the cause is known already."""
+    if known:
+        return []
+    if refused := _refusals(trials):
+        return refused
+    for direction in ("t", "x"):
+        trial = trials["dual"][direction]
+        if trial.error is None and trial.fits <= APPROXIMATE and not is_staircase(_along(body, direction)):
+            continue
+        for call in trial.trace.calls:
+            if found := _broken_here(call, direction):
+                return [found]
+    return []
+
+
+_REFUSALS: dict[type[Exception], Fault] = {NoDerivative: "no_derivative", NumberRead: "number"}
+
+
+def _refusals(trials: dict[str, dict[str, Trial]]) -> list[Finding]:
+    """The dual's own refusals, or an error that stops both exact modes."""
+    for direction in ("t", "x"):
+        trial, other = trials["dual"][direction], trials["func"][direction]
+        if trial.error is None:
+            continue
+        if fault := _REFUSALS.get(type(trial.error)):
+            return [Finding(fault, trial.trace.where, _line(trial.error))]
+        if other.error is not None and not isinstance(trial.error, InPlaceWrite):
+            where = trial.trace.where or other.trace.where or _graph_lost_at(trial.trace)
+            return [Finding("no_derivative", where, f"{_line(trial.error)}; in func mode: {_line(other.error)}")]
+    return []
+
+
+def _graph_lost_at(trace: Trace) -> str:
+    """The first module that gives no graph although its inputs or weights have one (a custom autograd.Function does so)."""
+    for call in trace.calls:
+        inputs = [*floats((call.args, call.kwargs)), *call.module.parameters()]
+        outputs = floats(call.output)
+        if outputs and any(x.requires_grad for x in inputs) and not any(y.requires_grad for y in outputs):
+            return call.name
+    return ""
+
+
+def _broken_here(call: Call, direction: str) -> Finding | None:
+    """Whether the derivative of this one module is wrong along the tangents of its inputs."""
+    if not any(isinstance(item, Dual) for item in (*call.args, *call.kwargs.values())):
+        return None
+    what = "time" if direction == "t" else "x"
+    try:
+        if is_staircase(call.again):
+            return Finding("rounded_time", call.name, f"small changes of the {what} are rounded away")
+        error = against_differences(tangents(call.output), call.again)
+    except NETWORK_ERRORS:
+        return None  # it cannot be run alone
+    if error <= APPROXIMATE:
+        return None
+    return Finding("lost_derivative", call.name, f"its derivative along the {what} is wrong by {error:.0%}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Verdicts and costs.
+
+
+def _mode_report(
+    body: Patient, mode: str, trials: dict[str, dict[str, Trial]], findings: list[Finding], names: list[str]
+) -> ModeReport:
+    own = trials[mode]
+    failed = next((trial for trial in own.values() if trial.error is not None), None)
+    if failed is not None and failed.error is not None:
+        return ModeReport(mode, "broken", None, None, _note(failed))
+    error = max(_error(mode, direction, trials) for direction in own)
+    verdict = _verdict(mode, error, own, findings, names)
+    return ModeReport(mode, verdict, error, None, "a difference of two passes" if mode == "finite_difference" else "")
+
+
+def _error(mode: str, direction: str, trials: dict[str, dict[str, Trial]]) -> float:
+    """To the exact mode that fits finite differences best, other than this one; else to the differences themselves."""
+    own = trials[mode][direction]
+    others = [trials[m][direction] for m in ("func", "dual") if m != mode]
+    others = [trial for trial in others if trial.error is None and trial.fits <= APPROXIMATE]
+    if own.tangent is None or not others:
+        return own.fits
+    reference = min(others, key=lambda trial: trial.fits).tangent
+    return difference([own.tangent], [reference]) if reference is not None else own.fits
+
+
+def _verdict(
+    mode: str, error: float, own: dict[str, Trial], findings: list[Finding], names: list[str]
+) -> Verdict:
+    stopped = any(finding.fault not in ("no_derivative", "number") for finding in findings)
+    if stopped or max(trial.fits for trial in own.values()) > APPROXIMATE:
+        return "broken"
+    if mode == "finite_difference":
+        return "fallback"
+    if mode == "dual" and names:
+        return "fallback" if error <= APPROXIMATE else "broken"
+    return "exact" if error <= EXACT or error == max(trial.fits for trial in own.values()) else "broken"
+
+
+def _note(trial: Trial) -> str:
+    where = f" (in '{trial.trace.where}')" if trial.trace.where else ""
+    return f"{_line(trial.error)}{where}" if trial.error is not None else ""
+
+
+def _line(error: Exception | None) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _costs(patient: Patient, modes: list[str]) -> dict[str, float]:
+    """Seconds of each mode with its backward pass over those of a plain pass: medians of steps that take turns."""
+
+    def plain() -> Tensor:
+        return patient.at(patient.x, patient.t)
+
+    def derivative(mode: str) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            primals, directions = (patient.x, patient.t), (patient.dx, patient.dt)
+            return value_and_tangent(patient.network, primals, directions, mode=mode, cond=patient.cond).value
+
+        return run
+
+    steps: dict[str, Callable[[], Tensor]] = {"plain": plain, **{mode: derivative(mode) for mode in modes}}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(_ROUNDS + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step().sum().backward()
+            patient.network.zero_grad()
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return {mode: medians[mode] / medians["plain"] for mode in modes}

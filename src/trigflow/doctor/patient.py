@@ -1,0 +1,106 @@
+"""The network under examination: a copy in float64 with inputs, directions and repeatable passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.config import Component, build
+from trigflow.errors import UserError
+from trigflow.model import load
+
+BATCH = 4
+DEFAULT_SHAPE = (3, 32, 32)
+_SEED = 1234
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A network with everything that a pass needs.
+
+    Args:
+        name: of the network.
+        network: the module, in training mode; all-zero parameters made small random numbers, for a network whose last
+            layer is zero has no derivative that could be wrong.
+        x, t: inputs, (B, ...) and (B,).
+        dx, dt: directions of the derivative.
+        cond: further inputs by name.
+    """
+
+    name: str
+    network: nn.Module
+    x: Tensor
+    t: Tensor
+    dx: Tensor
+    dt: Tensor
+    cond: Mapping[str, Tensor]
+
+    def at(self, x: Tensor, t: Tensor) -> Tensor:
+        """The output at other inputs, with the masks of every other pass."""
+        torch.manual_seed(_SEED)
+        output: Tensor = self.network(x, t, **self.cond)
+        return output
+
+    def like(self, dtype: torch.dtype, device: torch.device) -> Patient:
+        """A copy in another precision, on another device."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+        network = copy.deepcopy(self.network).to(device=device, dtype=dtype)
+        tensors = [cast(tensor) for tensor in (self.x, self.t, self.dx, self.dt)]
+        cond = {name: cast(tensor) for name, tensor in self.cond.items()}
+        return Patient(self.name, network, *tensors, cond)
+
+
+def admit(
+    model: str | nn.Module,
+    data_shape: tuple[int, ...] | None,
+    inputs: tuple[Tensor, Tensor] | None,
+    cond: Mapping[str, Tensor] | None,
+) -> Patient:
+    """The patient for a shipped model, a run's folder, "package.module:Class", or a module, always as a copy."""
+    name = model if isinstance(model, str) else type(model).__name__
+    network, own_shape = _network(model, data_shape) if isinstance(model, str) else (model, None)
+    network = copy.deepcopy(network).train().requires_grad_(True)
+    generator = torch.Generator().manual_seed(_SEED)
+    _wake(network, generator)
+    x, t = inputs or _inputs(data_shape or own_shape or DEFAULT_SHAPE, generator)
+    if x.shape[:1] != t.shape:
+        raise UserError(f"the inputs must be x (B, ...) and t (B,), not {tuple(x.shape)} and {tuple(t.shape)}")
+    dx = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    cond = dict(cond) if cond is not None else _labels(network, len(x), generator)
+    return Patient(name, network, x.double(), t.double(), dx, torch.ones_like(t).double(), cond)
+
+
+def _network(name: str, data_shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...] | None]:
+    if ":" not in name:
+        model = load(name, device="cpu")
+        return model.precond, tuple(model.card.data_shape)
+    shape = data_shape or DEFAULT_SHAPE
+    network = build(Component(name), {}, "network", data_shape=shape)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"'{name}' makes a {type(network).__name__}; the doctor examines an nn.Module")
+    return network, shape
+
+
+def _wake(network: nn.Module, generator: torch.Generator) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.is_floating_point() and not parameter.any():
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def _inputs(data_shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """x of unit variance and times spread over [0, pi/2]."""
+    x = torch.randn(BATCH, *data_shape, generator=generator, dtype=torch.float64)
+    return x, 0.2 + 1.2 * torch.rand(BATCH, generator=generator, dtype=torch.float64)
+
+
+def _labels(network: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    num_classes = int(getattr(network, "num_classes", 0) or 0)
+    return {"labels": torch.randint(num_classes, (batch,), generator=generator)} if num_classes else {}

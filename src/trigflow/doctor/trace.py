@@ -1,0 +1,130 @@
+"""Watching a network module by module: who writes, who draws, who loses the derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from trigflow.dual import Dual
+
+# Steps of the finite differences: the best of them counts. Rounding makes the small ones worse where a part of the
+# network computes in float32, curvature the large ones.
+STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+TINY_STEP, LARGE_STEP = 1e-6, 0.1
+
+
+@dataclass
+class Call:
+    """One call of a module: what went in and came out, and the generator's state before it."""
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    random_state: Tensor
+    output: Any = None
+
+    def again(self, step: float = 0.0) -> list[Tensor]:
+        """The floating outputs of the module for inputs moved by step along their tangents, with the same masks."""
+        args, kwargs = moved(self.args, step), moved(self.kwargs, step)
+        torch.set_rng_state(self.random_state)
+        with torch.no_grad():
+            return floats(self.module(*args, **kwargs))
+
+
+@dataclass
+class Trace:
+    """The calls of one pass in the order in which they ended, and those that have not."""
+
+    calls: list[Call] = field(default_factory=list)
+    open: list[Call] = field(default_factory=list)
+
+    @property
+    def where(self) -> str:
+        """The innermost module that runs now, or that failed."""
+        return self.open[-1].name if self.open else ""
+
+
+@contextmanager
+def traced(network: nn.Module, ended: Callable[[Call], None] = lambda call: None) -> Iterator[Trace]:
+    """Records the calls of all modules of the network; `ended` hears of each."""
+    trace = Trace()
+    names = {module: name for name, module in network.named_modules()}
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        trace.open.append(Call(names[module], module, args, kwargs, torch.get_rng_state()))
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        call = trace.open.pop()
+        call.output = output
+        trace.calls.append(call)
+        ended(call)
+
+    handles: list[Any] = []
+    for module in names:
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+    try:
+        yield trace
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_dual(item: Any) -> bool:
+    return isinstance(item, Dual)
+
+
+def moved(items: Any, step: float) -> Any:
+    """Each Dual as the plain tensor value + step tangent; everything else as it is."""
+    return pytree.tree_map(
+        lambda item: (item.value + step * item.tangent).detach() if _is_dual(item) else item, items, is_leaf=_is_dual
+    )
+
+
+def floats(output: Any) -> list[Tensor]:
+    """The floating tensors of an output; the values of Duals."""
+    leaves = pytree.tree_leaves(output, is_leaf=_is_dual)
+    tensors = [leaf.value if isinstance(leaf, Dual) else leaf for leaf in leaves]
+    return [leaf for leaf in tensors if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def tangents(output: Any) -> list[Tensor]:
+    """The tangent of each floating tensor of an output, zero for plain ones."""
+    found = []
+    for leaf in pytree.tree_leaves(output, is_leaf=_is_dual):
+        if isinstance(leaf, Dual):
+            found.append(leaf.tangent)
+        elif isinstance(leaf, Tensor) and leaf.is_floating_point():
+            found.append(torch.zeros_like(leaf))
+    return found
+
+
+def difference(one: list[Tensor], other: list[Tensor]) -> float:
+    """Relative distance between two lists of tensors, 0 where both are zero."""
+    distance = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(one, other, strict=True)) ** 0.5
+    size = max(sum(float(a.double().square().sum()) for a in tensors) ** 0.5 for tensors in (one, other))
+    return distance / size if distance > 0 else 0.0
+
+
+def against_differences(given: list[Tensor], evaluate: Callable[[float], list[Tensor]]) -> float:
+    """The distance of a tangent from the central difference of `evaluate`, for the step that fits best."""
+    errors = []
+    for step in STEPS:
+        ahead, behind = evaluate(step), evaluate(-step)
+        slopes = [(a.double() - b.double()) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+        errors.append(difference(given, slopes))
+    return min(errors)
+
+
+def is_staircase(evaluate: Callable[[float], list[Tensor]]) -> bool:
+    """Whether a tiny step changes nothing, but a large one does: something was rounded on the way."""
+    here = evaluate(0.0)
+    tiny, large = difference(here, evaluate(TINY_STEP)), difference(here, evaluate(LARGE_STEP))
+    return tiny == 0.0 and large > 0.0

@@ -1,0 +1,87 @@
+"""Codecs: x_0 has the standard deviation sigma_data, and decoding undoes encoding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trigflow.codecs import (
+    CODECS,
+    Codec,
+    IdentityCodec,
+    ImageCodec,
+    VectorCodec,
+    codec_from_json,
+    codec_to_json,
+)
+from trigflow.errors import UserError
+
+
+def images(channels: int = 3) -> torch.Tensor:
+    return torch.randint(0, 256, (40, channels, 5, 5), dtype=torch.uint8)
+
+
+def vectors() -> torch.Tensor:
+    return torch.randn(200, 3) * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([5.0, 0.0, -5.0])
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+def test_measured_codecs_give_sigma_data(sigma_data: float) -> None:
+    for codec, stored in (
+        (ImageCodec.measure(images(), sigma_data), images()),
+        (VectorCodec.measure(vectors(), sigma_data), vectors()),
+    ):
+        assert codec.sigma_data == sigma_data
+        centred = type(codec).measure(stored, sigma_data).encode(stored)
+        assert centred.dtype == torch.float32
+        assert centred.double().square().mean().sqrt().item() == pytest.approx(sigma_data, rel=1e-5)
+
+
+def test_every_grey_level_survives_the_round_trip() -> None:
+    grey = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    codec = ImageCodec((100.3,), (61.7,))
+    assert torch.equal(codec.decode(codec.encode(grey)), grey)
+
+
+def test_channels_have_their_own_statistics() -> None:
+    codec = ImageCodec((10.0, 20.0, 30.0), (1.0, 2.0, 4.0), sigma_data=1.0)
+    x_0 = codec.encode(torch.full((2, 3, 4, 4), 40, dtype=torch.uint8))
+    assert x_0[0, :, 0, 0].tolist() == [30.0, 10.0, 2.5]
+
+
+def test_images_are_clipped_not_wrapped() -> None:
+    codec = ImageCodec((128.0,), (64.0,))
+    assert codec.decode(torch.tensor([[[-9.0, 9.0]]])).flatten().tolist() == [0, 255]
+
+
+def test_vectors_keep_their_shape() -> None:
+    """One standard deviation for all elements: a stretched cloud stays stretched."""
+    x = vectors()
+    codec = VectorCodec.measure(x)
+    assert torch.allclose(codec.decode(codec.encode(x)), x, atol=1e-5)
+    ratio = codec.encode(x).std(0) / x.std(0)
+    assert torch.allclose(ratio, ratio[0].expand(3))
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [ImageCodec((3.0,), (2.0,)), VectorCodec((1.0, 2.0), (3.0,), sigma_data=1.0), IdentityCodec(0.7)],
+    ids=list(CODECS),
+)
+def test_json_round_trip(codec: Codec) -> None:
+    assert codec_from_json(codec_to_json(codec)) == codec
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(UserError, match="did you mean 'image'"):
+        codec_from_json({"name": "images"})
+    with pytest.raises(UserError, match=r"codec\.std\.0 = 0"):
+        codec_from_json({"name": "image", "mean": [1], "std": [0]})
+    with pytest.raises(UserError, match="does not vary"):
+        ImageCodec.measure(torch.zeros(4, 1, 2, 2, dtype=torch.uint8))
+
+
+def test_codecs_work_on_each_device(device: torch.device) -> None:
+    stored = images().to(device)
+    codec = ImageCodec.measure(images())
+    assert torch.equal(codec.decode(codec.encode(stored)).cpu(), stored.cpu())

@@ -1,0 +1,138 @@
+"""Recipes are data that is checked, and every recipe of the table can be built."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trigflow import recipes
+from trigflow.assembly import assemble
+from trigflow.config import Component, to_json, validate
+from trigflow.errors import UserError
+from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, TrainConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_every_recipe_round_trips_and_says_how_to_run_it(name: str) -> None:
+    recipe = recipes.get(name)
+    assert recipe.name == name
+    assert validate(Recipe, json.loads(json.dumps(to_json(recipe)))) == recipe
+    assert f"trigflow train {name}" in (recipes.RECIPES[name].__doc__ or "")
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_every_recipe_can_be_built(name: str, teacher_folder: Path) -> None:
+    """The digits students want a teacher of their own architecture: a tiny one stands in."""
+    tiny = ["network.channels=8", f"teacher={teacher_folder}"] if name == "digits-scd" else []
+    parts = assemble(recipes.get(name, tiny), CPU)
+    assert set(parts.objective.trains) <= set(parts.nets)
+    assert ("teacher" in parts.nets) == parts.objective.needs_teacher
+
+
+def test_optimizer_of_a_network() -> None:
+    other = OptimizerConfig(lr=1.0, update_period=5)
+    recipe = replace(recipes.get("mixture2d-sct"), optimizers={"score": other})
+    assert recipe.optimizer_of("score") == other
+    assert recipe.optimizer_of("net") == recipe.optimizer
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batch=0", "train.batch = 0: should be greater than or equal to 1"),
+        ("train.microbatch=3", "should be a microbatch (3) that divides the batch (512)"),
+        ("train.label_dropout=1", "train.label_dropout = 1: should be less than 1"),
+        ("train.keep_checkpoints=1", "train.keep_checkpoints = 1: should be greater than or equal to 2"),
+        ("optimizer.lr=0", "optimizer.lr = 0: should be greater than 0"),
+        ("optimizer.lr=NaN", "optimizer.lr = NaN: should be a finite number"),
+        ("optimizer.name=sgd", "should be 'adam' or 'radam'"),
+        ("ema.ema_std=[]", "ema.ema_std = []"),
+        ("ema.ema_std=[0.3]", "ema.ema_std.0 = 0.3: should be less than 0.28"),
+        ("precond.c_noise=log", "should be 't' or 'edm'"),
+    ],
+)
+def test_ranges_are_checked(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recipes.get("mixture2d-sct", [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("digits-scd", [], "needs a teacher: give teacher=FOLDER"),
+        ("digits-scd", ["teacher=nowhere"], "no model 'nowhere'"),
+        ("digits-scd", ["teacher=exact"], "knows no labels"),
+        ("mixture2d-scd", ["objective.guidance_scale=2"], "the teacher 'exact' knows no classes"),
+        ("mixture2d-sct", ["train.label_dropout=0.1"], "has no labels; set it to 0"),
+        ("mixture2d-sct", ["sampling.sampler=consistent"], "did you mean 'consistency'"),
+        ("mixture2d-sct", ["network.widht=3"], "did you mean 'width'"),
+        ("mixture2d-sct", ["objective.P_sdt=3"], "did you mean 'P_std'"),
+        ("mixture2d-sct", ["objective=scm"], "unknown objective 'scm'"),
+        ("mixture2d-sct", ["data.n=0"], "data.n = 0: should be greater than or equal to 1"),
+        ("mixture2d-sct", ["init=nowhere"], "no model 'nowhere'"),
+        ("mixture2d-stc", [], "did you mean 'mixture2d-sct'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told(name: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        assemble(recipes.get(name, overrides), CPU)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_of_other_data_or_architecture_is_told(teacher_folder: Path) -> None:
+    for overrides, message in (
+        ([f"teacher={teacher_folder}"], r"data shape is \(1, 8, 8\), not \(2,\)"),
+        ([f"init={teacher_folder}"], r"data shape is \(1, 8, 8\), not \(2,\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            assemble(recipes.get("mixture2d-scd", overrides), CPU)
+    with pytest.raises(UserError, match=r"does not fit the network: '.*' has the shape"):
+        assemble(recipes.get("digits-scd", ["network.channels=16", f"teacher={teacher_folder}"]), CPU)
+    with pytest.raises(UserError, match="sigma_data is 0.5, not 1.0"):
+        assemble(recipes.get("digits-scd", ["precond.sigma_data=1.0", f"teacher={teacher_folder}"]), CPU)
+
+
+def test_guidance_needs_a_teacher_that_saw_the_null_label(teacher_folder: Path, tmp_path: Path) -> None:
+    guided = ["network.channels=8", "objective.guidance_scale=2"]
+    assemble(recipes.get("digits-scd", [*guided, f"teacher={teacher_folder}"]), CPU)
+    for file in teacher_folder.glob("model.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    card = json.loads((tmp_path / "model.json").read_text())
+    card["recipe"]["train"]["label_dropout"] = 0.0
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="never saw the null label"):
+        assemble(recipes.get("digits-scd", [*guided, f"teacher={tmp_path}"]), CPU)
+
+
+def test_initial_weights(teacher_folder: Path) -> None:
+    """The teacher's average by default, a run's by name, fresh ones of the seed by "scratch"; never its adaptive weight."""
+    small = ["network.channels=8", f"teacher={teacher_folder}"]
+    parts = assemble(recipes.get("digits-scd", small), CPU)
+    student, teacher = parts.nets["net"], parts.nets["teacher"]
+    pairs = zip(student.network.parameters(), teacher.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not student.adaptive_weight.linear.weight.any()
+    assert teacher.adaptive_weight.linear.weight.any()
+
+    def first(*overrides: str) -> torch.Tensor:
+        net = assemble(recipes.get("digits-sct", ["network.channels=8", *overrides]), CPU).nets["net"]
+        return torch.cat([p.detach().flatten() for p in net.network.parameters()])
+
+    of_teacher = torch.cat([p.flatten() for p in teacher.network.parameters()])
+    assert torch.equal(first(f"init={teacher_folder}"), of_teacher)
+    assert torch.equal(first("init=scratch"), first("init=scratch"))
+    assert not torch.equal(first("init=scratch", "train.seed=1"), first("init=scratch"))
+
+
+def test_defaults_are_whole() -> None:
+    recipe = Recipe(name="mine", data=Component("digits"), network=Component("unet"), objective=Component("sct"))
+    assert recipe.train == TrainConfig() and recipe.ema == EMAConfig()
+    assemble(recipe, CPU)
