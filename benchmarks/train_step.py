@@ -3,7 +3,8 @@
     python benchmarks/train_step.py --json results.json
 
 Networks of about 3M parameters on 32x32x3 images, batch 32, two threads. Every step is objective, backward pass and
-optimiser; the steps take turns, so that another process on the machine slows all of them alike, and each row is a median.
+optimiser. The steps take turns, so that another process on the machine slows all alike, and each row is a median.
+
 Ratios are against the diffusion step of the same network in its best mode, eager or compiled. The limit is 4/3 for sCT
 (forward, tangent, backward = 4 passes against 3) and 5/3 for sCD (and the teacher's forward pass).
 """
@@ -108,7 +109,9 @@ def consistency_step(name: str, step_name: str, mode: str) -> tuple[TrigFlowPrec
         x_0, z, t = inputs()
         x_t = flow.interpolate(x_0, z, t)
         with torch.no_grad():
-            dx_dt = flow.velocity_target(x_0, z, t) if step_name == "sct" else net.sigma_data * evaluate(x_t, t)
+            dx_dt = (
+                flow.velocity_target(x_0, z, t) if step_name == "sct" else net.sigma_data * evaluate(x_t, t)
+            )
         scale = t.cos() * t.sin()
         output = derivative(net, (x_t, t), (flow.expand(scale, x_t) * dx_dt, scale))
         F = output.value.detach()
@@ -163,7 +166,9 @@ def measure(name: str, rounds: int, modes: tuple[str, ...]) -> list[Row]:
     built = {("diffusion", kind): diffusion_step(name, kind == "compiled") for kind in ("eager", "compiled")}
     for step_name in LIMITS:
         built |= {(step_name, mode): consistency_step(name, step_name, mode) for mode in modes}
-    optimizers = {key: torch.optim.Adam(net.parameters(), lr=1e-5, fused=True) for key, (net, _) in built.items()}
+    optimizers = {
+        key: torch.optim.Adam(net.parameters(), lr=1e-5, fused=True) for key, (net, _) in built.items()
+    }
     memory = {}
     for key, (net, step) in built.items():
         start = time.perf_counter()
@@ -194,7 +199,10 @@ def with_ratios(rows: list[Row]) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| network | step | mode | seconds | ratio | limit | activations |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| network | step | mode | seconds | ratio | limit | activations |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         limit = f"{LIMITS[row.step]:.2f}" if row.step in LIMITS else "1.00"
         lines.append(
@@ -220,7 +228,9 @@ def verdicts(rows: list[Row]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--rounds", type=int, default=9, help="steps of each kind that are timed (default 9)")
     parser.add_argument("--networks", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))

@@ -119,7 +119,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(UserError, match="cannot write .*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -141,7 +141,10 @@ def test_weights_that_do_not_fit_are_named() -> None:
     load_tensors(net, good, "here")
     assert torch.equal(net[1].weight, good["1.weight"])
     for change, message in (
-        ({"0.bias": torch.zeros(4)}, r"here does not fit the network: '0\.bias' has the shape \(4,\), .* \(3,\)"),
+        (
+            {"0.bias": torch.zeros(4)},
+            r"here does not fit the network: '0\.bias' has the shape \(4,\), .* \(3,\)",
+        ),
         ({"more": torch.zeros(1)}, "has no tensor 'more'"),
     ):
         with pytest.raises(UserError, match=message):

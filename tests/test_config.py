@@ -27,7 +27,9 @@ from trigflow.errors import UserError
 class Part:
     """A factory that records what it was given."""
 
-    def __init__(self, size: int, *, width: Annotated[int, Field(ge=1)] = 8, kinds: tuple[int, ...] = (1, 2)) -> None:
+    def __init__(
+        self, size: int, *, width: Annotated[int, Field(ge=1)] = 8, kinds: tuple[int, ...] = (1, 2)
+    ) -> None:
         self.given = (size, width, kinds)
 
 
@@ -48,7 +50,13 @@ def odd(process: subprocess.Popen[bytes] | None = None, number: int = 1) -> int:
     return number
 
 
-TABLE = {"part": Part, "checked": Checked, "b": functools.partial(Checked, kind="b"), "anything": anything, "odd": odd}
+TABLE = {
+    "part": Part,
+    "checked": Checked,
+    "b": functools.partial(Checked, kind="b"),
+    "anything": anything,
+    "odd": odd,
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,9 @@ def test_build_takes_a_class_of_the_user() -> None:
     ],
 )
 def test_build_tells_mistakes(component: Component, message: str) -> None:
-    assert message in told(build, component, TABLE, "part", **({"size": 1} if component.name == "part" else {}))
+    assert message in told(
+        build, component, TABLE, "part", **({"size": 1} if component.name == "part" else {})
+    )
 
 
 def test_build_names_what_is_missing() -> None:
@@ -119,7 +129,15 @@ def test_look_up() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("64", 64), ("1e-3", 1e-3), ("true", True), ("null", None), ("[1, 2]", [1, 2]), ("exact", "exact"), ("a=b", "a=b")],
+    [
+        ("64", 64),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ("exact", "exact"),
+        ("a=b", "a=b"),
+    ],
 )
 def test_values_are_json_or_text(text: str, value: object) -> None:
     assert parse_value(text) == value
@@ -127,7 +145,9 @@ def test_values_are_json_or_text(text: str, value: object) -> None:
 
 def test_overrides() -> None:
     changed = made("inner.count=5", "part.width=16", "part.new=[1]", "text=a=b", "inner.ratio=1e-2")
-    assert changed == Outer(Component("part", {"width": 16, "kinds": [3, 4], "new": [1]}), Inner(5, 0.01), "a=b")
+    assert changed == Outer(
+        Component("part", {"width": 16, "kinds": [3, 4], "new": [1]}), Inner(5, 0.01), "a=b"
+    )
     assert made() == Outer(Component("part", {"width": 4, "kinds": [3, 4]}))
 
 

@@ -96,7 +96,7 @@ def test_a_teacher_of_other_data_or_architecture_is_told(teacher_folder: Path) -
             assemble(recipes.get("mixture2d-scd", overrides), CPU)
     with pytest.raises(UserError, match=r"does not fit the network: '.*' has the shape"):
         assemble(recipes.get("digits-scd", ["network.channels=16", f"teacher={teacher_folder}"]), CPU)
-    with pytest.raises(UserError, match="sigma_data is 0.5, not 1.0"):
+    with pytest.raises(UserError, match=r"sigma_data is 0\.5, not 1\.0"):
         assemble(recipes.get("digits-scd", ["precond.sigma_data=1.0", f"teacher={teacher_folder}"]), CPU)
 
 
@@ -113,7 +113,7 @@ def test_guidance_needs_a_teacher_that_saw_the_null_label(teacher_folder: Path, 
 
 
 def test_initial_weights(teacher_folder: Path) -> None:
-    """The teacher's average by default, a run's by name, fresh ones of the seed by "scratch"; never its adaptive weight."""
+    """The teacher's average by default, a run's by name, fresh ones by "scratch"; never its adaptive weight."""
     small = ["network.channels=8", f"teacher={teacher_folder}"]
     parts = assemble(recipes.get("digits-scd", small), CPU)
     student, teacher = parts.nets["net"], parts.nets["teacher"]
@@ -133,6 +133,8 @@ def test_initial_weights(teacher_folder: Path) -> None:
 
 
 def test_defaults_are_whole() -> None:
-    recipe = Recipe(name="mine", data=Component("digits"), network=Component("unet"), objective=Component("sct"))
+    recipe = Recipe(
+        name="mine", data=Component("digits"), network=Component("unet"), objective=Component("sct")
+    )
     assert recipe.train == TrainConfig() and recipe.ema == EMAConfig()
     assemble(recipe, CPU)

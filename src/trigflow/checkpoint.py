@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,9 @@ class CheckpointFolder:
                 old.unlink(missing_ok=True)
         return path
 
-    def load_newest(self, note: Any = print) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load_newest(
+        self, note: Callable[[str], object] = print
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest one that is whole, or None where there is none; `note` is told of each damaged one.
 
         Raises:

@@ -153,14 +153,17 @@ def post_hoc_weights(stored: Sequence[tuple[int, float]], ema_std: float, nimg: 
         ema_std, nimg: of the wanted average.
 
     Returns:
-        One share for each snapshot, float64, from a least-squares solution (the system is nearly singular).
+        One share for each snapshot, float64, together 1: a least-squares solution (the system is nearly singular).
     """
     points = [(n, gamma_from_std(std)) for n, std in stored]
     matrix = np.array([[profile_product(*a, *b) for b in points] for a in points])
     wanted = np.array([profile_product(*a, nimg, gamma_from_std(ema_std)) for a in points])
     scale = 1 / np.sqrt(np.diag(matrix))  # profiles of unit norm: much better conditioned
     solution, *_ = np.linalg.lstsq(matrix * np.outer(scale, scale), wanted * scale, rcond=1e-13)
-    return np.asarray(solution * scale, dtype=np.float64)
+    shares: np.ndarray = solution * scale
+    return np.asarray(
+        shares / shares.sum(), dtype=np.float64
+    )  # a weight that never moved keeps its value exactly
 
 
 def reconstruct(snapshots: Sequence[EMASnapshot], ema_std: float, nimg: int | None = None) -> Tensors:

@@ -101,6 +101,7 @@ def _check_same(path: Path, stored: dict[str, object], wanted: dict[str, object]
             {k: v for k, v in train.items() if k != "total_nimg"} if isinstance(train, dict) else train
         )
     if key := first_difference(stored, wanted):
+        key = key.replace(".options.", ".")  # as overrides name it
         raise UserError(
             f"{path} was trained with another recipe ('{key}' differs): give another --out, or that recipe"
         )

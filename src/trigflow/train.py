@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from trigflow.data import rows
 from trigflow.devices import resolve_device
 from trigflow.ema import EMA, HalfLifeEMA, PowerEMA
 from trigflow.errors import UserError
-from trigflow.objectives import Batch
+from trigflow.objectives import Batch, LossOutput
 from trigflow.optim import (
     learning_rate,
     load_optimizer_tensors,
@@ -126,7 +127,7 @@ class Run:
         self._restore()
         self.folder.truncate_metrics(self.nimg)
         if self.nimg >= config.total_nimg:
-            print(
+            say(
                 f"{self.folder.path} is finished ({self.nimg} images); a larger train.total_nimg goes on with it"
             )
             return
@@ -175,23 +176,24 @@ class Run:
         for trained in due.values():
             trained.optimizer.zero_grad()
         size = self.recipe.train.microbatch or batch
-        logs = [self._accumulate(first, size, due) for first in range(self.nimg, self.nimg + batch, size)]
+        parts = [self._accumulate(first, size, due) for first in range(self.nimg, self.nimg + batch, size)]
         for name, trained in due.items():
             norm = gradient_norm([p.grad for p in trained.parameters if p.grad is not None])
-            if not torch.isfinite(norm):
-                self._stop_at_nan(name, logs)
+            loss = sum(part.losses[name].detach() for part in parts)
+            if not torch.isfinite(norm + loss):
+                self._stop_at_nan(name, [part.logs for part in parts])
             self.averages.add({"grad_norm" if name == "net" else f"grad_norm_{name}": norm})
         for trained in due.values():
             set_learning_rate(trained.optimizer, trained.rate(self.nimg))
             trained.optimizer.step()
         self.nimg += batch
-        for trained in due.values():
-            trained.ema.update(trained.net, self.nimg, batch * trained.update_period)
-        for values in logs:
-            self.averages.add(values)
+        for trained in self.trained.values():  # also those that stood still: the average is one over time
+            trained.ema.update(trained.net, self.nimg, batch)
+        for part in parts:
+            self.averages.add(part.logs)
         self.reporter.advance(batch)
 
-    def _accumulate(self, first: int, size: int, due: Mapping[str, Trained]) -> dict[str, Tensor]:
+    def _accumulate(self, first: int, size: int, due: Mapping[str, Trained]) -> LossOutput:
         """Adds the gradients of images first .. first + size - 1, weighted as their share of the batch."""
         batch, random = self._batch(first, size)
         output = self.parts.objective(self.parts.nets, batch, self.nimg, random)
@@ -201,7 +203,7 @@ class Run:
             # Only this network's parameters take part; the losses may share a graph.
             loss = output.losses[name] * share
             loss.backward(inputs=due[name].parameters, retain_graph=name != names[-1])  # type: ignore[no-untyped-call]
-        return output.logs
+        return output
 
     def _batch(self, first: int, size: int) -> tuple[Batch, SampleRandom]:
         """The images of the run from number `first` on; what is random follows from (seed, number)."""
@@ -224,7 +226,7 @@ class Run:
         loss = torch.cat([values["loss"] for values in logs])
         worst = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
         raise UserError(
-            f"objective '{self.recipe.objective.name}' has no finite gradient for '{name}' at step "
+            f"objective '{self.recipe.objective.name}' has no finite loss or gradient for '{name}' at step "
             f"{self.nimg // self.recipe.train.batch} (image {self.nimg + int(worst)}), t = {t[worst].item():.4f}, "
             f"loss {loss[worst].item():g}; the state before it is kept in {self.folder.path}; "
             "try a smaller optimizer.lr in another --out"
@@ -247,7 +249,7 @@ class Run:
 
     def _restore(self) -> None:
         """Takes up the newest checkpoint, if there is one."""
-        found = self.folder.checkpoints.load_newest()
+        found = self.folder.checkpoints.load_newest(say)
         if found is None:
             return
         tensors, state = found
@@ -295,6 +297,11 @@ class Run:
             sampling.grid_count, steps=sampling.steps, guidance_scale=sampling.guidance_scale
         )
         save_grid(samples, self.folder.samples / f"nimg-{self.nimg:012d}.png")
+
+
+def say(text: str) -> None:
+    """A line for whoever watches."""
+    print(text, file=sys.stderr)
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ MENDS: dict[Fault, str] = {
     " function of the image: only then have all passes one mask",
     "no_derivative": "write it with differentiable functions, or train with the derivative mode finite_difference",
     "number": "keep it a tensor (torch.where instead of `if`), or detach() it where no derivative is meant",
-    "rounded_time": "keep t and its embedding in float32 until the sinusoids are taken; never bfloat16, float16 or integers",
+    "rounded_time": "keep t in float32 until the sinusoids are taken; never bfloat16, float16 or integers",
     "lost_derivative": "let t and x reach the output without detach(), .data, torch.no_grad() or numpy",
     "error": "mend the error below, then ask again",
 }
@@ -57,10 +57,10 @@ class ModeReport:
 
     Args:
         mode: "dual", "func" or "finite_difference".
-        verdict: "exact"; "fallback": right, but some functions go through torch.func.jvp one by one, or it is a finite
-            difference; "broken": wrong, or it does not run.
+        verdict: "exact"; "fallback": right, but some functions go through torch.func.jvp, or it is a
+            finite difference; "broken": wrong, or it does not run.
         error: largest relative difference to the best other derivative, float64; None where it does not run.
-        cost: seconds of value, tangent and backward pass over those of a plain forward and backward pass; None likewise.
+        cost: seconds of value, tangent and backward pass over those of a plain forward and backward pass; or None.
         note: why, in one line.
     """
 

@@ -1,4 +1,4 @@
-"""The examination: passes that must repeat, derivatives that must agree, and the search for the module that breaks them."""
+"""The examination: passes must repeat, derivatives must agree; else the module that breaks them is found."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from trigflow.doctor.trace import (
 )
 from trigflow.dual import MODES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks, value_and_tangent
 
-# Exact modes may differ by rounding (more where a part computes in float32), an exact one and a difference by its error.
+# Exact modes may differ by rounding (more where a part is in float32), finite differences by their own error.
+
 EXACT, APPROXIMATE = 1e-5, 1e-3
 # What a user's network may raise when it is run in a way that its author did not think of.
 NETWORK_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
@@ -79,7 +80,10 @@ def diagnose(
             trials = {mode: _trials(body, mode) for mode in MODES}
         findings += _lost(body, trials, findings)
         modes = tuple(_mode_report(body, mode, trials, findings, names) for mode in MODES)
-        costs = _costs(patient.like(torch.float32, resolve_device(device)), [m.mode for m in modes if m.error is not None])
+        costs = _costs(
+            patient.like(torch.float32, resolve_device(device)),
+            [m.mode for m in modes if m.error is not None],
+        )
     modes = tuple(ModeReport(m.mode, m.verdict, m.error, costs.get(m.mode), m.note) for m in modes)
     return _diagnosis(patient, modes, findings, tuple(dict.fromkeys(names)))
 
@@ -106,9 +110,9 @@ def _writes_and_draws(body: Patient) -> list[Finding]:
     findings = _batch_norms(body.network)
     writes = _Writes(body)
     traces = []
-    for ended in (writes.look, lambda call: None):
+    for notice in (writes.look, lambda name: None):
         try:
-            with traced(body.network, ended) as trace:
+            with traced(body.network, notice) as trace:
                 body.at(body.x, body.t)
         except NETWORK_ERRORS as error:
             return [*findings, Finding("error", trace.where, f"forward fails: {_line(error)}")]
@@ -132,23 +136,25 @@ class _Writes:
     def __init__(self, body: Patient) -> None:
         self.findings: list[Finding] = []
         self._inputs = {"x": body.x, "t": body.t, **body.cond}
-        self._versions = {id(tensor): tensor._version for tensor in self._inputs.values()}
-        for module in body.network.modules():
-            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-                self._versions |= {id(tensor): tensor._version for _, tensor in _own_tensors(module)}
+        self._weights = {
+            f"{path}.{name}".lstrip("."): tensor
+            for path, module in body.network.named_modules()
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for name, tensor in _own_tensors(module)
+        }
+        self._versions = {id(x): x._version for x in (*self._inputs.values(), *self._weights.values())}
 
-    def _changed(self, tensor: Tensor) -> bool:
-        return tensor._version != self._versions.get(id(tensor), tensor._version)
-
-    def look(self, call: Call) -> None:
+    def look(self, module: str) -> None:
         if self.findings:
             return
-        own = (name for m in call.module.modules() for name, tensor in _own_tensors(m) if self._changed(tensor))
-        if name := next(own, None):
-            self.findings.append(Finding("weight_write", call.name, f"'{name}' is written in forward"))
-        given = (name for name, tensor in self._inputs.items() if self._changed(tensor))
-        if name := next(given, None):
-            self.findings.append(Finding("input_write", call.name, f"the input {name} is written in place"))
+        if name := self._changed(self._weights):
+            self.findings.append(Finding("weight_write", module, f"'{name}' is written in forward"))
+        if name := self._changed(self._inputs):
+            self.findings.append(Finding("input_write", module, f"the input {name} is written in place"))
+
+    def _changed(self, tensors: Mapping[str, Tensor]) -> str | None:
+        changed = (name for name, tensor in tensors.items() if tensor._version != self._versions[id(tensor)])
+        return next(changed, None)
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -193,13 +199,13 @@ def _trial(function: Callable[[Tensor], Tensor], body: Patient, mode: str, direc
     try:
         with traced(body.network) as trial.trace:
             output = value_and_tangent(function, (primal,), (tangent,), mode=mode)
+        if mode != "finite_difference" and _gradient_is_lost(body, output):
+            raise RuntimeError("the value's gradient differs from that of a plain pass")
     except NETWORK_ERRORS as error:
         trial.error = error
         return trial
     trial.tangent = output.tangent
     trial.fits = against_differences([output.tangent], _along(body, direction))
-    if mode != "finite_difference" and _gradient_is_lost(body, output):
-        trial.error = RuntimeError("the value's gradient differs from that of a plain pass")
     return trial
 
 
@@ -207,16 +213,16 @@ def _gradient_is_lost(body: Patient, output: Dual) -> bool:
     """Whether the weights get another gradient through the value than through a plain pass."""
     weights = [parameter for parameter in body.network.parameters() if parameter.requires_grad]
     probe = torch.sin(torch.arange(output.value.numel(), dtype=torch.float64)).reshape(output.value.shape)
-    if not weights:
-        return False
-    gradients = []
-    for value in (output.value, body.at(body.x, body.t)):
+
+    def gradients(value: Tensor) -> list[Tensor]:
         loss = (value * probe).sum()
         if not loss.requires_grad:
-            return bool(gradients)
-        found = torch.autograd.grad(loss, weights, allow_unused=True)
-        gradients.append([torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)])
-    return difference(*gradients) > APPROXIMATE
+            return [torch.zeros_like(weight) for weight in weights]
+        found = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        return list(found)
+
+    own = gradients(output.value)
+    return difference(own, gradients(body.at(body.x, body.t))) > APPROXIMATE
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -252,12 +258,14 @@ def _refusals(trials: dict[str, dict[str, Trial]]) -> list[Finding]:
             return [Finding(fault, trial.trace.where, _line(trial.error))]
         if other.error is not None and not isinstance(trial.error, InPlaceWrite):
             where = trial.trace.where or other.trace.where or _graph_lost_at(trial.trace)
-            return [Finding("no_derivative", where, f"{_line(trial.error)}; in func mode: {_line(other.error)}")]
+            return [
+                Finding("no_derivative", where, f"{_line(trial.error)}; in func mode: {_line(other.error)}")
+            ]
     return []
 
 
 def _graph_lost_at(trace: Trace) -> str:
-    """The first module that gives no graph although its inputs or weights have one (a custom autograd.Function does so)."""
+    """The first module that gives no graph although its inputs or weights have one (a custom autograd.Function?)."""
     for call in trace.calls:
         inputs = [*floats((call.args, call.kwargs)), *call.module.parameters()]
         outputs = floats(call.output)
@@ -295,7 +303,9 @@ def _mode_report(
         return ModeReport(mode, "broken", None, None, _note(failed))
     error = max(_error(mode, direction, trials) for direction in own)
     verdict = _verdict(mode, error, own, findings, names)
-    return ModeReport(mode, verdict, error, None, "a difference of two passes" if mode == "finite_difference" else "")
+    return ModeReport(
+        mode, verdict, error, None, "a difference of two passes" if mode == "finite_difference" else ""
+    )
 
 
 def _error(mode: str, direction: str, trials: dict[str, dict[str, Trial]]) -> float:
@@ -350,7 +360,7 @@ def _costs(patient: Patient, modes: list[str]) -> dict[str, float]:
     for _ in range(_ROUNDS + 1):
         for name, step in steps.items():
             start = time.perf_counter()
-            step().sum().backward()
+            torch.autograd.backward(step().sum())
             patient.network.zero_grad()
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}

@@ -52,9 +52,8 @@ class Patient:
             return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
         network = copy.deepcopy(self.network).to(device=device, dtype=dtype)
-        tensors = [cast(tensor) for tensor in (self.x, self.t, self.dx, self.dt)]
         cond = {name: cast(tensor) for name, tensor in self.cond.items()}
-        return Patient(self.name, network, *tensors, cond)
+        return Patient(self.name, network, cast(self.x), cast(self.t), cast(self.dx), cast(self.dt), cond)
 
 
 def admit(
@@ -71,7 +70,9 @@ def admit(
     _wake(network, generator)
     x, t = inputs or _inputs(data_shape or own_shape or DEFAULT_SHAPE, generator)
     if x.shape[:1] != t.shape:
-        raise UserError(f"the inputs must be x (B, ...) and t (B,), not {tuple(x.shape)} and {tuple(t.shape)}")
+        raise UserError(
+            f"the inputs must be x (B, ...) and t (B,), not {tuple(x.shape)} and {tuple(t.shape)}"
+        )
     dx = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     cond = dict(cond) if cond is not None else _labels(network, len(x), generator)
     return Patient(name, network, x.double(), t.double(), dx, torch.ones_like(t).double(), cond)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,19 +53,23 @@ class Trace:
 
 
 @contextmanager
-def traced(network: nn.Module, ended: Callable[[Call], None] = lambda call: None) -> Iterator[Trace]:
-    """Records the calls of all modules of the network; `ended` hears of each."""
+def traced(network: nn.Module, notice: Callable[[str], None] = lambda name: None) -> Iterator[Trace]:
+    """Records the calls of all modules of the network.
+
+    `notice` is called whenever a module begins or ends, with the name of the one that has been running until then.
+    """
     trace = Trace()
     names = {module: name for name, module in network.named_modules()}
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        notice(trace.where)
         trace.open.append(Call(names[module], module, args, kwargs, torch.get_rng_state()))
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        notice(trace.where)
         call = trace.open.pop()
         call.output = output
         trace.calls.append(call)
-        ended(call)
 
     handles: list[Any] = []
     for module in names:
@@ -84,7 +89,9 @@ def _is_dual(item: Any) -> bool:
 def moved(items: Any, step: float) -> Any:
     """Each Dual as the plain tensor value + step tangent; everything else as it is."""
     return pytree.tree_map(
-        lambda item: (item.value + step * item.tangent).detach() if _is_dual(item) else item, items, is_leaf=_is_dual
+        lambda item: (item.value + step * item.tangent).detach() if _is_dual(item) else item,
+        items,
+        is_leaf=_is_dual,
     )
 
 
@@ -108,9 +115,12 @@ def tangents(output: Any) -> list[Tensor]:
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
     """Relative distance between two lists of tensors, 0 where both are zero."""
-    distance = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(one, other, strict=True)) ** 0.5
-    size = max(sum(float(a.double().square().sum()) for a in tensors) ** 0.5 for tensors in (one, other))
-    return distance / size if distance > 0 else 0.0
+    distance = _norm([a.double() - b.double() for a, b in zip(one, other, strict=True)])
+    return distance / max(_norm(one), _norm(other)) if distance > 0 else 0.0
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return math.sqrt(sum(float(x.detach().double().square().sum()) for x in tensors))
 
 
 def against_differences(given: list[Tensor], evaluate: Callable[[float], list[Tensor]]) -> float:

@@ -259,7 +259,9 @@ register(extreme, named("max min"))
 # Dropout: the mask is drawn once, from ones, as torch draws it.
 
 
-def dropout(func: Any, x: Dual, p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple[Any, Work]:
+def dropout(
+    func: Any, x: Dual, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> tuple[Any, Work]:
     if not training or p == 0:
         return x.value, lambda: x.tangent
     with torch.no_grad():
@@ -308,15 +310,17 @@ def attention(
     return output, tangent
 
 
-def _written_out(q: Any, k: Any, v: Any, mask: Any, p: float, is_causal: bool, scale: Any, gqa: bool) -> Any:
+def _written_out(
+    q: Any, k: Any, v: Any, mask: Any, p: float, is_causal: bool, scale: Any, gqa: bool
+) -> tuple[Any, Work]:
     """Attention in functions that have rules of their own: for dropout on the probabilities, or a moving mask."""
     if gqa:
         k, v = _repeated(k, q), _repeated(v, q)
     scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     bias = mask if isinstance(mask, Dual) else _bias(mask, is_causal, q, k)
     probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-    output = torch.matmul(F.dropout(probabilities, p), v)
-    return value_of(output), lambda: output.tangent  # type: ignore[attr-defined]
+    output: Any = torch.matmul(F.dropout(probabilities, p), v)
+    return output.value, lambda: output.tangent
 
 
 def _repeated(item: Any, query: Any) -> Any:

@@ -1,0 +1,129 @@
+"""The doctor finds each planted fault and the module that has it, and passes what is sound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import broken_networks
+import pytest
+import torch
+import torch.nn.functional as F
+from broken_networks import MORE, PLANTED, SHAPE, Sound
+from torch import Tensor, nn
+
+from trigflow import doctor
+from trigflow.errors import UserError
+from trigflow.networks import NETWORKS
+from trigflow.networks.foreign import DiffusersAdapter
+from trigflow.precond import TrigFlowPrecond
+
+
+def examined(network: Any, **options: Any) -> doctor.Diagnosis:
+    return doctor.diagnose(network, data_shape=options.pop("data_shape", SHAPE), device="cpu", **options)
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_each_planted_fault_is_found_and_its_module_named(fault: str) -> None:
+    network, module = PLANTED[fault]
+    diagnosis = examined(network)
+    assert [(finding.fault, finding.module) for finding in diagnosis.findings][:1] == [(fault, module)]
+    assert not diagnosis.healthy
+    assert diagnosis.verdict("dual") == diagnosis.verdict("func") == "broken"
+    text = doctor.report(diagnosis)
+    assert f"module '{module}'" in text and diagnosis.findings[0].mend in text
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_more_faults(name: str) -> None:
+    network, fault, module = MORE[name]
+    diagnosis = examined(network)
+    assert [(finding.fault, finding.module) for finding in diagnosis.findings][:1] == [(fault, module)]
+    assert not diagnosis.healthy
+
+
+def test_finite_differences_serve_where_there_is_no_derivative() -> None:
+    assert examined(PLANTED["no_derivative"][0]).verdict("finite_difference") == "fallback"
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mlp": {"data_shape": (2,)},
+    "unet": {
+        "data_shape": (1, 8, 8),
+        "channels": 8,
+        "num_blocks": 1,
+        "attention_levels": (1,),
+        "dropout": 0.1,
+    },
+    "dit": {"data_shape": (1, 8, 8), "width": 16, "depth": 2, "heads": 2, "dropout": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_our_networks_are_healthy(name: str) -> None:
+    options = dict(OPTIONS[name])
+    network = TrigFlowPrecond(NETWORKS[name](num_classes=3, **options))
+    diagnosis = examined(network, data_shape=options["data_shape"])
+    assert diagnosis.healthy and not diagnosis.fallbacks
+    verdicts = {mode.mode: mode.verdict for mode in diagnosis.modes}
+    assert verdicts == {"dual": "exact", "func": "exact", "finite_difference": "fallback"}
+    errors = {mode.mode: mode.error for mode in diagnosis.modes}
+    assert errors["dual"] < 1e-9 and errors["func"] < 1e-9 and errors["finite_difference"] < 1e-6
+    assert all(mode.cost and mode.cost > 0 for mode in diagnosis.modes)
+
+
+def test_a_diffusers_unet_with_its_attention_is_healthy() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    model = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    diagnosis = examined(DiffusersAdapter(model), data_shape=(1, 8, 8))
+    assert not diagnosis.findings
+    assert diagnosis.verdict("dual") == "exact"
+
+
+class WithoutRule(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lgamma(F.softplus(x) + 1)
+
+
+def test_functions_without_a_rule_are_named() -> None:
+    diagnosis = examined(Sound(middle=WithoutRule()))
+    assert diagnosis.healthy
+    assert diagnosis.verdict("dual") == "fallback" and diagnosis.fallbacks == ("torch.lgamma",)
+    assert "torch.lgamma" in doctor.report(diagnosis)
+
+
+def test_the_network_and_the_generator_are_left_as_they_were() -> None:
+    network = Sound().eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    examined(network)
+    assert torch.equal(torch.rand(2), expected)
+    assert not network.training and not network._forward_hooks
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_class_is_found_by_its_name() -> None:
+    assert doctor.diagnose(f"{broken_networks.__name__}:Sound", data_shape=SHAPE, device="cpu").healthy
+
+
+def test_own_inputs() -> None:
+    inputs = (torch.randn(3, *SHAPE), torch.rand(3))
+    assert doctor.diagnose(Sound(), inputs=inputs, device="cpu").healthy
+    with pytest.raises(UserError, match="inputs must be"):
+        doctor.diagnose(Sound(), inputs=(inputs[0], inputs[1][:2]), device="cpu")
+
+
+def test_what_is_no_network_is_told() -> None:
+    with pytest.raises(UserError, match=r"examines an nn\.Module"):
+        doctor.diagnose("fractions:Fraction", device="cpu")

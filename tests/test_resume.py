@@ -1,0 +1,256 @@
+"""Stopping and going on: by Ctrl-C, by kill -9, by damage; and what a folder in use says."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import metrics, tiny, trained, weights
+
+from trigflow.cli import main
+from trigflow.config import to_json
+from trigflow.errors import UserError
+from trigflow.objectives import SCM, Batch, LossOutput
+from trigflow.precond import TrigFlowPrecond
+from trigflow.randomness import SampleRandom
+from trigflow.recipe import Recipe
+from trigflow.run_folder import open_run
+
+# Dropout, accumulation, two averages and a warm-up under way: all that a resumed run must take up where it was.
+EVERYTHING = (
+    *("network.dropout=0.2", "train.microbatch=16", "ema.ema_std=[0.05, 0.1]", "ema.snapshot_nimg=96"),
+    *("objective.warmup=7", "optimizer.schedule=cosine", "optimizer.rampup_nimg=96"),
+)
+
+
+def same(one: Path, other: Path) -> bool:
+    pairs = zip(weights(one).values(), weights(other).values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def without_times(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in metrics(folder)]
+
+
+@dataclass(frozen=True)
+class Signalling:
+    """sCD that sends the process a signal in the step that begins at `at` images; once, if `flag` names a file."""
+
+    at: int
+    flag: str
+    number: int = int(signal.SIGINT)
+    trains: tuple[str, ...] = ("net",)
+    needs_teacher: bool = True
+
+    def __call__(
+        self, nets: Mapping[str, TrigFlowPrecond], batch: Batch, nimg: int, random: SampleRandom
+    ) -> LossOutput:
+        if nimg == self.at and not Path(self.flag).exists():
+            Path(self.flag).touch()
+            signal.raise_signal(self.number)
+        return SCM(velocity="teacher", warmup=7)(nets, batch, nimg, random)
+
+
+def signalled(flag: Path, number: signal.Signals = signal.SIGINT, *overrides: str) -> Recipe:
+    objective = ["objective=test_resume:Signalling", "objective.at=160", f"objective.flag={flag}"]
+    rest = [override for override in EVERYTHING if not override.startswith("objective")]
+    return tiny("mixture2d-scd", *objective, f"objective.number={int(number)}", *rest, *overrides)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    """Between two checkpoints and two lines of metrics; the end is bit for bit that of a run without a stop."""
+    recipe = signalled(tmp_path / "flag", number)
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt, match=rf"stopped by {number.name} after 192 images.*--resume"):
+        trained(recipe, tmp_path / "stopped")
+    assert signal.getsignal(number) is before
+    trained(recipe, tmp_path / "stopped", resume=True)
+    trained(recipe, tmp_path / "whole")
+    assert same(tmp_path / "stopped", tmp_path / "whole")
+    assert without_times(tmp_path / "stopped") == without_times(tmp_path / "whole")
+
+
+def test_a_longer_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = tiny("mixture2d-scd", *EVERYTHING, "optimizer.schedule=constant")
+    short = tiny("mixture2d-scd", *EVERYTHING, "optimizer.schedule=constant", "train.total_nimg=150")
+    trained(short, tmp_path / "a")
+    assert metrics(tmp_path / "a")[-1]["nimg"] == 160  # whole steps
+    trained(short, tmp_path / "a", resume=True)
+    assert "is finished (160 images); a larger train.total_nimg goes on" in capsys.readouterr().err
+    trained(long, tmp_path / "a", resume=True)
+    trained(long, tmp_path / "b")
+    assert same(tmp_path / "a", tmp_path / "b")
+
+
+def test_lines_after_the_checkpoint_are_not_repeated(tmp_path: Path) -> None:
+    """A killed run has written metrics that its newest checkpoint does not know, the last line but half."""
+    recipe = tiny("mixture2d-scd", *EVERYTHING)
+    trained(recipe, tmp_path / "a")
+    expected = without_times(tmp_path / "a")
+    newest = sorted((tmp_path / "a" / "checkpoints").iterdir())[-1]
+    newest.unlink()
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
+        file.write('{"nimg": 32')
+    trained(recipe, tmp_path / "a", resume=True)
+    assert without_times(tmp_path / "a") == expected
+
+
+def test_a_damaged_checkpoint_falls_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny("mixture2d-scd", *EVERYTHING)
+    trained(recipe, tmp_path / "a")
+    before = weights(tmp_path / "a")
+    newest = sorted((tmp_path / "a" / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    trained(recipe, tmp_path / "a", resume=True)
+    assert f"{newest.name} is damaged" in capsys.readouterr().err
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "a").items())
+
+
+def test_resume_without_a_run_begins_one(tmp_path: Path) -> None:
+    assert (trained(tiny(), tmp_path / "new", resume=True) / "model.json").exists()
+
+
+# Folders in use
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    trained(tiny(), tmp_path / "run")
+    with pytest.raises(UserError, match="holds a run already: go on with it by --resume"):
+        trained(tiny(), tmp_path / "run")
+    with pytest.raises(UserError, match=r"another recipe \('network.width' differs\)"):
+        trained(tiny("mixture2d-scd", "network.width=8"), tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match=r"another recipe \('network.dropout' differs\)"):
+        trained(tiny("mixture2d-scd", "network.dropout=0.1"), tmp_path / "run", resume=True)
+
+
+def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(UserError, match="is not empty and holds no run"):
+            trained(tiny(), tmp_path, resume=resume)
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        trained(tiny(), tmp_path / "notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_under_way_is_locked(tmp_path: Path) -> None:
+    with (
+        open_run(tmp_path, tiny(), resume=False),
+        pytest.raises(UserError, match="in use by another training"),
+    ):
+        trained(tiny(), tmp_path, resume=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="Permission denied"):
+        trained(tiny(), tmp_path / "run")
+
+
+def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails to be written, the run ends with one line, and a later attempt goes on."""
+    recipe = tiny("mixture2d-scd", *EVERYTHING)
+    real, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 12:
+            raise OSError(28, os.strerror(28))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        trained(recipe, tmp_path / "run")
+    trained(recipe, tmp_path / "run", resume=True)
+    trained(recipe, tmp_path / "whole")
+    assert same(tmp_path / "run", tmp_path / "whole")
+
+
+# kill -9
+
+LONG = ("train.checkpoint_nimg=320", "train.log_nimg=320", "ema.snapshot_nimg=0")
+
+
+def kill_and_resume(tmp_path: Path, kills: int, total_nimg: int, seed: int) -> None:
+    """Kills a training at random moments, goes on each time, and compares the end with a run without a stop."""
+    recipe = tiny("mixture2d-scd", *EVERYTHING, *LONG, f"train.total_nimg={total_nimg}")
+    moments = random.Random(seed)
+    (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
+    script = (
+        "import json, sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from trigflow.config import validate\n"
+        "from trigflow.recipe import Recipe\n"
+        "from trigflow.train import train\n"
+        "recipe = validate(Recipe, json.loads(Path(sys.argv[1]).read_text()))\n"
+        "train(recipe, sys.argv[2], resume=True, device='cpu', progress=False)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "recipe.json"), str(tmp_path / "killed")]
+    reached = 0
+    for kill in range(kills):
+        process = subprocess.Popen(command)
+        wait_for(tmp_path / "killed", reached + 1, process)
+        time.sleep(moments.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"it ended before kill {kill}"
+        reached = newest_nimg(tmp_path / "killed")
+    subprocess.run(command, check=True)
+    trained(recipe, tmp_path / "whole")
+    assert same(tmp_path / "killed", tmp_path / "whole")
+    assert without_times(tmp_path / "killed") == without_times(tmp_path / "whole")
+
+
+def newest_nimg(folder: Path) -> int:
+    names = [path.stem for path in folder.glob("checkpoints/nimg-*.safetensors")]
+    return max((int(name.removeprefix("nimg-")) for name in names), default=0)
+
+
+def wait_for(folder: Path, nimg: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the run has a checkpoint of nimg images or more."""
+    end = time.monotonic() + 120
+    while newest_nimg(folder) < nimg and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.002)
+
+
+def test_kill_and_resume(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, kills=2, total_nimg=9_600, seed=0)
+
+
+@pytest.mark.slow
+def test_ten_kills(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, kills=10, total_nimg=64_000, seed=1)
+
+
+def test_the_command_ends_with_a_message_when_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C through the command: no traceback, a line that says how to go on, and not the code of success."""
+    flag = tmp_path / "flag"
+    changes = ["data.n=100", "network.width=8", "network.depth=1", "train.batch=32", "train.total_nimg=320"]
+    objective = ["objective=test_resume:Signalling", "objective.at=64", f"objective.flag={flag}"]
+    code = main(
+        [
+            "train",
+            "mixture2d-scd",
+            *changes,
+            *objective,
+            "train.tensorboard=false",
+            "--out",
+            str(tmp_path / "r"),
+        ]
+    )
+    shown = capsys.readouterr()
+    assert code not in (0, 2)
+    assert "--resume goes on" in shown.err and "Traceback" not in shown.err
