@@ -42,7 +42,8 @@ format: $(READY)  ## put the code into form
 bench: $(READY)  ## time and memory of a training step in every derivative mode (20 minutes at most)
 	$(BIN)/python benchmarks/train_step.py --json results/train_step.json
 
-docs: $(READY)  ## check that the documentation's links and commands exist
+docs: $(READY)  ## write docs/commands.md, and check the documentation's links and commands
+	$(BIN)/python docs/generate.py
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
 clean:  ## everything that can be made again, except the virtual environment

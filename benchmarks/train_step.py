@@ -12,7 +12,9 @@ Ratios are against the diffusion step of the same network in its best mode, eage
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +32,8 @@ from trigflow.objectives.scm import consistency_tangent, normalize_tangent
 from trigflow.precond import TrigFlowPrecond
 
 BATCH = 32
+THREADS = 2
+
 DATA_SHAPE = (3, 32, 32)
 OPTIONS: dict[str, dict[str, Any]] = {
     "dit": {"patch": 4, "width": 192, "depth": 6, "heads": 3},
@@ -77,7 +81,9 @@ def two_pass(function: Any, primals: Any, tangents: Any) -> Dual:
         return Dual(value, value_and_tangent(function, primals, tangents, mode="func").tangent)
 
 
+@functools.cache
 def derivative_of(mode: str) -> Callable[..., Dual]:
+    """One function for a mode, so that sCT and sCD share what is compiled."""
     if mode == "two_pass":
         return two_pass
     name, _, compiled = mode.partition("-")
@@ -236,7 +242,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
+    if os.getloadavg()[0] > 0.5:
+        print(f"load {os.getloadavg()[0]:.1f}: other work on this machine will raise the ratios", flush=True)
     rows: list[Row] = []
     for name in options.networks:
         count = sum(parameter.numel() for parameter in make_precond(name).network.parameters())

@@ -44,7 +44,9 @@ def _same_start() -> Iterator[None]:
 # A run of two steps with the smallest network: what it makes is noise, but a model in every other respect.
 TINY = (
     *(
-        "network.channels=8",
+        "network=mlp",
+        "network.width=16",
+        "network.depth=1",
         "train.batch=16",
         "train.total_nimg=32",
         "train.log_nimg=16",

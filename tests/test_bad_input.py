@@ -103,7 +103,7 @@ def test_unknown_sampler_and_label_of_a_model(student_folder: Path, refused: Ref
     [
         ("train.bacth=64", ["'train.bacth'", "did you mean 'batch'?"]),
         ("tarin.batch=64", ["'tarin.batch'", "did you mean 'train'?"]),
-        ("network.chanels=8", ["network.chanels", "did you mean 'channels'?"]),
+        ("network.widht=8", ["network.widht", "did you mean 'width'?"]),
         ("objective.P_maen=0", ["objective.P_maen", "did you mean 'P_mean'?"]),
         ("train.batch=many", ["train.batch", '"many"']),
         ("train.batch=0", ["train.batch", "greater than or equal to 1"]),
@@ -185,12 +185,12 @@ def test_a_damaged_card(student_folder: Path, refused: Refused, tmp_path: Path) 
 def test_weights_of_another_shape(student_folder: Path, refused: Refused, tmp_path: Path) -> None:
     copy_model(student_folder, tmp_path / "model")
     card = tmp_path / "model" / "model.json"
-    card.write_text(card.read_text().replace('"channels": 8', '"channels": 16'))
+    card.write_text(card.read_text().replace('"width": 16', '"width": 32'))
     refused("sample model --out a.png", "shape")
 
 
 def test_a_teacher_of_another_shape(teacher_folder: Path, refused: Refused) -> None:
-    refused(f"train digits-scd network.channels=16 teacher={teacher_folder} --out a", "shape")
+    refused(f"train digits-scd network=mlp network.width=32 teacher={teacher_folder} --out a", "shape")
 
 
 def test_a_teacher_of_other_data(teacher_folder: Path, refused: Refused) -> None:

@@ -47,20 +47,15 @@ FLAGS = {
         ),
         "--device",
     },
-    "doctor": {"model", "--device"},
+    "doctor": {"model", "--shape", "--device"},
     "train-classifier": {"data", "--epochs", "--out", "--seed", "--device"},
 }
-
-
-def verbs() -> dict[str, argparse.ArgumentParser]:
-    actions = cli.build_parser()._actions
-    return dict(next(a for a in actions if isinstance(a, argparse._SubParsersAction)).choices)
 
 
 def test_the_flags_are_frozen() -> None:
     found = {
         name: {(action.option_strings or [action.dest])[-1] for action in verb._actions} - {"--help"}
-        for name, verb in verbs().items()
+        for name, verb in cli.verbs(cli.build_parser()).items()
     }
     assert found == FLAGS
 
@@ -77,7 +72,7 @@ def test_help_shows_an_example_that_the_parser_accepts(name: str, capsys: pytest
 
 
 def test_every_argument_is_explained() -> None:
-    for verb in verbs().values():
+    for verb in cli.verbs(cli.build_parser()).values():
         assert all(action.help for action in verb._actions)
 
 

@@ -31,7 +31,8 @@ def test_it_writes_models_pictures_and_a_report(finished: Path) -> None:
     assert report["teachers"][0]["nfe"] == 5
     assert demo.HONESTY in report["notes"]
     for name in ("samples.png", "path.png"):
-        assert Image.open(finished / name).width > 500
+        with Image.open(finished / name) as picture:
+            assert picture.width > 500
     assert load(finished / "student", "cpu").is_student
     assert not load(finished / "teacher", "cpu").is_student
 
@@ -82,3 +83,12 @@ def test_heights_are_places_along_the_main_direction() -> None:
     ends = places[:, None] * line
     states = torch.stack([torch.zeros_like(ends), ends])
     assert torch.allclose(diagram.heights(states)[1], -places.double(), atol=1e-6)
+
+
+def test_ctrl_c_while_training_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt("the text of a training, which speaks of --resume")
+
+    monkeypatch.setattr(demo, "train", stop)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        demo.run(tmp_path / "out", "cpu", plan=PLAN, progress=False)

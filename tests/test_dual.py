@@ -20,6 +20,7 @@ from trigflow.dual import MODES, RULES, Dual, fallbacks, value_and_tangent
 from trigflow.dual.elementwise import constant
 from trigflow.dual.value import read_number
 from trigflow.errors import UserError
+from trigflow.networks import NETWORKS
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Every rule in the table against torch.func.jvp. A rule without a sample fails.
@@ -646,12 +647,13 @@ def run_plain_checkpointed(net: nn.Module, primals: tuple[Tensor, ...]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch's own compiler
 @pytest.mark.parametrize("mode", ["dual", "func"])
 def test_compiled(mode: str) -> None:
     """One graph, no break; affine norms of PyTorch fail in func mode under torch.compile (torch 2.13)."""
     net, (primals, tangents) = Mixed(), mixed_inputs(torch.float32)
     if mode == "func":
-        net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.SiLU(), nn.Conv2d(8, 2, 3))  # type: ignore[assignment]
+        net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.SiLU(), nn.Conv2d(8, 2, 2))  # type: ignore[assignment]
         primals, tangents = primals[:1], tangents[:1]
     compiled: Any = torch.compile(value_and_tangent, fullgraph=True)
     eager = value_and_tangent(net, primals, tangents, mode=mode)
@@ -717,3 +719,45 @@ def test_batch_norm_in_training_is_refused_and_in_evaluation_passes() -> None:
         value_and_tangent(net, (x,), (x,))
     output = value_and_tangent(net.eval(), (x,), (x,))
     torch.testing.assert_close(output.tangent, output.value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The networks that we ship.
+
+SMALL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "mlp": ((2,), {}),
+    "unet": ((1, 8, 8), {"channels": 8, "num_blocks": 1, "attention_levels": (1,)}),
+    "dit": ((1, 8, 8), {"width": 16, "depth": 2, "heads": 2}),
+}
+
+
+def shipped(name: str) -> tuple[nn.Module, Any, Any]:
+    """A network with no zero layer, its inputs and directions, in float64."""
+    shape, options = SMALL[name]
+    net = NETWORKS[name](shape, num_classes=3, **options).double()
+    for parameter in net.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(3, *shape, dtype=torch.float64), torch.rand(3, dtype=torch.float64) + 0.2
+    return net, (x, t), (torch.randn_like(x), torch.randn_like(t))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_modes_agree_on_our_networks_and_nothing_falls_back(name: str) -> None:
+    net, primals, tangents = shipped(name)
+    outputs = {}
+    for mode in MODES:
+        with fallbacks() as names:
+            outputs[mode] = value_and_tangent(net, primals, tangents, mode=mode, cond=LABELS)
+        assert not names
+    exact = outputs["func"].tangent
+    assert (outputs["dual"].tangent - exact).norm() <= 1e-9 * exact.norm()
+    assert (outputs["finite_difference"].tangent - exact).norm() <= 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_memory_of_our_networks_is_that_of_plain_training(name: str) -> None:
+    net, primals, tangents = shipped(name)
+    plain = saved_bytes(lambda: net(*primals), list(net.parameters()))
+    dual_mode = saved_bytes(lambda: value_and_tangent(net, primals, tangents), list(net.parameters()))
+    assert dual_mode <= 1.10 * plain

@@ -81,7 +81,9 @@ def test_pixels_of_vectors_are_the_vectors() -> None:
 def test_a_module_of_the_users() -> None:
     features = load_features(f"{__name__}:Mean")
     assert features.name == f"{__name__}:Mean"
-    assert torch.equal(extract_features(features, torch.full((3, 2, 4, 4), 7, dtype=torch.uint8)), torch.full((3, 2), 7.0))
+    assert torch.equal(
+        extract_features(features, torch.full((3, 2, 4, 4), 7, dtype=torch.uint8)), torch.full((3, 2), 7.0)
+    )
 
 
 def test_a_classifier_by_its_folder_or_file(tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from trigflow.errors import UserError
-from trigflow.metrics.frechet import Moments, frechet_distance, frechet_distance_of_moments, halves_distance, moments
+from trigflow.metrics.frechet import (
+    Moments,
+    frechet_distance,
+    frechet_distance_of_moments,
+    halves_distance,
+    moments,
+)
 
 
 def random_features(n: int, d: int, seed: int) -> Tensor:
@@ -37,7 +43,9 @@ def test_closed_form_of_commuting_covariances() -> None:
     sd_1, sd_2 = torch.tensor([1.0, 2.0, 0.0]).double(), torch.tensor([3.0, 0.5, 4.0]).double()
     a = Moments(torch.zeros(3).double(), sd_1.square().diag(), 10)
     b = Moments(torch.ones(3).double(), sd_2.square().diag(), 10)
-    assert frechet_distance_of_moments(a, b) == pytest.approx(3 + float((sd_1 - sd_2).square().sum()), rel=1e-12)
+    assert frechet_distance_of_moments(a, b) == pytest.approx(
+        3 + float((sd_1 - sd_2).square().sum()), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("n", [2, 5, 20])

@@ -14,7 +14,9 @@ from trigflow.pictures import GAP, grid, panels, png, save_grid, scatter
 
 
 def pixels(picture: Image.Image) -> Tensor:
-    return torch.tensor(list(picture.getdata())).view(picture.height, picture.width, -1)
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(
+        picture.height, picture.width, -1
+    )
 
 
 def test_images_stand_in_reading_order() -> None:
@@ -22,7 +24,10 @@ def test_images_stand_in_reading_order() -> None:
     images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 1, 48, 48) * 10
     values = pixels(grid(images, columns=3))[..., 0]
     assert values.shape == (2 * 48 + GAP, 3 * 48 + 2 * GAP)
-    places = [[int(values[row * (48 + GAP) + 5, column * (48 + GAP) + 5]) for column in range(3)] for row in range(2)]
+    places = [
+        [int(values[row * (48 + GAP) + 5, column * (48 + GAP) + 5]) for column in range(3)]
+        for row in range(2)
+    ]
     assert places == [[0, 10, 20], [30, 40, 255]]
     assert int(values[48, 0]) == 255
 

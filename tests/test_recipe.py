@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
 from trigflow import recipes
 from trigflow.assembly import assemble
@@ -16,6 +17,7 @@ from trigflow.errors import UserError
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, TrainConfig
 
 CPU = torch.device("cpu")
+NETWORK = TINY[:3]  # that of the teacher in teacher_folder
 
 
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
@@ -29,7 +31,7 @@ def test_every_recipe_round_trips_and_says_how_to_run_it(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_every_recipe_can_be_built(name: str, teacher_folder: Path) -> None:
     """The digits students want a teacher of their own architecture: a tiny one stands in."""
-    tiny = ["network.channels=8", f"teacher={teacher_folder}"] if name == "digits-scd" else []
+    tiny = [*NETWORK, f"teacher={teacher_folder}"] if name == "digits-scd" else []
     parts = assemble(recipes.get(name, tiny), CPU)
     assert set(parts.objective.trains) <= set(parts.nets)
     assert ("teacher" in parts.nets) == parts.objective.needs_teacher
@@ -95,26 +97,31 @@ def test_a_teacher_of_other_data_or_architecture_is_told(teacher_folder: Path) -
         with pytest.raises(UserError, match=message):
             assemble(recipes.get("mixture2d-scd", overrides), CPU)
     with pytest.raises(UserError, match=r"does not fit the network: '.*' has the shape"):
-        assemble(recipes.get("digits-scd", ["network.channels=16", f"teacher={teacher_folder}"]), CPU)
+        assemble(recipes.get("digits-scd", [*NETWORK, "network.width=32", f"teacher={teacher_folder}"]), CPU)
     with pytest.raises(UserError, match=r"sigma_data is 0\.5, not 1\.0"):
         assemble(recipes.get("digits-scd", ["precond.sigma_data=1.0", f"teacher={teacher_folder}"]), CPU)
 
 
 def test_guidance_needs_a_teacher_that_saw_the_null_label(teacher_folder: Path, tmp_path: Path) -> None:
-    guided = ["network.channels=8", "objective.guidance_scale=2"]
-    assemble(recipes.get("digits-scd", [*guided, f"teacher={teacher_folder}"]), CPU)
+    guided = recipes.get("digits-scd", [*NETWORK, "objective.guidance_scale=2", f"teacher={tmp_path}"])
     for file in teacher_folder.glob("model.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     card = json.loads((tmp_path / "model.json").read_text())
-    card["recipe"]["train"]["label_dropout"] = 0.0
-    (tmp_path / "model.json").write_text(json.dumps(card))
+
+    def set_label_dropout(value: float) -> None:
+        card["recipe"]["train"]["label_dropout"] = value
+        (tmp_path / "model.json").write_text(json.dumps(card))
+
+    set_label_dropout(0.1)
+    assemble(guided, CPU)
+    set_label_dropout(0.0)
     with pytest.raises(UserError, match="never saw the null label"):
-        assemble(recipes.get("digits-scd", [*guided, f"teacher={tmp_path}"]), CPU)
+        assemble(guided, CPU)
 
 
 def test_initial_weights(teacher_folder: Path) -> None:
     """The teacher's average by default, a run's by name, fresh ones by "scratch"; never its adaptive weight."""
-    small = ["network.channels=8", f"teacher={teacher_folder}"]
+    small = [*NETWORK, f"teacher={teacher_folder}"]
     parts = assemble(recipes.get("digits-scd", small), CPU)
     student, teacher = parts.nets["net"], parts.nets["teacher"]
     pairs = zip(student.network.parameters(), teacher.network.parameters(), strict=True)
@@ -123,7 +130,7 @@ def test_initial_weights(teacher_folder: Path) -> None:
     assert teacher.adaptive_weight.linear.weight.any()
 
     def first(*overrides: str) -> torch.Tensor:
-        net = assemble(recipes.get("digits-sct", ["network.channels=8", *overrides]), CPU).nets["net"]
+        net = assemble(recipes.get("digits-sct", [*NETWORK, *overrides]), CPU).nets["net"]
         return torch.cat([p.detach().flatten() for p in net.network.parameters()])
 
     of_teacher = torch.cat([p.flatten() for p in teacher.network.parameters()])

@@ -180,7 +180,7 @@ def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # kill -9
 
-LONG = ("train.checkpoint_nimg=320", "train.log_nimg=320", "ema.snapshot_nimg=0")
+LONG = ("train.checkpoint_nimg=160", "train.log_nimg=160", "ema.snapshot_nimg=0")
 
 
 def kill_and_resume(tmp_path: Path, kills: int, total_nimg: int, seed: int) -> None:
@@ -225,7 +225,7 @@ def wait_for(folder: Path, nimg: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_kill_and_resume(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, kills=2, total_nimg=9_600, seed=0)
+    kill_and_resume(tmp_path, kills=2, total_nimg=3_840, seed=0)
 
 
 @pytest.mark.slow

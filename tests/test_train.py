@@ -17,13 +17,12 @@ from trigflow import recipes
 from trigflow.assembly import assemble
 from trigflow.checkpoint import load_model, read_state
 from trigflow.data import exact_teacher
-from trigflow.ema import EMASnapshot, reconstruct
 from trigflow.errors import UserError
 from trigflow.objectives import Batch, Diffusion, LossOutput
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe
-from trigflow.run_folder import RunFolder
+from trigflow.run_folder import RunFolder, reconstruct_model
 from trigflow.train import Run, train
 
 CPU = torch.device("cpu")
@@ -143,7 +142,7 @@ def test_each_network_has_its_optimiser_period_and_average(tmp_path: Path) -> No
 
 def test_label_dropout_is_random_per_image(tmp_path: Path) -> None:
     recipe = recipes.get(
-        "digits-teacher", ["network.channels=8", "train.label_dropout=0.25", "train.batch=2000"]
+        "digits-teacher", ["network.width=16", "train.label_dropout=0.25", "train.batch=2000"]
     )
     run = new_run(recipe, tmp_path)
     labels = run._batch(0, 2000)[0].cond["labels"]
@@ -201,18 +200,26 @@ def test_snapshots_rebuild_other_averages(tmp_path: Path) -> None:
     recipe = replace(tiny("mixture2d-scd", *length), ema=EMAConfig(ema_std=(0.05, 0.1), snapshot_nimg=640))
     folder = trained(recipe, tmp_path / "a")
     direct = trained(replace(recipe, ema=EMAConfig(ema_std=(0.08,))), tmp_path / "b")
-    snapshots = []
-    for path in sorted((folder / "snapshots").iterdir()):
-        tensors, state = read_state(path)
-        snapshots.append(EMASnapshot(state["nimg"], state["ema_std"], tensors))
-    assert len(snapshots) == 20
-    rebuilt, wanted = reconstruct(snapshots, 0.08), weights(direct)
-    last = {name: tensor for name, tensor in snapshots[-1].tensors.items()}
+    out = reconstruct_model(folder, tmp_path / "c", ema_std=0.08)
+    rebuilt, wanted, last = weights(out), weights(direct), weights(folder)
+    assert (load_model(out)[1].ema, load_model(out)[1].nimg) == ("0.080", 6400)
 
     def distance(tensors: Mapping[str, Tensor]) -> float:
         return float(sum((tensors[name] - wanted[name]).square().sum() for name in wanted))
 
     assert distance(rebuilt) < 0.02 * distance(last)
+
+
+def test_reconstruction_tells_mistakes(tmp_path: Path) -> None:
+    folder = trained(replace(tiny(), ema=EMAConfig(ema_std=(0.05, 0.1), snapshot_nimg=160)), tmp_path / "a")
+    with pytest.raises(UserError, match="is in use"):
+        reconstruct_model(folder, folder, ema_std=0.08)
+    (folder / "snapshots" / "nimg-000000000160-std-0.050.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"is damaged .*: remove it to do without"):
+        reconstruct_model(folder, tmp_path / "b", ema_std=0.08)
+    with pytest.raises(UserError, match="snapshot_nimg"):
+        reconstruct_model(tmp_path / "none", tmp_path / "b", ema_std=0.08)
+    assert not (tmp_path / "b").exists()
 
 
 def test_every_objective_trains_on_every_kind_of_data(tmp_path: Path) -> None:

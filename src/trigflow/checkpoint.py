@@ -280,16 +280,25 @@ def save_model(folder: Path, weights: TrigFlowPrecond | Tensors, card: ModelCard
     write_json(folder / "model.json", to_json(card))
 
 
+def read_card(folder: Path) -> ModelCard:
+    """The description of the model of a folder.
+
+    Raises:
+        UserError: there is no model, or its description is damaged.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no model (no model.json)")
+    return validate(ModelCard, read_json(path), str(path))
+
+
 def load_model(folder: Path) -> tuple[TrigFlowPrecond, ModelCard]:
     """The model of a folder, on the CPU, in evaluation mode, its weights frozen.
 
     Raises:
         UserError: there is no model, it is damaged, or its weights do not fit its network.
     """
-    card_path, weights_path = folder / "model.json", folder / "model.safetensors"
-    if not card_path.is_file():
-        raise UserError(f"{folder} holds no model (no model.json)")
-    card = validate(ModelCard, read_json(card_path), str(card_path))
+    card, weights_path = read_card(folder), folder / "model.safetensors"
     precond = new_precond(card)
     with clear_os_errors("read", weights_path):
         content = weights_path.read_bytes()

@@ -67,6 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of every verb."""
+    subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(subparsers.choices)
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the line; overrides (key=value) may stand anywhere behind the recipe.
 

@@ -96,10 +96,6 @@ class Reporter:
             for name, value in line.items():
                 self._writer.add_scalar(name, value, nimg)
 
-    def say(self, text: str) -> None:
-        """A line on stderr that leaves the bar whole."""
-        self._bar.write(text, file=sys.stderr)
-
     def close(self) -> None:
         self._bar.close()
         if self._writer:

@@ -7,17 +7,24 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from trigflow.checkpoint import (
     CheckpointFolder,
+    DamagedFile,
     clear_os_errors,
     make_folder,
+    read_card,
     read_json,
+    read_state,
+    save_model,
     write_atomically,
     write_json,
+    write_state,
 )
 from trigflow.config import first_difference, to_json
+from trigflow.ema import EMASnapshot, reconstruct
 from trigflow.errors import UserError
 from trigflow.recipe import Recipe
 
@@ -47,6 +54,56 @@ class RunFolder:
             lines = self.metrics.read_text().splitlines()
         kept = [line for line in lines if 0 <= _nimg_of(line) <= nimg]
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
+
+    def save_snapshot(self, snapshot: EMASnapshot) -> None:
+        """Keeps an average for post-hoc reconstruction."""
+        make_folder(self.snapshots)
+        path = self.snapshots / f"nimg-{snapshot.nimg:012d}-std-{snapshot.ema_std:.3f}.safetensors"
+        write_state(path, snapshot.tensors, {"nimg": snapshot.nimg, "ema_std": snapshot.ema_std})
+
+
+def read_snapshots(run_dir: Path) -> list[EMASnapshot]:
+    """The averages that a run with ema.snapshot_nimg > 0 has left, the oldest first.
+
+    Raises:
+        UserError: one is damaged or cannot be read.
+    """
+    snapshots = []
+    for path in sorted((run_dir / "snapshots").glob("nimg-*.safetensors")):
+        try:
+            tensors, state = read_state(path)
+        except DamagedFile as damage:
+            raise UserError(f"{path} is damaged ({damage}): remove it to do without") from None
+        snapshots.append(EMASnapshot(state["nimg"], state["ema_std"], tensors))
+    return snapshots
+
+
+def reconstruct_model(run_dir: Path, out: Path, ema_std: float, nimg: int | None = None) -> Path:
+    """Writes the model of a run with an average of another length, made from its snapshots (arXiv 2312.02696).
+
+    >>> reconstruct_model(Path("runs/student"), Path("runs/student-0.08"), ema_std=0.08)
+
+    Args:
+        run_dir: a run with ema.kind "power" and ema.snapshot_nimg > 0.
+        out: a new folder for the model.
+        ema_std: relative standard deviation, in (0, 0.2886).
+        nimg: moment of the run (default: the last snapshot's).
+
+    Returns:
+        The new folder.
+
+    Raises:
+        UserError: no snapshots, a number out of range, or a folder that is in use.
+    """
+    snapshots = read_snapshots(run_dir)
+    tensors = reconstruct(snapshots, ema_std, nimg)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is in use: give another folder")
+    card = read_card(run_dir)
+    make_folder(out)
+    nimg = max(snapshot.nimg for snapshot in snapshots) if nimg is None else nimg
+    save_model(out, tensors, replace(card, nimg=nimg, ema=f"{ema_std:.3f}"))
+    return out
 
 
 def _nimg_of(line: str) -> int:

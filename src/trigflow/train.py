@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
-from trigflow.checkpoint import load_tensors, save_model, write_state
+from trigflow.checkpoint import load_tensors, save_model
 from trigflow.codecs import codec_from_json
 from trigflow.data import rows
 from trigflow.devices import resolve_device
-from trigflow.ema import EMA, HalfLifeEMA, PowerEMA
+from trigflow.ema import EMA, EMASnapshot, HalfLifeEMA, PowerEMA
 from trigflow.errors import UserError
 from trigflow.objectives import Batch, LossOutput
 from trigflow.optim import (
@@ -276,11 +276,8 @@ class Run:
 
     def _save_snapshots(self, config: EMAConfig) -> None:
         """The averages as they stand, for post-hoc reconstruction."""
-        self.folder.snapshots.mkdir(exist_ok=True)
-        ema = self.trained["net"].ema
-        for name, std, average in zip(ema.names, config.ema_std, ema.averages, strict=True):
-            path = self.folder.snapshots / f"nimg-{self.nimg:012d}-std-{name}.safetensors"
-            write_state(path, average, {"nimg": self.nimg, "ema_std": std})
+        for std, average in zip(config.ema_std, self.trained["net"].ema.averages, strict=True):
+            self.folder.save_snapshot(EMASnapshot(self.nimg, std, average))
 
     def _draw_grid(self) -> None:
         """samples/nimg-....png from the averaged weights: the same noises each time."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from trigflow.commands.command import Command, add_device
+from trigflow.commands.command import Command, add_device, integers
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="a shipped model, a run's folder, or package.module:Class"
+    )
+    parser.add_argument(
+        "--shape",
+        type=integers(1),
+        help="of one sample, for package.module:Class, e.g. 1,8,8 (default: 3,32,32)",
     )
     add_device(parser)
 
@@ -17,13 +22,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     from trigflow import doctor
 
-    print(doctor.report(doctor.diagnose(args.model, device=args.device)))
+    print(
+        doctor.report(
+            doctor.diagnose(
+                args.model, data_shape=tuple(args.shape) if args.shape else None, device=args.device
+            )
+        )
+    )
 
 
 COMMAND = Command(
     name="doctor",
     summary="check the derivative of a network in every mode, and name what breaks it",
-    example="trigflow doctor my_package.networks:MyUNet",
+    example="trigflow doctor my_package.networks:MyUNet --shape 3,32,32",
     add_arguments=_add_arguments,
     run=_run,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from trigflow.codecs import ImageCodec
 from trigflow.data.dataset import Dataset
@@ -18,6 +17,8 @@ def digits(sigma_data: float = 0.5) -> Dataset:
     Args:
         sigma_data: standard deviation of x_0.
     """
+    from sklearn.datasets import load_digits  # takes a second or two to import
+
     bunch = load_digits()
     images = torch.from_numpy(np.round(bunch.images * (255 / 16)).astype(np.uint8))[:, None]
     labels = torch.from_numpy(bunch.target.astype(np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -338,8 +339,9 @@ def _note(trial: Trial) -> str:
 
 
 def _line(error: Exception | None) -> str:
+    """The kind of an error and the beginning of its text, in one line."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {textwrap.shorten(lines[0], 160)}" if lines else type(error).__name__
 
 
 def _costs(patient: Patient, modes: list[str]) -> dict[str, float]:

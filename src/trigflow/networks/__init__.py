@@ -9,4 +9,4 @@ from .unet import UNet
 NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "mlp": MLP, "unet": UNet}
 """Names that a recipe may use; a network of your own is named "package.module:Class"."""
 
-__all__ = ["NETWORKS", "DiT", "MLP", "UNet"]
+__all__ = ["MLP", "NETWORKS", "DiT", "UNet"]

@@ -27,14 +27,16 @@ class SelfAttention(nn.Module):
     Args:
         channels: C.
         heads: number of heads, a divisor of C.
-        qk_norm: pixel-normalise queries, keys and values over the channels of each head (EDM2, equation 29), which bounds
-            the logits and with them the derivative.
+        qk_norm: pixel-normalise queries, keys and values over the channels of each head (EDM2, equation 29), which
+            bounds the logits and with them the derivative.
     """
 
     def __init__(self, channels: int, heads: int, qk_norm: bool = True) -> None:
         super().__init__()
         if channels % heads:
-            raise UserError(f"{channels} channels do not divide into {heads} attention heads; change heads or channels")
+            raise UserError(
+                f"{channels} channels do not divide into {heads} attention heads; change heads or channels"
+            )
         self.heads = heads
         self.qk_norm = qk_norm
         self.qkv = unit_init(nn.Linear(channels, 3 * channels))
@@ -47,4 +49,5 @@ class SelfAttention(nn.Module):
             qkv = pixel_norm(qkv, dim=4)
         q, k, v = qkv.transpose(1, 3).unbind(2)  # (B, heads, 3, N, d) -> 3 x (B, heads, N, d)
         y = attention(q, k, v).transpose(1, 2).reshape(batch, tokens, channels)
-        return self.out(y)
+        output: Tensor = self.out(y)
+        return output

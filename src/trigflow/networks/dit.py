@@ -1,4 +1,4 @@
-"""Diffusion transformer over 1, 2 or 3 spatial dimensions (Peebles and Xie, 2022), with sCM's norms and time embedding."""
+"""Diffusion transformer over 1, 2 or 3 spatial dimensions (Peebles and Xie, 2022), with sCM's norms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .attention import SelfAttention
-from .layers import CONVS, Dropout, Embedding, ModulatedNorm, pixel_norm, positive, spatial_dims, unit_init, zero_init
+from .layers import CONVS, Dropout, Embedding, ModulatedNorm, positive, spatial_dims, unit_init, zero_init
 
 
 class Block(nn.Module):
@@ -72,9 +72,13 @@ class DiT(nn.Module):
         super().__init__()
         dims = spatial_dims("dit", data_shape)
         emb_channels = width if emb_channels is None else emb_channels
-        positive(patch=patch, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, emb_channels=emb_channels)
+        positive(
+            patch=patch, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, emb_channels=emb_channels
+        )
         if any(size % patch for size in data_shape[1:]):
-            raise UserError(f"a dit of patch {patch} needs sizes divisible by {patch}, not {tuple(data_shape[1:])}")
+            raise UserError(
+                f"a dit of patch {patch} needs sizes divisible by {patch}, not {tuple(data_shape[1:])}"
+            )
         self.num_classes = num_classes
         self.patch = patch
         self.grid = tuple(size // patch for size in data_shape[1:])

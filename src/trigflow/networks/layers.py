@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError, did_you_mean
 from ..randomness import SampleRandom, hash_uniform
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
@@ -41,7 +41,9 @@ def one_of(what: str, name: str, options: Iterable[str]) -> str:
     """`name` when it is one of the options; else a UserError that lists them."""
     known = sorted(options)
     if name not in known:
-        raise UserError(f"{what} '{name}' is unknown{did_you_mean(name, known)}; choose one of: {', '.join(known)}")
+        raise UserError(
+            f"{what} '{name}' is unknown{did_you_mean(name, known)}; choose one of: {', '.join(known)}"
+        )
     return name
 
 
@@ -56,7 +58,9 @@ def spatial_dims(network: str, data_shape: tuple[int, ...]) -> int:
     """The number of spatial dimensions of (C, *size): 1, 2 or 3; else a UserError."""
     dims = len(data_shape) - 1
     if dims not in CONVS:
-        raise UserError(f"network '{network}' takes data of shape (channels, 1 to 3 sizes), not {tuple(data_shape)}")
+        raise UserError(
+            f"network '{network}' takes data of shape (channels, 1 to 3 sizes), not {tuple(data_shape)}"
+        )
     positive(**{f"data_shape[{axis}]": size for axis, size in enumerate(data_shape)})
     return dims
 
@@ -131,7 +135,7 @@ class ModulatedNorm(nn.Module):
             self.style.bias[: self.channels] = 1.0
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        style = self.style(emb).reshape(emb.shape[0], 2, self.channels)
+        style: Tensor = self.style(emb).reshape(emb.shape[0], 2, self.channels)
         if self.normalization == "double":
             style = pixel_norm(style, dim=2)
         scale, shift = style.unbind(1)
@@ -249,8 +253,8 @@ class Dropout(nn.Module):
         p: probability that an element is dropped, in [0, 1).
 
     Attributes:
-        keys: None: the mask is drawn as torch's dropout draws it. (B,) int64: the mask of image b depends on keys[b] only,
-            so it is the same in every pass, at every place in the batch and on every device.
+        keys: None: the mask is drawn as torch's dropout draws it. (B,) int64: the mask of image b depends on keys[b]
+            only, so it is the same in every pass, at every place in the batch and on every device.
     """
 
     keys: Tensor | None

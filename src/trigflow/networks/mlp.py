@@ -14,7 +14,9 @@ from .layers import Dropout, Embedding, ModulatedNorm, pixel_norm, positive, uni
 class Block(nn.Module):
     """Residual block: h -> h + linear(dropout(silu(linear(norm(h, emb))))), its last layer zero at first."""
 
-    def __init__(self, width: int, hidden: int, emb_channels: int, normalization: str, dropout: float) -> None:
+    def __init__(
+        self, width: int, hidden: int, emb_channels: int, normalization: str, dropout: float
+    ) -> None:
         super().__init__()
         self.norm = ModulatedNorm(width, emb_channels, normalization)
         self.linear_1 = unit_init(nn.Linear(width, hidden))
@@ -60,10 +62,16 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if not data_shape:
-            raise UserError("network 'mlp' takes data of shape (D,) or (channels, sizes), not numbers without a shape")
+            raise UserError(
+                "network 'mlp' takes data of shape (D,) or (channels, sizes), not numbers without a shape"
+            )
         positive(width=width, depth=depth, hidden=hidden or 1, emb_channels=emb_channels or 1)
         positive(**{f"data_shape[{axis}]": size for axis, size in enumerate(data_shape)})
-        size, hidden, emb_channels = math.prod(data_shape), hidden or 2 * width, emb_channels or max(2, width // 2)
+        size, hidden, emb_channels = (
+            math.prod(data_shape),
+            hidden or 2 * width,
+            emb_channels or max(2, width // 2),
+        )
         self.num_classes = num_classes
         self.embedding = Embedding(_FEATURES, emb_channels, num_classes, time_embedding, fourier_scale)
         self.linear_in = unit_init(nn.Linear(size, width))

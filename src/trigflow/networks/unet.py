@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from .layers import (
 
 
 class Block(nn.Module):
-    """Residual block: x -> skip(x) + conv(dropout(silu(norm(conv(silu(pnorm(x))), emb)))); its last layer starts at zero."""
+    """x -> skip(x) + conv(dropout(silu(norm(conv(silu(pnorm(x))), emb)))), the last convolution zero at first."""
 
     def __init__(self, c_in: int, c_out: int, plan: Plan) -> None:
         super().__init__()
@@ -39,9 +40,10 @@ class Block(nn.Module):
         self.skip = nn.Identity() if c_in == c_out else unit_init(conv(c_in, c_out, 1))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv_1(F.silu(pixel_norm(x)))
+        h: Tensor = self.conv_1(F.silu(pixel_norm(x)))
         h = self.conv_2(self.dropout(F.silu(self.norm(h, emb))))
-        return self.skip(x) + h
+        shortcut: Tensor = self.skip(x)
+        return shortcut + h
 
 
 class AttentionBlock(nn.Module):
@@ -53,7 +55,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = pixel_norm(x).flatten(2).transpose(1, 2)  # (B, C, *size) -> (B, N, C)
-        return x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
+        branch: Tensor = self.attention(tokens).transpose(1, 2).reshape(x.shape)
+        return x + branch
 
 
 class Stage(nn.Module):
@@ -127,7 +130,9 @@ class UNet(nn.Module):
         super().__init__()
         self.dims = spatial_dims("unet", data_shape)
         emb_channels = 4 * channels if emb_channels is None else emb_channels
-        positive(channels=channels, num_blocks=num_blocks, head_channels=head_channels, emb_channels=emb_channels)
+        positive(
+            channels=channels, num_blocks=num_blocks, head_channels=head_channels, emb_channels=emb_channels
+        )
         positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
         _check_levels(data_shape, len(channel_mult), attention_levels)
         self.num_classes = num_classes
@@ -155,7 +160,7 @@ class UNet(nn.Module):
         emb = self.embedding(t, labels)
         x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[self.dims]))
         skips = [x]
-        for level, stages in enumerate(self.down):
+        for level, stages in enumerate(cast("Iterable[nn.ModuleList]", self.down)):
             if level > 0:
                 x = AVG_POOLS[self.dims](x, 2)
                 skips.append(x)
@@ -163,12 +168,13 @@ class UNet(nn.Module):
                 x = stage(x, emb)
                 skips.append(x)
         x = self.middle(x, emb)
-        for level, stages in enumerate(self.up):
+        for level, stages in enumerate(cast("Iterable[nn.ModuleList]", self.up)):
             if level > 0:
                 x = F.interpolate(x, scale_factor=2.0)
             for stage in stages:
                 x = stage(torch.cat([x, skips.pop()], dim=1), emb)
-        return self.conv_out(F.silu(pixel_norm(x)))
+        output: Tensor = self.conv_out(F.silu(pixel_norm(x)))
+        return output
 
 
 def _way_down(
@@ -211,4 +217,6 @@ def _check_levels(data_shape: tuple[int, ...], levels: int, attention_levels: Se
         )
     for level in attention_levels:
         if level not in range(levels):
-            raise UserError(f"attention_levels: there is no level {level}; this unet has levels 0 to {levels - 1}")
+            raise UserError(
+                f"attention_levels: there is no level {level}; this unet has levels 0 to {levels - 1}"
+            )

@@ -1,0 +1,139 @@
+"""Every verb does its work: what it writes and what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+
+from trigflow import cli, demo
+from trigflow.model import load
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    code = cli.main([str(word) for word in words])
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    return shown.out
+
+
+def test_list_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run(capsys, "list")
+    for name in ("digits-teacher", "mixture2d-scd", "unet", "dit", "mlp", "diffusion", "sct", "heun"):
+        assert f"  {name} " in shown
+    assert "functools" not in shown and "partial(" not in shown
+
+
+def test_list_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run(capsys, "list", "samplers")
+    assert shown.startswith("samplers:\n")
+    assert "recipes:" not in shown
+
+
+def test_train_then_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    run(capsys, "train", "digits-teacher", *TINY, "--out", out, "--seed", 5, "--device", "cpu")
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert recipe["train"]["seed"] == 5
+    longer = ["train.total_nimg=48" if word.startswith("train.total_nimg") else word for word in TINY]
+    run(capsys, "train", "digits-teacher", *longer, "--out", out, "--seed", 5, "--resume", "--device", "cpu")
+    assert load(out, "cpu").card.nimg == 48
+
+
+def test_train_on_data_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (40, 1, 8, 8), np.uint8)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(40) % 3)
+    out = tmp_path / "run"
+    data = tmp_path / "images.npz"
+    run(capsys, "train", "digits-teacher", *TINY, "--data", data, "--out", out, "--device", "cpu")
+    assert load(out, "cpu").card.num_classes == 3
+
+
+def test_sample_writes_what_the_model_makes(
+    student_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (
+        "sample",
+        student_folder,
+        "--num",
+        6,
+        "--labels",
+        "3,7",
+        "--seed",
+        2,
+        "--device",
+        "cpu",
+        "--out",
+    )
+    shown = run(capsys, *common, tmp_path / "new" / "a.npz")
+    assert "6 samples" in shown and "2 evaluations each" in shown
+    expected = load(student_folder, "cpu").sample(6, labels=[3, 7], seed=2).numpy()
+    with np.load(tmp_path / "new" / "a.npz") as stored:
+        assert np.array_equal(stored["samples"], expected)
+        assert stored["labels"].tolist() == [3, 7, 3, 7, 3, 7]
+    run(capsys, *common, tmp_path / "a.npy")
+    assert np.array_equal(np.load(tmp_path / "a.npy"), expected)
+    run(capsys, *common, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 3 * 8
+
+
+def test_sample_of_a_teacher_counts_guided_evaluations(
+    teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.npy"
+    words = (
+        "--steps",
+        4,
+        "--sampler",
+        "ddim",
+        "--guidance-scale",
+        2,
+        "--num",
+        2,
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    )
+    assert "ddim, 4 steps, 8 evaluations each" in run(capsys, "sample", teacher_folder, *words)
+
+
+def test_evaluate_writes_a_report(
+    student_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report"
+    words = ("--steps", "1,2", "--num", 8, "--seeds", 1, "--device", "cpu", "--out", out)
+    shown = run(capsys, "evaluate", student_folder, *words)
+    report = json.loads((out / "report.json").read_text())
+    assert [row["nfe"] for row in report["students"]] == [1, 2]
+    assert "FD-digits-classifier" in shown
+
+
+def test_train_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "classifier"
+    shown = run(capsys, "train-classifier", "digits", "--epochs", 1, "--out", out, "--device", "cpu")
+    assert "accuracy" in shown
+    assert (out / "classifier.safetensors").exists()
+
+
+def test_doctor_reports(student_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "ready for consistency training" in run(capsys, "doctor", student_folder, "--device", "cpu")
+
+
+def test_doctor_builds_a_network_with_the_given_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run(capsys, "doctor", "trigflow.networks:MLP", "--shape", "1,4,4", "--device", "cpu")
+    assert "dual" in shown
+
+
+def test_demo_hands_on_its_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = demo.Plan(teacher=(*TINY, "sampling.steps=2"), student=TINY, num=4, steps=(1,))
+    monkeypatch.setattr(demo, "Plan", lambda: plan)
+    run(capsys, "demo", "--out", tmp_path / "demo", "--seed", 4, "--device", "cpu")
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["seed"] == 4

@@ -1,0 +1,44 @@
+"""The documentation tells the truth: links lead somewhere, commands parse, keys exist, lists are up to date."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from trigflow import cli, recipes
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [
+    (page.name, line.split("   #")[0].strip())
+    for page in PAGES
+    if page.name not in ("commands.md", "LOG.md")
+    for line in page.read_text().splitlines()
+    if line.startswith("trigflow ")
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_commands_parse(page: str, line: str) -> None:
+    args = cli.parse(line.split()[1:])
+    if args.command == "train":
+        recipes.get(args.recipe, args.overrides)
+
+
+def test_the_list_of_commands_is_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "generate.py"))["commands"]()
+    assert (ROOT / "docs" / "commands.md").read_text() == made, "run `make docs`"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150

@@ -1,0 +1,207 @@
+"""Scores: against closed forms with exact models, the report's contract, and users' mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gaussian_models import S_0, SIGMA_DATA, Student, Teacher, gaussian_model
+
+from trigflow import evaluate as evaluate_module
+from trigflow.checkpoint import save_model
+from trigflow.codecs import IdentityCodec
+from trigflow.data import Dataset, digits
+from trigflow.errors import UserError
+from trigflow.evaluate import evaluate
+from trigflow.machine import commit, describe_machine
+from trigflow.measure import contender, draw_labels, new_trial, score_all
+from trigflow.metrics import Features, load_features
+
+STUDENT_KEYS = {
+    *("method", "steps", "nfe", "fd", "fd_range", "fd_ratio", "label_agreement"),
+    *("seconds_per_sample", "speedup", "esc", "esc_ratio"),
+}
+TEACHER_KEYS = {
+    *("name", "sampler", "guidance_scale", "nfe", "fd", "fd_range", "seconds_per_sample", "params", "esc"),
+}
+
+
+def gaussian_data(n: int = 4000, num_classes: int = 0, std: float = S_0) -> Dataset:
+    """What the exact models draw; of labelled data class 0 is three times as frequent as class 1."""
+    data = std * torch.randn(n, 2, generator=torch.Generator().manual_seed(1))
+    labels = (torch.arange(n) % 4 == 3).long() if num_classes else None
+    if labels is not None:
+        data = data + labels[:, None]
+    return Dataset("gaussian", data, labels, num_classes, IdentityCodec(SIGMA_DATA))
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"num": 500, "seeds": 2, "data": gaussian_data(), "progress": False}
+    settings |= {"teacher": gaussian_model(Teacher)} | changes
+    return evaluate(settings.pop("model", gaussian_model(Student)), **settings)
+
+
+def test_the_report_keeps_its_contract() -> None:
+    report = run(steps=[1, 2, 4], seeds=3)
+    assert (report["data"], report["features"], report["num_samples"], report["seeds"]) == (
+        "gaussian",
+        "pixels",
+        500,
+        3,
+    )
+    assert report["reference_teacher"] == "teacher" and report["score"] == "FD-pixels"
+    (teacher,) = report["teachers"]
+    assert set(teacher) >= TEACHER_KEYS
+    assert (teacher["nfe"], teacher["params"], teacher["sampler"]) == (63, 7, "heun")
+    assert teacher["esc"] == pytest.approx(63 * 7e-9)
+    for row, steps in zip(report["students"], (1, 2, 4), strict=True):
+        assert set(row) >= STUDENT_KEYS
+        assert (row["method"], row["steps"], row["nfe"], row["label_agreement"]) == (
+            "sCD",
+            steps,
+            steps,
+            None,
+        )
+        assert row["fd"] == sorted(row["fds"])[1] and row["fd_range"] == [min(row["fds"]), max(row["fds"])]
+        assert row["fd_ratio"] == row["fd"] / teacher["fd"]
+        assert row["esc_ratio"] == pytest.approx(steps / 63)
+        assert row["speedup"] == teacher["seconds_per_sample"] / row["seconds_per_sample"]
+        assert row["seconds_per_sample"] > 0
+    assert report["real_vs_real"]["num"] == 2000
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_scores_are_the_known_distances() -> None:
+    """A student of sd S_0 against data of another sd: FD = 2 (sd - S_0)^2 for two independent elements."""
+    data = gaussian_data(20_000, std=0.5)
+    report = run(data=data, num=4000, seeds=1, steps=[1], teacher="none")
+    assert report["students"][0]["fd"] == pytest.approx(2 * (0.5 - S_0) ** 2, rel=0.05)
+    assert report["real_vs_real"]["fd"] < 1e-3
+    assert run(num=4000, seeds=1, steps=[1])["students"][0]["fd"] < 1e-3
+
+
+def test_the_same_call_gives_the_same_scores_at_any_batch() -> None:
+    one, other = run(batch=500), run(batch=37)
+    for row, again in zip(
+        one["students"] + one["teachers"], other["students"] + other["teachers"], strict=True
+    ):
+        assert row["fds"] == pytest.approx(again["fds"], rel=1e-4)
+    assert one["students"][0]["fds"][0] != one["students"][0]["fds"][1]
+
+
+def test_labels_follow_the_data() -> None:
+    data, model = gaussian_data(num_classes=2), gaussian_model(Student, num_classes=2)
+    trial = new_trial(data, load_features("pixels"), num=4000, seeds=1, batch=1000)
+    labels = draw_labels(trial, model, seed=0)
+    assert labels is not None
+    assert labels.double().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert not torch.equal(labels, draw_labels(trial, model, seed=1))  # type: ignore[arg-type]
+    unlabelled = dataclasses.replace(trial, dataset=gaussian_data())
+    assert torch.equal(draw_labels(unlabelled, model, 0), torch.arange(4000) % 2)  # type: ignore[arg-type]
+    assert draw_labels(trial, gaussian_model(Student), seed=0) is None
+
+
+def test_label_agreement_counts_the_requested_label() -> None:
+    """Features that take class 1 for everything agree with exactly the samples of which class 1 was asked."""
+
+    def classify(samples: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[0.0, 1.0]]).expand(len(samples), 2)
+
+    always_one = Features("one", lambda samples: samples, classify)
+    nearest = Features(
+        "nearest", lambda samples: samples, lambda x: torch.stack([1 - x.sum(1), x.sum(1) - 1], 1)
+    )
+    model = gaussian_model(Student, num_classes=2)
+    for features, expected in ((always_one, 0.25), (nearest, 1.0)):
+        trial = new_trial(gaussian_data(num_classes=2), features, num=1000, seeds=2, batch=300)
+        (scores,) = score_all(trial, [contender(model, 1, None)], progress=False)
+        assert scores.agreements == pytest.approx([expected] * 2, abs=0.05)
+
+
+def test_a_teacher_alone() -> None:
+    report = run(model=gaussian_model(Teacher), teacher=None)
+    assert report["students"] == [] and report["reference_teacher"] == "teacher"
+    assert report["teachers"][0]["nfe"] == 63
+
+
+@pytest.mark.parametrize(
+    ("recipe", "note"),
+    [
+        ({}, "without a teacher model"),
+        ({"teacher": "exact"}, "without a teacher model"),
+        ({"teacher": "gone/away"}, "'gone/away' is not here"),
+    ],
+)
+def test_without_a_teacher_there_are_no_ratios(recipe: dict[str, Any], note: str, tmp_path: Path) -> None:
+    student = gaussian_model(Student)
+    student = dataclasses.replace(student, card=dataclasses.replace(student.card, recipe=recipe))
+    report = run(model=student, teacher=None, out=tmp_path)
+    assert report["teachers"] == [] and report["reference_teacher"] is None
+    assert all(row[key] is None for row in report["students"] for key in ("fd_ratio", "speedup", "esc_ratio"))
+    assert any(note in line for line in report["notes"])
+    assert "no ratios" in (tmp_path / "report.md").read_text()
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+
+
+def test_the_teacher_of_the_recipe_is_found(tmp_path: Path) -> None:
+    """A run's student names its teacher's folder; models are loaded by folder, features by their default."""
+    recipe = {"data": {"name": "mixture2d", "options": {"n": 500}}, "teacher": str(tmp_path / "teacher")}
+    for kind in (Student, Teacher):
+        folder = tmp_path / kind.__name__.lower()
+        folder.mkdir()
+        model = gaussian_model(kind)
+        name = f"gaussian_models:{kind.__name__}"
+        card = dataclasses.replace(model.card, recipe=recipe, network=type(model.card.network)(name))
+        save_model(folder, model.precond, card)
+    report = evaluate(tmp_path / "student", [1], num=64, seeds=1, progress=False, device="cpu")
+    assert report["reference_teacher"] == str(tmp_path / "teacher") and report["data"] == "mixture2d"
+    assert report["machine"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num": 1}, "num is 1"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"batch": 0}, "batch is 0"),
+        ({"steps": []}, "one number or several"),
+        ({"steps": [1, 0]}, "each 1 or more"),
+        ({"steps": [2, 2]}, "twice"),
+        ({"features": "digits-classifer"}, "did you mean 'digits-classifier'"),
+        ({"features": "digits-classifier"}, r"are for data \(1, 8, 8\)"),
+        ({"data": digits()}, "has the shape"),
+        ({"data": gaussian_data(3)}, "too few"),
+        ({"teacher": "nobody"}, "no model 'nobody'"),
+        ({"teacher": gaussian_model(Teacher, num_classes=2)}, "give another teacher"),
+        ({"model": "digit"}, "did you mean 'digits'"),
+    ],
+)
+def test_mistakes(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        run(**changes)
+
+
+def test_an_unwritable_folder_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(evaluate_module, "score_all", lambda *_: pytest.fail("worked before it looked"))
+    with pytest.raises(UserError, match="cannot make the folder"):
+        run(out=tmp_path / "file")
+
+
+def test_digits_are_scored_in_the_classifiers_features() -> None:
+    assert evaluate_module.default_features(digits()) == "digits-classifier"
+    assert evaluate_module.default_features(gaussian_data()) == "pixels"
+
+
+def test_the_machine_is_described() -> None:
+    machine = describe_machine()
+    assert machine["torch"] == torch.__version__ and machine["threads"] == torch.get_num_threads()
+    assert machine["cpu"] and machine["device"] == "cpu"
+    found = commit()
+    assert found is None or len(found.removesuffix("-dirty")) == 40
