@@ -40,7 +40,7 @@ def points(shape: tuple[int, ...], count: int = 6) -> tuple[Tensor, SampleRandom
 
 
 class GaussianF(nn.Module):
-    """F of Gaussian data N(0, s0^2): of its velocity (a teacher), or of its consistency function (a perfect student)."""
+    """F of Gaussian data N(0, s0^2): of its velocity (a teacher) or its consistency function (a perfect student)."""
 
     num_classes = 0
 
@@ -198,7 +198,9 @@ def test_guided_teacher_moves_the_tangent() -> None:
     batch = Batch(x_0, {"labels": torch.tensor([0, 1, 2, 0, 1, 2])})
     nets = {"net": net, "teacher": teacher}
     plain = SCM(velocity="teacher", warmup=0)(nets, batch, 0, random).logs["tangent_norm"]
-    guided = SCM(velocity="teacher", warmup=0, guidance_scale=2.0)(nets, batch, 0, random).logs["tangent_norm"]
+    guided = SCM(velocity="teacher", warmup=0, guidance_scale=2.0)(nets, batch, 0, random).logs[
+        "tangent_norm"
+    ]
     assert not torch.allclose(plain, guided)
 
 

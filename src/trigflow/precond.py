@@ -46,7 +46,7 @@ class AdaptiveWeight(nn.Module):
 class TrigFlowPrecond(nn.Module):
     """TrigFlow's preconditioning around any network (arXiv 2410.11081, section 3.1).
 
-    c_in = 1/sigma_data, c_skip = cos t, c_out = -sigma_data sin t, and c_noise(t) = t (the paper) or log(sigma)/4 (EDM's,
+    c_in = 1/sigma_data, c_skip = cos t, c_out = -sigma_data sin t, and c_noise(t) = t (the paper) or log(sigma)/4 (EDM,
     kept for ablations: its derivative 1/(4 sin t cos t) blows up at both ends).
 
     Args:
@@ -100,10 +100,11 @@ class TrigFlowPrecond(nn.Module):
 
     def velocity(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """dx_t/dt = sigma_data F of the probability flow, shape of x_t."""
-        return self.sigma_data * self(x_t, t, **cond)
+        F: Tensor = self(x_t, t, **cond)
+        return self.sigma_data * F
 
     def denoised(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """f(x_t, t) = cos(t) x_t - sin(t) sigma_data F: the denoiser of a teacher, the consistency function of a student."""
+        """f(x_t, t) = cos(t) x_t - sin(t) sigma_data F: a teacher's denoiser, a student's sample."""
         return flow.denoised(x_t, self.velocity(x_t, t, **cond), t)
 
     def logvar(self, t: Tensor) -> Tensor:

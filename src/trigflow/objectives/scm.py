@@ -20,7 +20,13 @@ Normalization = Literal["rms", "l2", "clip", "none"]
 
 
 def consistency_tangent(
-    x_t: Tensor, t: Tensor, F: Tensor, scaled_dF_dt: Tensor, dx_dt: Tensor, sigma_data: float, warmup: float = 1.0
+    x_t: Tensor,
+    t: Tensor,
+    F: Tensor,
+    scaled_dF_dt: Tensor,
+    dx_dt: Tensor,
+    sigma_data: float,
+    warmup: float = 1.0,
 ) -> Tensor:
     """g = cos t df/dt of the consistency function f along the path, with its second term scaled by r (section 4.2).
 
@@ -30,7 +36,7 @@ def consistency_tangent(
         x_t: noisy sample, (B, ...).
         t: times, (B,).
         F: output of the network at (x_t, t), (B, ...).
-        scaled_dF_dt: cos t sin t dF/dt, its total derivative along the path, scaled as the paper rearranges it, (B, ...).
+        scaled_dF_dt: cos t sin t dF/dt, its total derivative along the path, as the paper rearranges it, (B, ...).
         dx_dt: velocity of the path, from the teacher or from the pair (x_0, z), (B, ...).
         sigma_data: standard deviation of the data.
         warmup: the paper's r in [0, 1].
@@ -114,7 +120,7 @@ class SCM:
         x_t = flow.interpolate(x_0, z, t)
         dx_dt = self._velocity(nets, batch, x_t, z, t)
 
-        # The Jacobian-vector product is taken along (cos t sin t dx/dt, cos t sin t), which keeps it bounded (section 4.2).
+        # The derivative is taken along (cos t sin t dx/dt, cos t sin t), which keeps it bounded (section 4.2).
         scale = t.cos() * t.sin()
         seed_dropout(net, random)
         derivative = _compiled_derivative() if self.compile else dual.value_and_tangent
