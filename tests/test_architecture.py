@@ -21,7 +21,7 @@ FLOORS = {
     ),
     **dict.fromkeys(("precond", "samplers", "time_sampling"), 3),
     **dict.fromkeys(("objectives", "optim", "checkpoint"), 4),
-    **dict.fromkeys(("assembly", "run_folder", "progress", "train"), 5),
+    **dict.fromkeys(("assembly", "run_folder", "progress", "synthetic", "train"), 5),
     **dict.fromkeys(("model", "pictures", "classifier", "measure", "report", "evaluate"), 5),
     **dict.fromkeys(("recipes", "diagram", "demo", "doctor"), 6),
     **dict.fromkeys(("commands", "cli", "__main__"), 7),

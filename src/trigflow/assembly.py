@@ -13,7 +13,8 @@ from trigflow.codecs import codec_from_json, codec_to_json
 from trigflow.config import build, to_json
 from trigflow.data import Dataset, exact_teacher, load_data
 from trigflow.errors import UserError, did_you_mean
-from trigflow.model import model_folder
+from trigflow.metrics import FlowMapError
+from trigflow.model import Model, model_folder
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.optim import learning_rate
 from trigflow.precond import TrigFlowPrecond
@@ -30,12 +31,16 @@ class Parts:
         objective: what is minimised.
         nets: all networks by name: the trained ones, and "teacher" where there is one.
         card: describes the model that comes out.
+        teacher: the teacher as a model to sample from, where it is one and not a closed form.
+        flow_map_error: measures a student where the truth is known and the recipe asks for it.
     """
 
     dataset: Dataset
     objective: Objective
     nets: Mapping[str, TrigFlowPrecond]
     card: ModelCard
+    teacher: Model | None = None
+    flow_map_error: FlowMapError | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,13 @@ class Source:
     name: str
     precond: Any
     card: ModelCard | None
+
+    @property
+    def model(self) -> Model | None:
+        """To sample from; None for a closed form."""
+        return (
+            Model(self.precond, codec_from_json(self.card.codec), self.card, self.name) if self.card else None
+        )
 
 
 def assemble(recipe: Recipe, device: torch.device) -> Parts:
@@ -74,7 +86,24 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         data=dataset.data.to(device),
         labels=None if dataset.labels is None else dataset.labels.to(device),
     )
-    return Parts(on_device, objective, nets, card)
+    model = teacher.model if teacher else None
+    if recipe.train.synthetic and model is None:
+        raise UserError(
+            f"train.synthetic = {recipe.train.synthetic}: there is no teacher model to sample from; set it to 0"
+        )
+    return Parts(on_device, objective, nets, card, model, _flow_map_error(recipe, dataset, device))
+
+
+def _flow_map_error(recipe: Recipe, dataset: Dataset, device: torch.device) -> FlowMapError | None:
+    num = recipe.sampling.flow_map_num
+    if not num:
+        return None
+    if dataset.oracle is None and recipe.teacher != "exact":
+        raise UserError(
+            f"sampling.flow_map_num = {num}: the flow map of {dataset.name} is not known; set it to 0, or teacher=exact"
+        )
+    sigma_data = recipe.precond.sigma_data
+    return FlowMapError.measure(exact_teacher(dataset), dataset.data_shape, sigma_data, num, device)
 
 
 def _check_names(recipe: Recipe) -> None:

@@ -27,7 +27,7 @@ from trigflow.measure import (
     score_all,
     seconds_per_sample,
 )
-from trigflow.metrics.features import load_features
+from trigflow.metrics import FlowMapError, load_features
 from trigflow.model import SHIPPED, Model, load
 from trigflow.report import in_steps, write_report
 
@@ -190,6 +190,8 @@ def _measure(
     scores = score_all(trial, everyone, progress)
     seconds = seconds_per_sample(everyone)
     rows = [_row(*measured) for measured in zip(everyone, scores, seconds, strict=True)]
+    for row, one in zip(rows, everyone, strict=True):
+        row.update(_flow_map_error(trial, one))
     reference = rows[0] if teachers else None
     return {
         "model": model.name,
@@ -217,8 +219,19 @@ def _row(one: Contender, scores: Scores, seconds: float) -> Row:
     plan = {"sampler": one.plan.sampler, "guidance_scale": one.plan.guidance_scale, "steps": one.plan.steps}
     agreement = statistics.fmean(scores.agreements) if scores.agreements else None
     quality = _spread(scores.fds) | {"fds": scores.fds, "label_agreement": agreement}
+    if scores.sliced:
+        quality["sliced_wasserstein"] = statistics.median(scores.sliced)
     cost = {"seconds_per_sample": seconds, "params": one.model.num_parameters, "esc": one.esc}
     return own | plan | {"nfe": one.nfe} | quality | cost
+
+
+def _flow_map_error(trial: Trial, one: Contender) -> dict[str, float]:
+    """Of a student in one step, on data whose flow map is known."""
+    oracle, model = trial.dataset.oracle, one.model
+    if oracle is None or not model.is_student or one.plan.steps != 1:
+        return {}
+    shape, sigma_data = model.card.data_shape, model.precond.sigma_data
+    return FlowMapError.measure(oracle, shape, sigma_data, trial.num, model.device)(model.precond.denoised)
 
 
 def _beside(student: Row, teacher: Row | None) -> Row:

@@ -17,6 +17,8 @@ from torch import Tensor
 from trigflow.errors import UserError
 
 T_MAX = math.pi / 2
+# Where sampling starts in all of the paper's experiments: t_max = arctan(80 / sigma_data).
+SIGMA_MAX = 80.0
 
 
 def expand(t: float | Tensor, x: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.data import Dataset
+from trigflow.data import Dataset, labels_like
 from trigflow.errors import UserError
 from trigflow.metrics.features import Features, extract_features, label_agreement
+from trigflow.metrics.flow_map import sliced_wasserstein
 from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, halves_distance, moments
 from trigflow.model import Model, Plan
-from trigflow.randomness import SampleRandom
 
 SPLITS = 5
 TIMING_BATCH, TIMING_REPEATS = 64, 5
@@ -86,10 +86,17 @@ def new_trial(dataset: Dataset, features: Features, num: int, seeds: int, batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """One number for each seed; agreements are empty for features or models without classes."""
+    """One number for each seed.
+
+    Attributes:
+        fds: Frechet distances.
+        agreements: shares of samples that the classifier gives their label; empty where there are no classes.
+        sliced: sliced Wasserstein distances of points (D,) to as many of the data; empty for images.
+    """
 
     fds: list[float]
     agreements: list[float]
+    sliced: list[float]
 
 
 def score_all(trial: Trial, contenders: Sequence[Contender], progress: bool = True) -> list[Scores]:
@@ -101,39 +108,54 @@ def score_all(trial: Trial, contenders: Sequence[Contender], progress: bool = Tr
 
 def _score(trial: Trial, one: Contender, bar: tqdm[Any]) -> Scores:
     bar.set_description(f"{one.model.name}, {one.nfe} NFE")
-    scores = Scores([], [])
+    scores = Scores([], [], [])
     for seed in range(trial.seeds):
         labels = draw_labels(trial, one.model, seed)
-        features, agreed = _generate(trial, one, seed, labels, bar)
-        scores.fds.append(frechet_distance_of_moments(trial.real, moments(features)))
-        scores.agreements.extend(agreed)
+        generated = _generate(trial, one, seed, labels, bar)
+        scores.fds.append(frechet_distance_of_moments(trial.real, moments(generated.features)))
+        scores.agreements.extend(generated.agreements)
+        if len(trial.dataset.data_shape) == 1:
+            scores.sliced.append(_sliced_to_data(trial, generated.samples, seed))
     return scores
 
 
-def _generate(
-    trial: Trial, one: Contender, seed: int, labels: Tensor | None, bar: tqdm[Any]
-) -> tuple[Tensor, list[float]]:
-    """Features (num, D) of one seed's samples, and their label agreement (no number or one)."""
+@dataclass(frozen=True)
+class _Generated:
+    """One seed's samples as stored, their features (num, D), and their label agreement (no number or one)."""
+
+    samples: Tensor
+    features: Tensor
+    agreements: list[float]
+
+
+def _generate(trial: Trial, one: Contender, seed: int, labels: Tensor | None, bar: tqdm[Any]) -> _Generated:
+    samples: list[Tensor] = []
     features: list[Tensor] = []
     agreed = 0.0
-    for samples in one.model.sample_batches(trial.num, one.plan, labels, seed, trial.batch):
-        first = sum(map(len, features))
-        features.append(extract_features(trial.features, samples))
+    for part in one.model.sample_batches(trial.num, one.plan, labels, seed, trial.batch):
+        first = sum(map(len, samples))
+        samples.append(part)
+        features.append(extract_features(trial.features, part))
         if labels is not None:
-            agreed += len(samples) * (
-                label_agreement(trial.features, samples, labels[first:][: len(samples)]) or 0.0
-            )
-        bar.update(one.nfe * len(samples))
+            agreed += len(part) * (label_agreement(trial.features, part, labels[first:][: len(part)]) or 0.0)
+        bar.update(one.nfe * len(part))
     knows_classes = labels is not None and trial.features.classify is not None
-    return torch.cat(features), [agreed / trial.num] if knows_classes else []
+    agreements = [agreed / trial.num] if knows_classes else []
+    return _Generated(torch.cat(samples), torch.cat(features), agreements)
+
+
+def _sliced_to_data(trial: Trial, samples: Tensor, seed: int) -> float:
+    """To as many points of the data as there are samples (the samples are cut to the data, where it has fewer)."""
+    order = torch.randperm(len(trial.dataset.data), generator=torch.Generator().manual_seed(seed))
+    real = trial.dataset.data[order[: len(samples)]]
+    return sliced_wasserstein(samples[: len(real)], real, seed=seed)
 
 
 def draw_labels(trial: Trial, model: Model, seed: int) -> Tensor | None:
     """(num,) labels drawn from the data's own; all classes in turn for data without; None for a model without."""
     if model.precond.num_classes == 0 or trial.dataset.labels is None:
         return model.labels(trial.num)
-    place = SampleRandom(seed, torch.arange(trial.num)).uniform("labels", dtype=torch.float64)
-    return trial.dataset.labels[(place * len(trial.dataset.labels)).long()]
+    return labels_like(trial.dataset, trial.num, seed)
 
 
 def seconds_per_sample(contenders: Sequence[Contender]) -> list[float]:

@@ -19,6 +19,9 @@ from tqdm import tqdm
 
 from trigflow.checkpoint import clear_os_errors
 
+# What the bar tells, of all that is logged.
+SHOWN = ("loss", "tangent_norm", "flow_map_median")
+
 
 class Averages:
     """Means of logged values since the last line; they stay tensors until a line is written, so nothing waits."""
@@ -90,7 +93,7 @@ class Reporter:
         line = {"nimg": nimg, **means, "images_per_second": rate}
         with clear_os_errors("write", self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        shown = {name: f"{means[name]:.4g}" for name in ("loss", "tangent_norm") if name in means}
+        shown = {name: f"{means[name]:.4g}" for name in SHOWN if name in means}
         self._bar.set_postfix(shown, refresh=False)
         if self._writer:
             for name, value in line.items():

@@ -80,6 +80,7 @@ class SamplingConfig:
         guidance_scale: classifier-free guidance, 1 is none.
         grid_nimg: images between sample grids, 0 is off.
         grid_count: samples in a grid.
+        flow_map_num: noises on which the error of the flow map is logged, where the data is known exactly; 0 is off.
     """
 
     sampler: str = "consistency"
@@ -87,6 +88,7 @@ class SamplingConfig:
     guidance_scale: float = Field(default=1.0, ge=0)
     grid_nimg: CountOrOff = 0
     grid_count: Count = 64
+    flow_map_num: CountOrOff = 0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
@@ -98,6 +100,8 @@ class TrainConfig:
         batch: images in one step of the optimiser.
         microbatch: images in one pass through the network (gradients are accumulated up to batch); null is the batch.
         seed: of everything random: initial weights, data order, t, z, dropout.
+        synthetic: samples of the teacher that take the place of the data; 0 keeps the data itself. A teacher knows more
+            than a small data set shows: its samples follow the distribution that its velocity belongs to.
         label_dropout: share of labels replaced by the null label, for guided teachers.
         log_nimg: images between lines of metrics.jsonl.
         checkpoint_nimg: images between checkpoints.
@@ -109,6 +113,7 @@ class TrainConfig:
     batch: Count = 128
     microbatch: Count | None = None
     seed: int = 0
+    synthetic: CountOrOff = 0
     label_dropout: Fraction = 0.0
     log_nimg: Count = 12_800
     checkpoint_nimg: Count = 128_000

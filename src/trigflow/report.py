@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,56 +84,69 @@ def in_steps(steps: int) -> str:
     return f"{steps} step{'s' if steps > 1 else ''}"
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Args:
+        head: its title.
+        cell: the text for a row of the report, "-" where the row has no such number.
+        key: what a row must hold; a column without any such row is left out.
+    """
+
+    head: str
+    cell: Callable[[Mapping[str, Any]], str]
+    key: str = "name"
+
+
+def _number(head: str, key: str, form: str, scale: float = 1.0) -> Column:
+    def cell(row: Mapping[str, Any]) -> str:
+        return "-" if row.get(key) is None else form.format(scale * row[key])
+
+    return Column(head, cell, key)
+
+
+def _columns(score: str) -> list[Column]:
+    return [
+        Column("model", _name),
+        _number("steps", "steps", "{:.0f}"),
+        _number("NFE", "nfe", "{:.0f}"),
+        _number(score, "fd", "{:.4g}"),
+        Column("range", lambda row: _range(row["fd_range"])),
+        _number("ratio", "fd_ratio", "{:.2f}"),
+        _number("labels", "label_agreement", "{:.1%}"),
+        _number("sliced W2", "sliced_wasserstein", "{:.4g}"),
+        _number("map error, median", "flow_map_median", "{:.3g}"),
+        _number("map error, RMS", "flow_map_rms", "{:.3g}"),
+        _number("ms / sample", "seconds_per_sample", "{:.3g}", 1000),
+        _number("speedup", "speedup", "{:.1f}x"),
+        _number("ESC", "esc", "{:.3g}"),
+        _number("ESC ratio", "esc_ratio", "{:.1%}"),
+    ]
+
+
+OPTIONAL = ("sliced_wasserstein", "flow_map_median", "flow_map_rms")
+
+
 def table(report: Report) -> list[Row]:
     """Head and rows: teachers, students, the noise floor of the real data."""
-    score = report["score"]
-    head = [
-        "model",
-        "steps",
-        "NFE",
-        score,
-        "range",
-        "ratio",
-        "labels",
-        "ms / sample",
-        "speedup",
-        "ESC",
-        "ESC ratio",
+    real = report["real_vs_real"]
+    rows = [*report["teachers"], *report["students"], real | {"name": f"real data, halves of {real['num']}"}]
+    columns = [
+        column
+        for column in _columns(report["score"])
+        if column.key not in OPTIONAL or any(row.get(column.key) is not None for row in rows)
     ]
-    return [
-        head,
-        *(_row(row) for row in [*report["teachers"], *report["students"]]),
-        _real_row(report["real_vs_real"]),
-    ]
+    return [[column.head for column in columns], *([column.cell(row) for column in columns] for row in rows)]
 
 
-def _row(row: Mapping[str, Any]) -> Row:
-    return [
-        f"{row['name']} ({row['sampler']})" if "fd_ratio" not in row else f"{row['name']} ({row['method']})",
-        str(row["steps"]),
-        str(row["nfe"]),
-        f"{row['fd']:.4g}",
-        _range(row["fd_range"]),
-        _or_dash(row.get("fd_ratio"), "{:.2f}"),
-        _or_dash(row["label_agreement"], "{:.1%}"),
-        f"{1000 * row['seconds_per_sample']:.3g}",
-        _or_dash(row.get("speedup"), "{:.1f}x"),
-        f"{row['esc']:.3g}",
-        _or_dash(row.get("esc_ratio"), "{:.1%}"),
-    ]
-
-
-def _real_row(real: Mapping[str, Any]) -> Row:
-    first = [f"real data, halves of {real['num']}", "-", "-", f"{real['fd']:.4g}", _range(real["fd_range"])]
-    return first + ["-"] * 6
+def _name(row: Mapping[str, Any]) -> str:
+    kind = row.get("method") if "fd_ratio" in row else row.get("sampler")
+    return f"{row['name']} ({kind})" if kind else str(row["name"])
 
 
 def _range(ends: Sequence[float]) -> str:
     return f"{ends[0]:.4g} .. {ends[1]:.4g}"
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
 
 
 def facts(report: Report) -> list[str]:
@@ -151,7 +165,17 @@ def facts(report: Report) -> list[str]:
         f" warm-up; {machine['cpu']}, {machine['threads']} threads, device {machine['device']},"
         f" torch {machine['torch']}.",
         f"trigflow {machine['trigflow']}, commit {machine['commit'] or 'unknown (not a checkout)'}.",
+        *_flow_map_facts(report),
         *report["notes"],
+    ]
+
+
+def _flow_map_facts(report: Report) -> list[str]:
+    if not any("flow_map_rms" in row for row in report["students"]):
+        return []
+    return [
+        "Map error: |f - exact|_2 / sigma_data of one step from t_max, over as many noises as samples, beside the exact"
+        " end of each path."
     ]
 
 

@@ -51,7 +51,7 @@ class CountNFE:
 
 
 def consistency_times(
-    steps: int, sigma_data: float = 0.5, t_mid: float = 1.1, sigma_max: float = 80.0
+    steps: int, sigma_data: float = 0.5, t_mid: float = 1.1, sigma_max: float = flow.SIGMA_MAX
 ) -> list[float]:
     """Times at which consistency sampling calls the network, descending: `steps` of them.
 
@@ -69,7 +69,11 @@ def consistency_times(
 
 
 def edm_times(
-    steps: int, sigma_data: float = 0.5, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    steps: int,
+    sigma_data: float = 0.5,
+    sigma_min: float = 0.002,
+    sigma_max: float = flow.SIGMA_MAX,
+    rho: float = 7.0,
 ) -> list[float]:
     """The grid of EDM (Karras et al., 2022, equation 5) in t, descending: `steps` noise levels, then 0.0.
 

@@ -32,6 +32,7 @@ from trigflow.progress import Averages, Reporter, gradient_norm, stop_on_signals
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe
 from trigflow.run_folder import RunFolder, open_run
+from trigflow.synthetic import synthetic_data
 
 
 def train(
@@ -61,8 +62,25 @@ def train(
     place = resolve_device(device)
     parts = assemble(recipe, place)
     with open_run(Path(run_dir), recipe, resume) as folder:
+        parts = _with_synthetic_data(parts, recipe, folder, progress)
         Run(recipe, parts, folder, place).go(progress)
     return folder.path
+
+
+def _with_synthetic_data(parts: Parts, recipe: Recipe, folder: RunFolder, progress: bool) -> Parts:
+    """The same parts; with samples of the teacher for data, where the recipe wants them."""
+    if not recipe.train.synthetic or parts.teacher is None:
+        return parts
+    dataset = synthetic_data(
+        parts.teacher,
+        parts.dataset,
+        recipe.train.synthetic,
+        recipe.train.seed,
+        getattr(parts.objective, "guidance_scale", 1.0),
+        folder.path / "synthetic.safetensors",
+        progress,
+    )
+    return replace(parts, dataset=dataset)
 
 
 @dataclass
@@ -158,7 +176,7 @@ class Run:
         config, ema = self.recipe.train, self.recipe.ema
         finished = self.nimg >= config.total_nimg
         if self._is_due(config.log_nimg) or finished:
-            self.reporter.write(self.nimg, self.averages.take())
+            self.reporter.write(self.nimg, self.averages.take() | self._flow_map_error())
         if ema.kind == "power" and self._is_due(ema.snapshot_nimg):
             self._save_snapshots(ema)
         if self._is_due(self.recipe.sampling.grid_nimg):
@@ -279,17 +297,24 @@ class Run:
         for std, average in zip(config.ema_std, self.trained["net"].ema.averages, strict=True):
             self.folder.save_snapshot(EMASnapshot(self.nimg, std, average))
 
+    def _averaged(self) -> TrigFlowPrecond:
+        """The network with its averaged weights, ready to sample."""
+        net = copy.deepcopy(self.trained["net"].net)
+        net.load_state_dict(self.trained["net"].ema.averages[0])
+        return net.eval().requires_grad_(False)
+
+    def _flow_map_error(self) -> dict[str, float]:
+        """Of the averaged weights, where it can be known."""
+        measure = self.parts.flow_map_error
+        return measure(self._averaged().denoised) if measure else {}
+
     def _draw_grid(self) -> None:
         """samples/nimg-....png from the averaged weights: the same noises each time."""
         from trigflow.model import Model
         from trigflow.pictures import save_grid
 
         sampling = self.recipe.sampling
-        net = copy.deepcopy(self.trained["net"].net)
-        net.load_state_dict(self.trained["net"].ema.averages[0])
-        model = Model(
-            net.eval().requires_grad_(False), codec_from_json(self.parts.card.codec), self.parts.card
-        )
+        model = Model(self._averaged(), codec_from_json(self.parts.card.codec), self.parts.card)
         samples = model.sample(
             sampling.grid_count, steps=sampling.steps, guidance_scale=sampling.guidance_scale
         )

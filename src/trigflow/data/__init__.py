@@ -8,7 +8,7 @@ from pathlib import Path
 from trigflow import oracles
 from trigflow.config import Component, build
 from trigflow.data.arrays import arrays
-from trigflow.data.dataset import Dataset, rows
+from trigflow.data.dataset import Dataset, labels_like, rows
 from trigflow.data.digits import digits
 from trigflow.data.mixture2d import mixture2d
 from trigflow.errors import UserError
@@ -30,16 +30,26 @@ def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
 
 
 def exact_teacher(dataset: Dataset) -> oracles.Oracle:
-    """The exact velocity of a data set: of the mixture itself for mixture2d, of the finite set of points for others.
+    """The exact velocity of a data set: of its known distribution, else of the finite set of its points.
 
     Raises:
         UserError: the data has labels, which the closed forms do not know.
     """
-    if dataset.name == "mixture2d":
-        return oracles.mixture2d(dataset.codec.sigma_data)
+    if dataset.oracle is not None:
+        return dataset.oracle
     if dataset.labels is not None:
         raise UserError(f"teacher = exact: the closed form knows no labels, and {dataset.name} has some")
     return oracles.FiniteData(dataset.codec.encode(dataset.data), dataset.codec.sigma_data)
 
 
-__all__ = ["DATASETS", "Dataset", "arrays", "digits", "exact_teacher", "load_data", "mixture2d", "rows"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "arrays",
+    "digits",
+    "exact_teacher",
+    "labels_like",
+    "load_data",
+    "mixture2d",
+    "rows",
+]

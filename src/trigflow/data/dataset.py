@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trigflow.codecs import Codec
 from trigflow.errors import UserError
+from trigflow.oracles import Oracle
 from trigflow.randomness import SampleRandom
 
 
@@ -23,6 +24,7 @@ class Dataset:
         labels: (N,) int64 in 0..num_classes-1, or None.
         num_classes: 0 without labels.
         codec: between `data` and x_0.
+        oracle: the distribution that x_0 comes from, where it is known in closed form.
 
     Raises:
         UserError: no data, or labels that do not fit it.
@@ -33,6 +35,7 @@ class Dataset:
     labels: Tensor | None
     num_classes: int
     codec: Codec
+    oracle: Oracle | None = None
 
     def __post_init__(self) -> None:
         if len(self.data) == 0:
@@ -79,3 +82,11 @@ def rows(seed: int, first: int, count: int, size: int) -> Tensor:
         parts.append(_permutation(seed, epoch, size)[offset : offset + taken])
         first, count = first + taken, count - taken
     return torch.cat(parts)
+
+
+def labels_like(dataset: Dataset, num: int, seed: int) -> Tensor | None:
+    """(num,) labels drawn from the data's own, int64; None for data without."""
+    if dataset.labels is None:
+        return None
+    place = SampleRandom(seed, torch.arange(num)).uniform("labels", dtype=torch.float64)
+    return dataset.labels[(place * len(dataset.labels)).long()]

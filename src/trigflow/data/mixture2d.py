@@ -19,5 +19,5 @@ def mixture2d(n: Annotated[int, Field(ge=1)] = 50_000, seed: int = 0, sigma_data
         seed: of the points.
         sigma_data: standard deviation of x_0 in each coordinate.
     """
-    points = oracles.mixture2d(sigma_data).sample(n, seed)
-    return Dataset("mixture2d", points, None, 0, IdentityCodec(sigma_data))
+    oracle = oracles.mixture2d(sigma_data)
+    return Dataset("mixture2d", oracle.sample(n, seed), None, 0, IdentityCodec(sigma_data), oracle)

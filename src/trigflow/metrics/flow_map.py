@@ -1,0 +1,87 @@
+"""Scores of points, where the truth is known: a student's flow map beside the exact one, and sliced Wasserstein."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trigflow import flow
+from trigflow.errors import UserError
+from trigflow.oracles import Oracle
+from trigflow.randomness import SampleRandom
+
+# f(x_T, t): where a student lands from x_T (n, ...) at the times t (n,).
+Jump = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FlowMapError:
+    """Distance of a one-step student from the exact end of each path, over fixed noises.
+
+    |f(x_T, t_max) - x_0(x_T)|_2 / sigma_data, with the end x_0(x_T) of the probability flow solved by the oracle.
+
+    Attributes:
+        noises: x_T, (n, ...), of std sigma_data.
+        t: t_max, (n,).
+        ends: x_0(x_T), (n, ...).
+        sigma_data: of the data.
+    """
+
+    noises: Tensor
+    t: Tensor
+    ends: Tensor
+    sigma_data: float
+
+    @classmethod
+    def measure(
+        cls, oracle: Oracle, data_shape: tuple[int, ...], sigma_data: float, num: int, device: torch.device
+    ) -> FlowMapError:
+        """Solves the flow from `num` noises, those of `Model.sample(num, seed=0)`, and keeps all on `device`.
+
+        Raises:
+            UserError: num < 1.
+        """
+        if num < 1:
+            raise UserError(f"a flow-map error needs 1 noise or more, not {num}")
+        noises = sigma_data * SampleRandom(0, torch.arange(num)).normal("x_T", data_shape)
+        t = torch.full((num,), flow.t_from_sigma(flow.SIGMA_MAX, sigma_data))
+        ends = oracle.flow_map(noises, t)
+        return cls(noises.to(device), t.to(device), ends.to(device), sigma_data)
+
+    @torch.no_grad()
+    def __call__(self, jump: Jump) -> dict[str, float]:
+        """Median and root mean square over the noises: {"flow_map_median": ..., "flow_map_rms": ...}."""
+        error = (jump(self.noises, self.t) - self.ends).double().flatten(1).norm(dim=1) / self.sigma_data
+        return {
+            "flow_map_median": float(error.median()),
+            "flow_map_rms": float(error.square().mean().sqrt()),
+        }
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 256, seed: int = 0) -> float:
+    """Sliced 2-Wasserstein distance (mean over directions of W_2^2)^(1/2) (Bonneel et al., 2015).
+
+    On a line the optimal transport pairs sorted points, so W_2^2 is the mean square of their differences.
+
+    Args:
+        a, b: points (N, ...), as many of both; computed in float64.
+        projections: number of random directions.
+        seed: of the directions.
+
+    Raises:
+        UserError: sets of different sizes.
+    """
+    if a.shape != b.shape or len(a) == 0:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise UserError(f"a sliced Wasserstein distance compares as many points of one shape, got {shapes}")
+    x, y = a.flatten(1).cpu().double(), b.flatten(1).cpu().double()
+    direction = torch.randn(
+        projections, x.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    direction = direction / direction.norm(dim=1, keepdim=True)
+    gap = (x @ direction.T).sort(0).values - (y @ direction.T).sort(0).values
+    return math.sqrt(float(gap.square().mean()))

@@ -1,0 +1,77 @@
+"""A data set that a teacher makes: as many samples as wanted, of just the distribution that its velocity belongs to.
+
+A consistency model is trained on points of the teacher's paths. Noise added to a small data set gives other points: a
+teacher that generalises has mass between the data, where the student would never be trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trigflow.checkpoint import DamagedFile, read_state, write_state
+from trigflow.data import Dataset, labels_like
+from trigflow.model import Model
+
+BATCH = 500
+
+
+def synthetic_data(
+    teacher: Model,
+    dataset: Dataset,
+    num: int,
+    seed: int,
+    guidance_scale: float,
+    cache: Path,
+    progress: bool = True,
+) -> Dataset:
+    """`num` samples of the teacher, by the sampler of its card, in the place of the data.
+
+    Args:
+        teacher: a diffusion model.
+        dataset: the data that it was trained on; labels are drawn from its labels.
+        num: number of samples.
+        seed: of the noises and labels.
+        guidance_scale: classifier-free guidance, 1 is none.
+        cache: file that keeps the samples, so that a resumed run need not make them again.
+        progress: show a bar on stderr.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    labels = labels_like(dataset, num, seed)
+    data = _cached(cache, num)
+    if data is None:
+        data = _sample(teacher, labels, num, seed, guidance_scale, progress)
+        write_state(cache, {"data": data}, {"num": num})
+    place = dataset.data.device
+    return replace(
+        dataset, data=data.to(place), labels=None if labels is None else labels.to(place), oracle=None
+    )
+
+
+def _cached(cache: Path, num: int) -> Tensor | None:
+    """The samples of a former start; None where there are none, or the file is damaged."""
+    if not cache.exists():
+        return None
+    try:
+        tensors, _ = read_state(cache)
+    except DamagedFile:
+        return None
+    return tensors["data"] if len(tensors["data"]) == num else None
+
+
+def _sample(
+    teacher: Model, labels: Tensor | None, num: int, seed: int, guidance_scale: float, progress: bool
+) -> Tensor:
+    plan = teacher.plan(guidance_scale=guidance_scale)
+    parts = []
+    with tqdm(total=num, unit="img", desc="samples of the teacher", disable=not progress) as bar:
+        for part in teacher.sample_batches(num, plan, labels, seed, BATCH):
+            parts.append(part)
+            bar.update(len(part))
+    return torch.cat(parts)
