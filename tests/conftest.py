@@ -51,6 +51,7 @@ TINY = (
         "train.total_nimg=32",
         "train.log_nimg=16",
         "train.tensorboard=false",
+        "train.synthetic=0",
     ),
     "sampling.grid_nimg=0",
 )

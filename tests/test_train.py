@@ -36,6 +36,7 @@ def tiny(name: str = "mixture2d-scd", *overrides: str) -> Recipe:
         "train.checkpoint_nimg=128",
         "train.tensorboard=false",
         "sampling.grid_nimg=0",
+        "sampling.flow_map_num=0" if name.startswith("mixture2d") else "train.synthetic=0",
     ]
     return recipes.get(name, [*small, *quiet, *overrides])
 

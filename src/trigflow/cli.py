@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code."""
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
-        COMMANDS[args.command].run(args)
+        code = COMMANDS[args.command].run(args)
         sys.stdout.flush()
     except UserError as mistake:
         return _complain(" ".join(str(mistake).split()))
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if refusal.errno not in _REFUSALS:
             raise
         return _complain(f"'{refusal.filename or 'output'}': {_REFUSALS[refusal.errno]}")
-    return 0
+    return code
 
 
 def _complain(line: str) -> int:

@@ -146,7 +146,7 @@ def build(
         UserError: unknown name or option, wrong type or range, an option that is missing.
     """
     factory = look_up(component.name, table, what)
-    parameters = inspect.signature(factory).parameters
+    parameters = _parameters(factory, component.name, what)
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     fixed = factory.keywords if isinstance(factory, functools.partial) else {}
     allowed = [name for name in parameters if name not in extra and name not in fixed and name != "self"]
@@ -165,6 +165,15 @@ def build(
         if key in parameters or anything or ":" not in component.name
     }
     return _call(factory, given | options, what)
+
+
+def _parameters(factory: Callable[..., Any], name: str, what: str) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except (ValueError, TypeError):  # some builtins do not tell
+        raise UserError(
+            f"{what}: '{name}' does not say what arguments it takes; give a class or function of Python code"
+        ) from None
 
 
 def _call(factory: Callable[..., Any], arguments: dict[str, object], what: str) -> Any:

@@ -239,7 +239,7 @@ def _beside(student: Row, teacher: Row | None) -> Row:
     if teacher is None:
         return {"fd_ratio": None, "speedup": None, "esc_ratio": None}
     return {
-        "fd_ratio": student["fd"] / teacher["fd"],
+        "fd_ratio": student["fd"] / teacher["fd"] if teacher["fd"] > 0 else None,
         "speedup": teacher["seconds_per_sample"] / student["seconds_per_sample"],
         "esc_ratio": student["esc"] / teacher["esc"],
     }

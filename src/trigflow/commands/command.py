@@ -16,7 +16,7 @@ class Command:
     summary: str  # one line, for the list of verbs
     example: str  # printed under --help
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int]  # the exit code
 
 
 def integer(lowest: int) -> Callable[[str], int]:

@@ -13,10 +13,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     from trigflow import demo
 
     demo.run(args.out, device=args.device, seed=args.seed)
+    return 0
 
 
 COMMAND = Command(

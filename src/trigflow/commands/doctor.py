@@ -19,16 +19,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     from trigflow import doctor
 
-    print(
-        doctor.report(
-            doctor.diagnose(
-                args.model, data_shape=tuple(args.shape) if args.shape else None, device=args.device
-            )
-        )
-    )
+    shape = tuple(args.shape) if args.shape else None
+    diagnosis = doctor.diagnose(args.model, data_shape=shape, device=args.device)
+    print(doctor.report(diagnosis))
+    return 0 if diagnosis.healthy else 1  # for scripts
 
 
 COMMAND = Command(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from trigflow.commands.command import (
     Command,
     add_device,
     add_model,
-    add_out_folder,
     integer,
     integers,
     number,
@@ -39,11 +39,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-scale", type=number(0.0), help="guidance, 1 = none (default: the models' own)"
     )
-    add_out_folder(parser, "runs/report")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="a folder for the whole report (default: the table is printed, no more)",
+    )
     add_device(parser)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     from trigflow.evaluate import evaluate
     from trigflow.report import to_markdown
 
@@ -60,7 +65,9 @@ def _run(args: argparse.Namespace) -> None:
         device=args.device,
     )
     print(to_markdown(report))
-    print(f"report: {args.out / 'report.html'}")
+    if args.out is not None:
+        print(f"report: {args.out / 'report.html'}")
+    return 0
 
 
 COMMAND = Command(

@@ -38,12 +38,13 @@ def _tables() -> dict[str, Mapping[str, object]]:
     }
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     for kind, table in _tables().items():
         if args.kind in (None, kind):
             print(f"{kind}:")
             for name, thing in table.items():
                 print(f"  {name:<20} {_describe(thing)}".rstrip())
+    return 0
 
 
 COMMAND = Command(

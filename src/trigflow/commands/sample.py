@@ -42,7 +42,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     if args.out.suffix not in ENDINGS:
         raise UserError(f"--out {args.out}: the name must end in one of {', '.join(ENDINGS)}")
     from trigflow.checkpoint import make_folder
@@ -57,6 +57,7 @@ def _run(args: argparse.Namespace) -> None:
     print(
         f"{args.out}: {args.num} samples, {plan.sampler}, {plan.steps} steps, {model.count_nfe(plan)} evaluations each"
     )
+    return 0
 
 
 def _write(samples: Tensor, labels: Tensor | None, file: Path) -> None:

@@ -19,13 +19,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     from trigflow import recipes
     from trigflow.train import train
 
     recipe = recipes.get(args.recipe, _overrides(args))
     folder = train(recipe, args.out, resume=args.resume, device=args.device, progress=True)
     print(f"{folder} holds the model; see what it makes: trigflow sample {folder} --out samples.png")
+    return 0
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:

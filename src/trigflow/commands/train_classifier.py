@@ -15,7 +15,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     from trigflow.classifier import train_classifier
     from trigflow.data import load_data
     from trigflow.devices import resolve_device
@@ -24,6 +24,7 @@ def _run(args: argparse.Namespace) -> None:
     accuracy = train_classifier(load_data(args.data), args.out, args.seed, args.epochs, device)
     print(f"accuracy on images held out: {accuracy:.2%}")
     print(f"score with it: trigflow evaluate MODEL --features {args.out} --out report")
+    return 0
 
 
 COMMAND = Command(

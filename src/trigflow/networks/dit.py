@@ -17,11 +17,18 @@ class Block(nn.Module):
     """x -> x + attention(norm(x, emb)) -> x + mlp(norm(x, emb)) on tokens (B, N, C); both branches start at zero."""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, emb_channels: int, normalization: str, dropout: float
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        emb_channels: int,
+        normalization: str,
+        dropout: float,
+        qk_norm: bool,
     ) -> None:
         super().__init__()
         self.norm_1 = ModulatedNorm(width, emb_channels, normalization, dim=-1)
-        self.attention = SelfAttention(width, heads)
+        self.attention = SelfAttention(width, heads, qk_norm)
         self.norm_2 = ModulatedNorm(width, emb_channels, normalization, dim=-1)
         self.linear_1 = unit_init(nn.Linear(width, hidden))
         self.dropout = Dropout(dropout)
@@ -48,6 +55,7 @@ class DiT(nn.Module):
         dropout: probability, in [0, 1).
         time_embedding, fourier_scale: see `layers.Embedding`.
         normalization: see `layers.ModulatedNorm`.
+        qk_norm: see `attention.SelfAttention`.
 
     Raises:
         UserError: an option out of range, or sizes that the patch does not divide.
@@ -68,6 +76,7 @@ class DiT(nn.Module):
         time_embedding: str = "positional",
         fourier_scale: float = 16.0,
         normalization: str = "double",
+        qk_norm: bool = True,
     ) -> None:
         super().__init__()
         dims = spatial_dims("dit", data_shape)
@@ -86,7 +95,8 @@ class DiT(nn.Module):
         self.patchify = unit_init(CONVS[dims](data_shape[0], width, patch, stride=patch))
         self.position = nn.Parameter(torch.randn(1, math.prod(self.grid), width) / math.sqrt(2))
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio * width, emb_channels, normalization, dropout) for _ in range(depth)
+            Block(width, heads, mlp_ratio * width, emb_channels, normalization, dropout, qk_norm)
+            for _ in range(depth)
         )
         self.norm_out = ModulatedNorm(width, emb_channels, normalization, dim=-1)
         self.linear_out = zero_init(nn.Linear(width, data_shape[0] * patch**dims))

@@ -49,9 +49,9 @@ class Block(nn.Module):
 class AttentionBlock(nn.Module):
     """x -> x + attention(pnorm(x)) over all positions of the image."""
 
-    def __init__(self, channels: int, head_channels: int) -> None:
+    def __init__(self, channels: int, plan: Plan) -> None:
         super().__init__()
-        self.attention = SelfAttention(channels, heads=max(1, channels // head_channels))
+        self.attention = SelfAttention(channels, max(1, channels // plan.head_channels), plan.qk_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = pixel_norm(x).flatten(2).transpose(1, 2)  # (B, C, *size) -> (B, N, C)
@@ -65,7 +65,7 @@ class Stage(nn.Module):
     def __init__(self, c_in: int, c_out: int, plan: Plan, attention: bool) -> None:
         super().__init__()
         self.block = Block(c_in, c_out, plan)
-        self.attention = AttentionBlock(c_out, plan.head_channels) if attention else nn.Identity()
+        self.attention = AttentionBlock(c_out, plan) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         y: Tensor = self.attention(self.block(x, emb))
@@ -81,6 +81,7 @@ class Plan:
     normalization: str
     dropout: float
     head_channels: int
+    qk_norm: bool
 
 
 class UNet(nn.Module):
@@ -105,6 +106,7 @@ class UNet(nn.Module):
         time_embedding: "positional" (sCM) or "fourier".
         fourier_scale: standard deviation of the frequencies of "fourier" (EDM's is 16).
         normalization: "double" (sCM) or "adagn".
+        qk_norm: see `attention.SelfAttention`.
 
     Raises:
         UserError: an option out of range, or sizes that do not halve evenly.
@@ -126,6 +128,7 @@ class UNet(nn.Module):
         time_embedding: str = "positional",
         fourier_scale: float = 16.0,
         normalization: str = "double",
+        qk_norm: bool = True,
     ) -> None:
         super().__init__()
         self.dims = spatial_dims("unet", data_shape)
@@ -137,7 +140,7 @@ class UNet(nn.Module):
         _check_levels(data_shape, len(channel_mult), attention_levels)
         self.num_classes = num_classes
         self.embedding = Embedding(channels, emb_channels, num_classes, time_embedding, fourier_scale)
-        plan = Plan(self.dims, emb_channels, normalization, dropout, head_channels)
+        plan = Plan(self.dims, emb_channels, normalization, dropout, head_channels, qk_norm)
         widths = [channels * mult for mult in channel_mult]
         attends = [level in attention_levels for level in range(len(widths))]
         self.conv_in = unit_init(CONVS[self.dims](data_shape[0], channels, 3, padding=1))
