@@ -1,13 +1,24 @@
-"""Writes docs/commands.md from the parser: `make docs`. A test holds the file up to date."""
+"""Writes what the documentation takes from elsewhere: `make docs`. A test holds it up to date.
+
+docs/commands.md comes from the parser; the tables in README.md, between `<!-- NAME -->` and `<!-- end -->`, from
+results/.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from trigflow import cli
 
-TARGET = Path(__file__).parent / "commands.md"
+HERE = Path(__file__).parent
+COMMANDS = HERE / "commands.md"
+README = HERE.parent / "README.md"
+RESULTS = HERE.parent / "results"
 
 
 def describe(action: argparse.Action) -> str:
@@ -32,5 +43,85 @@ def commands() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _result(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def _markdown(head: str, rows: list[list[str]]) -> str:
+    columns = head.split(" | ")
+    align = "|" + "|".join([":--"] + ["--:"] * (len(columns) - 1)) + "|"
+    return "\n".join([f"| {head} |", align, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def digits() -> str:
+    """The shipped student beside its teacher."""
+    report = _result("digits.json")
+    rows = []
+    for row in [*report["teachers"], *report["students"]]:
+        student = "fd_ratio" in row
+        sampler = in_steps(row["steps"]) if student else f"{row['sampler']}, {row['nfe']} evaluations"
+        rows.append(
+            [
+                f"{row['method'] if student else 'teacher'}, {sampler}",
+                f"{row['fd']:.3f} ({row['fd_range'][0]:.3f} .. {row['fd_range'][1]:.3f})",
+                f"{row['fd_ratio']:.2f}" if student else "1",
+                f"{row['label_agreement']:.1%}",
+                f"{1000 * row['seconds_per_sample']:.3f}",
+                f"{row['speedup']:.0f}x" if student else "1x",
+                f"{row['esc_ratio']:.1%}" if student else "100%",
+            ]
+        )
+    real = report["real_vs_real"]
+    spread = f"{real['fd']:.3f} ({real['fd_range'][0]:.3f} .. {real['fd_range'][1]:.3f})"
+    rows.append([f"two halves of the real data, {real['num']} each", spread, *["-"] * 5])
+    return _markdown("8x8 digits | FD | ratio | labels | ms a sample | speedup | sampling compute", rows)
+
+
+def in_steps(steps: int) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{steps} step{'s' if steps > 1 else ''}"
+
+
+def mixture2d() -> str:
+    """The error of the flow map over seeds."""
+    rows = []
+    runs = _result("mixture2d.json")["rows"]
+    for recipe in dict.fromkeys(run["recipe"] for run in runs):
+        group = [run for run in runs if run["recipe"] == recipe]
+        keys = ("flow_map_median", "flow_map_rms", "sliced_wasserstein")
+        rows.append(
+            [f"{recipe}, {len(group)} seeds", *(_spread([run[key] for run in group]) for key in keys)]
+        )
+    return _markdown("recipe | error, median | error, RMS | sliced W2 to the data", rows)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} .. {max(values):.3f})"
+
+
+def train_step() -> str:
+    """The cost of a training step in each mode, over the diffusion step of the same network."""
+    rows = _result("train_step.json")
+    modes = list(dict.fromkeys(row["mode"] for row in rows if row["step"] == "sct"))
+    cases = [(network, step) for network in ("dit", "unet") for step in ("sct", "scd")]
+    ratio = {(row["network"], row["step"], row["mode"]): row["ratio"] for row in rows}
+    lines = [[mode, *(f"{ratio[network, step, mode]:.2f}" for network, step in cases)] for mode in modes]
+    names = {"sct": "sCT", "scd": "sCD"}
+    head = " | ".join(["mode", *(f"{network}, {names[step]}" for network, step in cases)])
+    return _markdown(head, lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"digits": digits, "mixture2d": mixture2d, "train_step": train_step}
+
+
+def with_tables(text: str) -> str:
+    """The text with each table between its marks made anew."""
+    for name, table in TABLES.items():
+        head, mark, rest = text.partition(f"<!-- {name} -->\n")
+        text = head + mark + table() + "\n" + rest[rest.index("<!-- end -->") :]
+    return text
+
+
 if __name__ == "__main__":
-    TARGET.write_text(commands())
+    COMMANDS.write_text(commands())
+    README.write_text(with_tables(README.read_text()))

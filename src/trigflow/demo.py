@@ -43,7 +43,12 @@ class Plan:
     """
 
     teacher: Sequence[str] = ("train.total_nimg=512000", "sampling.grid_nimg=0")
-    student: Sequence[str] = ("train.total_nimg=640000", "sampling.grid_nimg=0")
+    student: Sequence[str] = (
+        "train.total_nimg=512000",
+        "train.synthetic=10000",
+        "objective.warmup=128000",
+        "sampling.grid_nimg=0",
+    )
     num: int = 2000
     seeds: int = 1
     steps: Sequence[int] = (1, 2, 4)
