@@ -107,7 +107,8 @@ class DamagedFile(Exception):
     """The file is truncated or was changed."""
 
 
-def _digest(tensors: Tensors, state: str) -> str:
+def tensors_digest(tensors: Tensors, state: str = "") -> str:
+    """SHA-256 of names, types, shapes and bytes of tensors, and of a text."""
     digest = hashlib.sha256(state.encode())
     for name in sorted(tensors):
         array = tensors[name].detach().cpu().contiguous()
@@ -120,7 +121,9 @@ def write_state(path: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
     """Tensors and JSON data in one file that knows its own digest."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state)
-    write_atomically(path, safetensors.torch.save(stored, {"state": text, "sha256": _digest(stored, text)}))
+    write_atomically(
+        path, safetensors.torch.save(stored, {"state": text, "sha256": tensors_digest(stored, text)})
+    )
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,7 +142,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         text, digest = metadata["state"], metadata["sha256"]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"it cannot be decoded ({type(error).__name__})") from None
-    if _digest(tensors, text) != digest:
+    if tensors_digest(tensors, text) != digest:
         raise DamagedFile("its digest is wrong")
     return tensors, json.loads(text)
 

@@ -1,4 +1,4 @@
-"""A data set that a teacher makes: as many samples as wanted, of just the distribution that its velocity belongs to.
+"""A data set that a teacher makes: as many samples as wanted, of the distribution that its velocity belongs to.
 
 A consistency model is trained on points of the teacher's paths. Noise added to a small data set gives other points: a
 teacher that generalises has mass between the data, where the student would never be trained.
@@ -6,6 +6,7 @@ teacher that generalises has mass between the data, where the student would neve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.checkpoint import DamagedFile, read_state, write_state
+from trigflow.checkpoint import DamagedFile, read_state, tensors_digest, write_state
 from trigflow.data import Dataset, labels_like
 from trigflow.model import Model
 
@@ -35,7 +36,7 @@ def synthetic_data(
         teacher: a diffusion model.
         dataset: the data that it was trained on; labels are drawn from its labels.
         num: number of samples.
-        seed: of the noises and labels.
+        seed: of the run, >= 0. Noises and labels are those of the seed -1 - seed, which no evaluation uses.
         guidance_scale: classifier-free guidance, 1 is none.
         cache: file that keeps the samples, so that a resumed run need not make them again.
         progress: show a bar on stderr.
@@ -43,26 +44,28 @@ def synthetic_data(
     Raises:
         UserError: the file cannot be written.
     """
-    labels = labels_like(dataset, num, seed)
-    data = _cached(cache, num)
+    own_seed = -1 - seed
+    labels = labels_like(dataset, num, own_seed)
+    origin = {"num": num, "teacher": tensors_digest(teacher.precond.state_dict())}
+    data = _cached(cache, origin)
     if data is None:
-        data = _sample(teacher, labels, num, seed, guidance_scale, progress)
-        write_state(cache, {"data": data}, {"num": num})
+        data = _sample(teacher, labels, num, own_seed, guidance_scale, progress)
+        write_state(cache, {"data": data}, origin)
     place = dataset.data.device
     return replace(
         dataset, data=data.to(place), labels=None if labels is None else labels.to(place), oracle=None
     )
 
 
-def _cached(cache: Path, num: int) -> Tensor | None:
-    """The samples of a former start; None where there are none, or the file is damaged."""
+def _cached(cache: Path, origin: Mapping[str, object]) -> Tensor | None:
+    """The samples of a former start; None where there are none, of another teacher, or the file is damaged."""
     if not cache.exists():
         return None
     try:
-        tensors, _ = read_state(cache)
+        tensors, state = read_state(cache)
     except DamagedFile:
         return None
-    return tensors["data"] if len(tensors["data"]) == num else None
+    return tensors["data"] if state == origin else None
 
 
 def _sample(
