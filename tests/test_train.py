@@ -232,10 +232,8 @@ def test_every_objective_trains_on_every_kind_of_data(tmp_path: Path) -> None:
     teacher = train(
         recipes.get("digits-teacher", [data, *net, *small]), tmp_path / "t", device="cpu", progress=False
     )
-    for name in ("digits-scd", "digits-sct"):
-        recipe = recipes.get(
-            name, [data, *net, *small, f"{'teacher' if 'scd' in name else 'init'}={teacher}"]
-        )
+    for name, source in (("digits-scd", "teacher"), ("digits-sct", "init")):
+        recipe = recipes.get(name, [data, *net, *small, f"{source}={teacher}", "train.synthetic=0"])
         folder = train(recipe, tmp_path / name, device="cpu", progress=False)
         assert load_model(folder)[1].num_classes == 3
 

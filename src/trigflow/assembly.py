@@ -17,6 +17,7 @@ from trigflow.metrics import FlowMapError
 from trigflow.model import Model, model_folder
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.optim import learning_rate
+from trigflow.pictures import drawable
 from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import Recipe
 from trigflow.samplers import SAMPLERS
@@ -65,9 +66,14 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     Raises:
         UserError: anything in the recipe that does not exist, does not fit, or is missing.
     """
-    _check_names(recipe)
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
+    _check_names(recipe, objective)
     dataset = load_data(recipe.data, recipe.precond.sigma_data)
+    if recipe.sampling.grid_nimg and not drawable(dataset.data_shape):
+        raise UserError(
+            f"sampling.grid_nimg = {recipe.sampling.grid_nimg}: data of shape {dataset.data_shape} cannot be drawn; "
+            "set it to 0"
+        )
     teacher = _teacher(recipe, objective, dataset)
     initial = _initial(recipe, teacher, dataset)
     for source in (initial, teacher):  # the teacher has the last word
@@ -79,6 +85,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         )
     card = _card(recipe, dataset)
     nets = {name: _new_network(recipe, card, initial).to(device) for name in objective.trains}
+    for net in nets.values():
+        _try_forward(net, dataset, device, recipe.network.name)
     if teacher and objective.needs_teacher:
         nets["teacher"] = teacher.precond.to(device)
     on_device = replace(
@@ -106,10 +114,22 @@ def _flow_map_error(recipe: Recipe, dataset: Dataset, device: torch.device) -> F
     return FlowMapError.measure(exact_teacher(dataset), dataset.data_shape, sigma_data, num, device)
 
 
-def _check_names(recipe: Recipe) -> None:
+def _check_names(recipe: Recipe, objective: Objective) -> None:
+    for name in recipe.optimizers:
+        if name not in objective.trains:
+            raise UserError(
+                f"optimizers.{name}: objective '{recipe.objective.name}' trains no such network"
+                f"{did_you_mean(name, objective.trains)}; there are: {', '.join(objective.trains)}"
+            )
     for config in (recipe.optimizer, *recipe.optimizers.values()):
         learning_rate(config, recipe.train.batch, recipe.train.total_nimg)
     sampler = recipe.sampling.sampler
+    jumps = {"diffusion": False, "scd": True, "sct": True}.get(recipe.objective.name)
+    if sampler in SAMPLERS and jumps is not None and jumps != (sampler == "consistency"):
+        other = "consistency" if jumps else "heun, ddim or dpmpp_2m"
+        raise UserError(
+            f"sampling.sampler = {sampler}: a model of objective '{recipe.objective.name}' is sampled by {other}"
+        )
     if sampler not in SAMPLERS:
         hint = did_you_mean(sampler, SAMPLERS)
         raise UserError(
@@ -196,6 +216,28 @@ def _initial(recipe: Recipe, teacher: Source | None, dataset: Dataset) -> Source
     source = _source(recipe.init)
     _check_fit(source, recipe, dataset)
     return source
+
+
+@torch.no_grad()
+def _try_forward(net: TrigFlowPrecond, dataset: Dataset, device: torch.device, name: str) -> None:
+    """One pass on two images: a network of the user's that cannot do it should say so before anything is written."""
+    x = dataset.codec.encode(dataset.data[:2]).to(device)
+    cond = {} if dataset.labels is None else {"labels": dataset.labels[:2].to(device)}
+    wanted = f"forward(x, t{', labels' if cond else ''}) -> F of the shape of x"
+    with torch.random.fork_rng(devices=[]):
+        net.eval()
+        try:
+            F = net(x, torch.full((len(x),), 0.5, device=device), **cond)
+        except Exception as error:  # whatever a foreign network raises
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"network '{name}' fails on {dataset.name} ({what}); it must have {wanted}"
+            ) from None
+        net.train()
+    shape = tuple(getattr(F, "shape", ()))
+    if not isinstance(F, torch.Tensor) or shape != tuple(x.shape):
+        found = f"a tensor {shape}" if isinstance(F, torch.Tensor) else f"a {type(F).__name__}"
+        raise UserError(f"network '{name}' returns {found} for x {tuple(x.shape)}; it must have {wanted}")
 
 
 def _new_network(recipe: Recipe, card: ModelCard, source: Source | None) -> TrigFlowPrecond:

@@ -117,9 +117,21 @@ def tensors_digest(tensors: Tensors, state: str = "") -> str:
     return digest.hexdigest()
 
 
+def _unshared(tensors: Tensors) -> dict[str, Tensor]:
+    """On the CPU, each in a storage of its own: safetensors refuses weights that two modules share."""
+    seen: set[int] = set()
+    stored = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        stored[name] = plain.clone() if storage in seen else plain
+        seen.add(storage)
+    return stored
+
+
 def write_state(path: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
     """Tensors and JSON data in one file that knows its own digest."""
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored = _unshared(tensors)
     text = json.dumps(state)
     write_atomically(
         path, safetensors.torch.save(stored, {"state": text, "sha256": tensors_digest(stored, text)})
@@ -278,7 +290,7 @@ def save_model(folder: Path, weights: TrigFlowPrecond | Tensors, card: ModelCard
         UserError: no space, no permission.
     """
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored = _unshared(tensors)
     write_atomically(folder / "model.safetensors", safetensors.torch.save(stored))
     write_json(folder / "model.json", to_json(card))
 

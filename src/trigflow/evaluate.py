@@ -29,6 +29,7 @@ from trigflow.measure import (
 )
 from trigflow.metrics import FlowMapError, load_features
 from trigflow.model import SHIPPED, Model, load
+from trigflow.pictures import drawable
 from trigflow.report import in_steps, write_report
 
 METHODS = {"scd": "sCD", "sct": "sCT"}
@@ -65,8 +66,8 @@ def evaluate(
         teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
         data: the real data, a name or a .npz file (default: what the model was trained on).
         out: folder for report.json, report.md, report.html and pictures.
-        guidance_scale: of all contenders, 1 = none (default: what each card says).
-        device: where models named by strings compute; features compute beside their model.
+        guidance_scale: of the teacher, 1 = none (default: what its card says).
+        device: where a model named by a string computes; its teacher and the features compute beside it.
         batch: samples computed at once.
         progress: draw a bar.
 
@@ -78,14 +79,15 @@ def evaluate(
     """
     _check_numbers(steps, num, seeds, batch)
     model = model if isinstance(model, Model) else load(model, device)
-    reference, notes = _teacher(model, teacher, device)
+    reference, notes = _teacher(model, teacher, model.device)
     dataset = _dataset(model, data)
     known = load_features(features or default_features(dataset), model.device)
     trial = new_trial(dataset, known, num, seeds, batch)
     if out is not None:
         make_folder(Path(out))
     teachers = [contender(reference, None, guidance_scale)] if reference else []
-    students = [contender(model, count, guidance_scale) for count in steps] if model.is_student else []
+    # Guidance belongs to the teacher: a student has learned its guided paths, and jumps in one evaluation.
+    students = [contender(model, count, None) for count in steps] if model.is_student else []
     report = _measure(trial, model, teachers, students, progress)
     report["notes"] = notes + _notes(trial)
     if out is not None:
@@ -107,7 +109,7 @@ def _check_numbers(steps: Sequence[int], num: int, seeds: int, batch: int) -> No
 
 
 def _teacher(
-    model: Model, teacher: Model | str | Path | None, device: str | torch.device
+    model: Model, teacher: Model | str | Path | None, device: torch.device
 ) -> tuple[Model | None, list[str]]:
     """The reference teacher, and what is to say where there is none; a teacher is its own reference."""
     if isinstance(teacher, Model):
@@ -119,7 +121,7 @@ def _teacher(
     return _own_teacher(model, device) if model.is_student else (model, [])
 
 
-def _own_teacher(student: Model, device: str | torch.device) -> tuple[Model | None, list[str]]:
+def _own_teacher(student: Model, device: torch.device) -> tuple[Model | None, list[str]]:
     """What the student was distilled from, if that is a model and lies where it lay."""
     name = f"{student.name}-teacher"
     if name not in SHIPPED:
@@ -217,7 +219,7 @@ def _spread(fds: list[float]) -> Row:
 def _row(one: Contender, scores: Scores, seconds: float) -> Row:
     own = {"name": one.model.name, "method": METHODS.get(one.model.card.objective, one.model.card.objective)}
     plan = {"sampler": one.plan.sampler, "guidance_scale": one.plan.guidance_scale, "steps": one.plan.steps}
-    agreement = statistics.fmean(scores.agreements) if scores.agreements else None
+    agreement = statistics.median(scores.agreements) if scores.agreements else None
     quality = _spread(scores.fds) | {"fds": scores.fds, "label_agreement": agreement}
     if scores.sliced:
         quality["sliced_wasserstein"] = statistics.median(scores.sliced)
@@ -246,7 +248,9 @@ def _beside(student: Row, teacher: Row | None) -> Row:
 
 
 def _panels(contenders: Sequence[Contender]) -> dict[str, Tensor]:
-    """Samples of every contender from the same noises and labels (all classes in turn)."""
+    """Samples of every contender from the same noises and labels (all classes in turn); none that cannot be drawn."""
+    if not drawable(contenders[0].model.card.data_shape):
+        return {}
     vectors = len(contenders[0].model.card.data_shape) == 1
     n = SCATTER_SAMPLES if vectors else GRID_SAMPLES
     return {

@@ -153,7 +153,7 @@ def _sliced_to_data(trial: Trial, samples: Tensor, seed: int) -> float:
 
 def draw_labels(trial: Trial, model: Model, seed: int) -> Tensor | None:
     """(num,) labels drawn from the data's own; all classes in turn for data without; None for a model without."""
-    if model.precond.num_classes == 0 or trial.dataset.labels is None:
+    if model.num_classes == 0 or trial.dataset.labels is None:
         return model.labels(trial.num)
     return labels_like(trial.dataset, trial.num, seed)
 

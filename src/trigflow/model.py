@@ -82,6 +82,11 @@ class Model:
         return sum(parameter.numel() for parameter in self.precond.network.parameters())
 
     @property
+    def num_classes(self) -> int:
+        """Classes of its labels, 0 for none; the null label is this number."""
+        return self.card.num_classes
+
+    @property
     def is_student(self) -> bool:
         """Whether it jumps to data (a consistency model), rather than following a path (a diffusion model)."""
         return self.card.sampling.sampler == "consistency"
@@ -131,7 +136,14 @@ class Model:
             raise UserError(f"unknown sampler '{chosen}'{hint}; there are: {', '.join(SAMPLERS)}")
         if steps < 1:
             raise UserError(f"steps is {steps}: give 1 or more")
-        return Plan(chosen, steps, own.guidance_scale if guidance_scale is None else guidance_scale)
+        scale = own.guidance_scale if guidance_scale is None else guidance_scale
+        trained_with = self.card.recipe.get("train", {})
+        if scale != 1 and self.num_classes and trained_with.get("label_dropout") == 0:
+            raise UserError(
+                f"guidance_scale {scale}: model '{self.name}' never saw the null label; use 1, or train it with "
+                "train.label_dropout=0.1"
+            )
+        return Plan(chosen, steps, scale)
 
     def sample_batches(
         self, n: int, plan: Plan, labels: Labels = None, seed: int = 0, batch: int = 256
@@ -151,7 +163,7 @@ class Model:
         Raises:
             UserError: labels that the model does not know.
         """
-        classes = self.precond.num_classes
+        classes = self.num_classes
         if classes == 0:
             if labels is not None:
                 raise UserError(f"model '{self.name}' knows no classes: leave the labels out")
@@ -217,7 +229,7 @@ class Model:
         random = SampleRandom(random.seed, random.index.to(self.device))
         shape, sigma_data = self.card.data_shape, self.precond.sigma_data
         cond = {} if labels is None else {"labels": labels.to(self.device)}
-        velocity = guided(counter or self.precond.velocity, plan.guidance_scale, self.precond.num_classes)
+        velocity = guided(counter or self.precond.velocity, plan.guidance_scale, self.num_classes)
         return run_sampler(
             plan.sampler,
             partial(velocity, **cond),

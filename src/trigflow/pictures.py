@@ -22,6 +22,13 @@ BACKGROUND = 255
 INK = "#2563a8"
 
 
+def drawable(data_shape: tuple[int, ...]) -> bool:
+    """Whether samples of this shape are pictures: grey or RGB images, or vectors of two elements and more."""
+    if len(data_shape) == 1:
+        return data_shape[0] >= 2
+    return len(data_shape) == 3 and data_shape[0] in (1, 3)
+
+
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
     """Images in rows, in reading order.
 

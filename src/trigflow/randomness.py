@@ -67,16 +67,18 @@ class SampleRandom:
     index: Tensor
 
     def keys(self, stream: str) -> Tensor:
-        """(B,) int64, one key for each image, different for each named stream."""
+        """(B,) int64, one key for each image, different for each named stream; on the CPU where the device is MPS."""
+        index = self.index.cpu() if self.index.device.type == "mps" else self.index  # MPS has no float64
         run = (self.seed * 0x100000000 + zlib.crc32(stream.encode())) & 0xFFFFFFFFFFFFFFFF
-        start = _mix(torch.tensor(_signed(run), dtype=torch.int64, device=self.index.device))
-        return _mix(start + self.index * _GOLDEN)
+        start = _mix(torch.tensor(_signed(run), dtype=torch.int64, device=index.device))
+        return _mix(start + index * _GOLDEN)
 
     def uniform(self, stream: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-        """(B, *shape) uniform in [0, 1)."""
-        return hash_uniform(self.keys(stream), shape, dtype)
+        """(B, *shape) uniform in [0, 1), on the device of the index."""
+        return hash_uniform(self.keys(stream), shape, dtype).to(self.index.device)
 
     def normal(self, stream: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, *shape) standard normal, by the transform of Box and Muller in float64."""
         radius, angle = hash_uniform(self.keys(stream), (2, *shape), torch.float64).unbind(1)
-        return (torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)).to(dtype)
+        normal = torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)
+        return normal.to(dtype).to(self.index.device)

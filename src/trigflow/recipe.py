@@ -69,6 +69,18 @@ class EMAConfig:
     rampup_ratio: Positive | None = 0.05
     snapshot_nimg: CountOrOff = 0
 
+    @model_validator(mode="after")
+    def _averages_have_names(self) -> EMAConfig:
+        if len({f"{std:.3f}" for std in self.ema_std}) < len(self.ema_std):
+            raise ValueError(
+                f"an ema_std that differs from the others in its third decimal, not {self.ema_std}"
+            )
+        if self.snapshot_nimg and self.kind != "power":
+            raise ValueError(
+                f'kind "power", or snapshot_nimg 0: the average "{self.kind}" has no reconstruction'
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
 class SamplingConfig:
@@ -141,7 +153,7 @@ class Recipe:
         init: initial weights: "teacher" (those of its average, where the teacher has weights), "scratch", a run folder
             or a shipped model.
         train, sampling: the loop, and how the model is sampled.
-        optimizer, ema: of each trained network, unless `optimizers` names the network.
+        optimizer, ema: of each trained network; its optimiser, unless `optimizers` names the network.
         optimizers: for objectives that train several networks.
     """
 

@@ -68,7 +68,9 @@ def digits_scd() -> Recipe:
 def digits_sct() -> Recipe:
     """Consistency training on digits, without a teacher's velocity (sCT; arXiv 2410.11081, Algorithm 1).
 
-    Command: trigflow train digits-sct init=runs/digits-teacher --out runs/digits-sct
+    It starts from the weights of the shipped teacher, or of another one: init=runs/digits-teacher.
+
+    Command: trigflow train digits-sct --out runs/digits-sct
     Cost: 20 minutes on one core.
     Sampler: consistency, 1 or 2 NFE.
     """
@@ -77,6 +79,7 @@ def digits_sct() -> Recipe:
         data=Component("digits"),
         network=_DIGITS_NETWORK,
         objective=Component("sct", {**_STABLE, "warmup": 256 * 2_000, "warmup_unit": "images"}),
+        init="digits-teacher",
         train=TrainConfig(total_nimg=256 * 20_000, batch=256, log_nimg=25_600, checkpoint_nimg=512_000),
         optimizer=OptimizerConfig(lr=3e-4, schedule=_LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=256_000),

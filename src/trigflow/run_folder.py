@@ -134,16 +134,23 @@ def open_run(path: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
         _check_same(path, read_json(recipe_path), to_json(recipe))
     make_folder(path)
     with _lock(path):
+        write_json(
+            recipe_path, to_json(recipe)
+        )  # first: it makes the folder a run's, which a killed start leaves behind
         run = RunFolder(path, recipe.train.keep_checkpoints)
         for folder in (run.checkpoints.folder, run.samples):
             make_folder(folder)
-        write_json(recipe_path, to_json(recipe))
         yield run
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file is what a killed start may leave: the lock, or a half-written file."""
+    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _check_free(path: Path, recipe_path: Path, resume: bool) -> None:
     with clear_os_errors("read", path):
-        occupied = path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+        occupied = path.is_dir() and any(not _is_ours(entry.name) for entry in path.iterdir())
     if occupied and not recipe_path.exists():
         raise UserError(f"{path} is not empty and holds no run: give another --out")
     if occupied and not resume:

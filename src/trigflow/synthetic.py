@@ -73,8 +73,13 @@ def _sample(
 ) -> Tensor:
     plan = teacher.plan(guidance_scale=guidance_scale)
     parts = []
-    with tqdm(total=num, unit="img", desc="samples of the teacher", disable=not progress) as bar:
-        for part in teacher.sample_batches(num, plan, labels, seed, BATCH):
-            parts.append(part)
-            bar.update(len(part))
+    try:
+        with tqdm(total=num, unit="img", desc="samples of the teacher", disable=not progress) as bar:
+            for part in teacher.sample_batches(num, plan, labels, seed, BATCH):
+                parts.append(part)
+                bar.update(len(part))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "stopped while the teacher made the training data; the same command with --resume begins with that again"
+        ) from None
     return torch.cat(parts)

@@ -96,8 +96,8 @@ class Trained:
 
 
 def _new_trained(net: TrigFlowPrecond, recipe: Recipe, config: OptimizerConfig) -> Trained:
-    net.train().requires_grad_(True)
-    parameters: list[Tensor] = list(net.parameters())
+    net.train()
+    parameters: list[Tensor] = [parameter for parameter in net.parameters() if parameter.requires_grad]
     return Trained(
         net,
         parameters,
@@ -137,6 +137,11 @@ class Run:
             recipe.train.seed
         )  # for networks of the user's that draw from torch's own generator
 
+    @property
+    def main(self) -> Trained:
+        """The network that becomes the model: the first that the objective trains."""
+        return self.trained[self.parts.objective.trains[0]]
+
     # The loop
 
     def go(self, progress: bool) -> None:
@@ -145,6 +150,7 @@ class Run:
         self._restore()
         self.folder.truncate_metrics(self.nimg)
         if self.nimg >= config.total_nimg:
+            self._save_model()  # the run may have been killed between its last checkpoint and this
             say(
                 f"{self.folder.path} is finished ({self.nimg} images); a larger train.total_nimg goes on with it"
             )
@@ -195,20 +201,21 @@ class Run:
             trained.optimizer.zero_grad()
         size = self.recipe.train.microbatch or batch
         parts = [self._accumulate(first, size, due) for first in range(self.nimg, self.nimg + batch, size)]
+        norms: dict[str, Tensor] = {}
         for name, trained in due.items():
             norm = gradient_norm([p.grad for p in trained.parameters if p.grad is not None])
             loss = sum(part.losses[name].detach() for part in parts)
             if not torch.isfinite(norm + loss):
                 self._stop_at_nan(name, [part.logs for part in parts])
-            self.averages.add({"grad_norm" if name == "net" else f"grad_norm_{name}": norm})
+            norms["grad_norm" if trained is self.main else f"grad_norm_{name}"] = norm
         for trained in due.values():
             set_learning_rate(trained.optimizer, trained.rate(self.nimg))
             trained.optimizer.step()
         self.nimg += batch
         for trained in self.trained.values():  # also those that stood still: the average is one over time
             trained.ema.update(trained.net, self.nimg, batch)
-        for part in parts:
-            self.averages.add(part.logs)
+        for values in (norms, *(part.logs for part in parts)):
+            self.averages.add(values)
         self.reporter.advance(batch)
 
     def _accumulate(self, first: int, size: int, due: Mapping[str, Trained]) -> LossOutput:
@@ -238,15 +245,17 @@ class Run:
         return Batch(x_0, {"labels": labels}, config.batch), random
 
     def _stop_at_nan(self, name: str, logs: list[dict[str, Tensor]]) -> None:
-        """The weights are still those before the step: they are kept."""
-        self._save()
+        """The weights are still those before the step: a checkpoint keeps them, the model stays as it was saved."""
+        self.folder.checkpoints.save(self.nimg, *self._state())
         t = torch.cat([values["t"] for values in logs])
         loss = torch.cat([values["loss"] for values in logs])
         worst = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
+        where = "largest loss at image" if loss[worst].isfinite() else "image"
+        step = self.nimg // self.recipe.train.batch
         raise UserError(
             f"objective '{self.recipe.objective.name}' has no finite loss or gradient for '{name}' at step "
-            f"{self.nimg // self.recipe.train.batch} (image {self.nimg + int(worst)}), t = {t[worst].item():.4f}, "
-            f"loss {loss[worst].item():g}; the state before it is kept in {self.folder.path}; "
+            f"{step} ({where} {self.nimg + int(worst)}, t = {t[worst].item():.4f}, "
+            f"loss {loss[worst].item():g}); the state before it is kept in {self.folder.path}; "
             "try a smaller optimizer.lr in another --out"
         )
 
@@ -288,19 +297,22 @@ class Run:
     def _save(self) -> None:
         """A checkpoint, then the model as it stands."""
         self.folder.checkpoints.save(self.nimg, *self._state())
-        ema = self.trained["net"].ema
+        self._save_model()
+
+    def _save_model(self) -> None:
+        ema = self.main.ema
         card = replace(self.parts.card, nimg=self.nimg, ema=ema.names[0])
         save_model(self.folder.path, ema.averages[0], card)
 
     def _save_snapshots(self, config: EMAConfig) -> None:
         """The averages as they stand, for post-hoc reconstruction."""
-        for std, average in zip(config.ema_std, self.trained["net"].ema.averages, strict=True):
+        for std, average in zip(config.ema_std, self.main.ema.averages, strict=True):
             self.folder.save_snapshot(EMASnapshot(self.nimg, std, average))
 
     def _averaged(self) -> TrigFlowPrecond:
         """The network with its averaged weights, ready to sample."""
-        net = copy.deepcopy(self.trained["net"].net)
-        net.load_state_dict(self.trained["net"].ema.averages[0])
+        net = copy.deepcopy(self.main.net)
+        net.load_state_dict(self.main.ema.averages[0])
         return net.eval().requires_grad_(False)
 
     def _flow_map_error(self) -> dict[str, float]:

@@ -37,7 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", help="the real data (default: what the model was trained on)")
     parser.add_argument(
-        "--guidance-scale", type=number(0.0), help="guidance, 1 = none (default: the models' own)"
+        "--guidance-scale", type=number(0.0), help="guidance of the teacher, 1 = none (default: its own)"
     )
     parser.add_argument(
         "--out",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trigflow.config import look_up
 from trigflow.errors import UserError, did_you_mean
-from trigflow.metrics.classifier_net import Classifier, load_classifier
+from trigflow.metrics.classifier_net import CARD, WEIGHTS, Classifier, load_classifier
 
 Extractor = Callable[[Tensor], Tensor]
 
@@ -85,7 +85,10 @@ def load_features(name: str, device: torch.device | str = "cpu") -> Features:
         return FEATURES[name](device)
     if Path(name).exists():
         folder = Path(name).resolve()
-        folder = folder.parent if folder.is_file() else folder
+        if folder.is_file():
+            if folder.name not in (WEIGHTS, CARD):
+                raise UserError(f"features '{name}': give the classifier's folder, or its {WEIGHTS}")
+            folder = folder.parent
         return of_classifier(folder.name, load_classifier(folder, device)[0], device)
     if ":" in name:
         return _of_module(name, device)

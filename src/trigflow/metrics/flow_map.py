@@ -55,7 +55,9 @@ class FlowMapError:
     @torch.no_grad()
     def __call__(self, jump: Jump) -> dict[str, float]:
         """Median and root mean square over the noises: {"flow_map_median": ..., "flow_map_rms": ...}."""
-        error = (jump(self.noises, self.t) - self.ends).double().flatten(1).norm(dim=1) / self.sigma_data
+        error = (jump(self.noises, self.t) - self.ends).cpu().double().flatten(1).norm(
+            dim=1
+        ) / self.sigma_data
         return {
             "flow_map_median": float(error.median()),
             "flow_map_rms": float(error.square().mean().sqrt()),

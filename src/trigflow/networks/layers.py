@@ -271,7 +271,7 @@ class Dropout(nn.Module):
             return x
         if self.keys is None:
             return F.dropout(x, self.p)
-        kept = hash_uniform(self.keys, tuple(x.shape[1:])) >= self.p
+        kept = hash_uniform(self.keys, tuple(x.shape[1:])).to(x.device) >= self.p
         return x * (kept.to(x.dtype) / (1 - self.p))
 
     def extra_repr(self) -> str:

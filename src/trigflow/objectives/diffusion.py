@@ -28,8 +28,8 @@ def weighted(error: Tensor, logvar: Tensor | None) -> Tensor:
 def sample_times(
     proposal: str, P_mean: float, P_std: float, sigma_data: float, random: SampleRandom
 ) -> Tensor:
-    """Training times of a batch, (B,) float64."""
-    u = random.uniform("t", dtype=torch.float64)
+    """Training times of a batch, (B,) float64 (float32 on a device without)."""
+    u = random.uniform("t", dtype=torch.float32 if random.index.device.type == "mps" else torch.float64)
     if proposal == "uniform":
         return time_sampling.Uniform()(u)
     return time_sampling.LogNormal(P_mean=P_mean, P_std=P_std, sigma_data=sigma_data)(u)
@@ -37,7 +37,7 @@ def sample_times(
 
 @dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """L = E exp(-u(t)) / D |sigma_data F(x_t/sigma_data, t) - v_t|^2 + u(t), with v_t = cos(t) z - sin(t) x_0.
+    """L = E exp(-u(t)) / D |F(x_t/sigma_data, t) - v_t/sigma_data|^2 + u(t), with v_t = cos(t) z - sin(t) x_0.
 
     Args:
         P_mean, P_std: the proposal log(sigma_data tan t) ~ N(P_mean, P_std^2).
