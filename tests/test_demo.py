@@ -10,7 +10,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from trigflow import demo, diagram
+from trigflow import demo, diagram, recipes
 from trigflow.errors import UserError
 from trigflow.model import load
 
@@ -92,3 +92,13 @@ def test_ctrl_c_while_training_says_how_to_go_on(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(demo, "train", stop)
     with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
         demo.run(tmp_path / "out", "cpu", plan=PLAN, progress=False)
+
+
+def test_the_default_plan_leaves_the_warm_up() -> None:
+    """The student is trained with the whole tangent for most of its time, and on samples of its teacher."""
+    recipe = recipes.get("digits-scd", demo.Plan().student)
+    assert recipe.objective.options["warmup"] <= recipe.train.total_nimg / 3  # type: ignore[operator]
+    assert recipe.objective.options["warmup_unit"] == "images"
+    assert 0 < recipe.train.synthetic <= 20_000
+    shipped = load("digits", "cpu").card
+    assert recipe.train.total_nimg < shipped.nimg  # as demo.HONESTY says

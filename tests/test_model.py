@@ -12,11 +12,13 @@ import torch
 from gaussian_models import S_0, SIGMA_DATA, GaussianNetwork, Student, Teacher, gaussian_model
 from torch import nn
 
+from trigflow import recipes
 from trigflow.checkpoint import new_precond, save_model
 from trigflow.codecs import IdentityCodec
-from trigflow.config import Component
+from trigflow.config import Component, validate
 from trigflow.errors import UserError
 from trigflow.model import SHIPPED, Model, load, model_folder
+from trigflow.recipe import Recipe
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
@@ -153,3 +155,16 @@ def test_shipped_models_draw_digits(name: str, device: torch.device) -> None:
     assert samples.shape == (20, 1, 8, 8) and samples.dtype == torch.uint8
     assert model.is_student == (name == "digits")
     assert model.count_nfe(model.plan()) == (2 if model.is_student else 63)
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("digits", "digits-scd"), ("digits-teacher", "digits-teacher")])
+def test_shipped_models_are_those_of_the_recipes(name: str, recipe: str) -> None:
+    card = load(name, "cpu").card
+    wanted = recipes.get(recipe, ["teacher=runs/digits-teacher"] if name == "digits" else [])
+    assert validate(Recipe, card.recipe, "recipe") == wanted
+    assert card.nimg == wanted.train.total_nimg
+
+
+def test_guidance_wants_a_model_that_saw_the_null_label() -> None:
+    with pytest.raises(UserError, match="never saw the null label"):
+        load("digits-teacher", "cpu").sample(2, guidance_scale=2.0)

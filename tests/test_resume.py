@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from test_train import metrics, tiny, trained, weights
 
+from trigflow import recipes
 from trigflow.cli import main
 from trigflow.config import to_json
 from trigflow.errors import UserError
@@ -25,6 +27,7 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
 from trigflow.run_folder import open_run
+from trigflow.train import train
 
 # Dropout, accumulation, two averages and a warm-up under way: all that a resumed run must take up where it was.
 EVERYTHING = (
@@ -254,3 +257,23 @@ def test_the_command_ends_with_a_message_when_stopped(
     shown = capsys.readouterr()
     assert code not in (0, 2)
     assert "--resume goes on" in shown.err and "Traceback" not in shown.err
+
+
+def test_a_finished_run_without_its_model_gets_it(tmp_path: Path) -> None:
+    """Killed between the last checkpoint and the model."""
+    recipe = recipes.get("digits-teacher", TINY)
+    folder = train(recipe, tmp_path / "run", device="cpu", progress=False)
+    model = (folder / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "model.json"):
+        (folder / name).unlink()
+    train(recipe, folder, resume=True, device="cpu", progress=False)
+    assert (folder / "model.safetensors").read_bytes() == model and (folder / "model.json").exists()
+
+
+def test_a_start_that_was_killed_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / ".recipe.json.123.tmp").write_text("{")
+    train(recipes.get("digits-teacher", TINY), folder, device="cpu", progress=False)
+    assert (folder / "model.json").exists()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
-from trigflow.checkpoint import load_tensors, save_model
+from trigflow.checkpoint import load_tensors, read_card, save_model
 from trigflow.codecs import codec_from_json
 from trigflow.data import rows
 from trigflow.devices import resolve_device
@@ -150,7 +150,8 @@ class Run:
         self._restore()
         self.folder.truncate_metrics(self.nimg)
         if self.nimg >= config.total_nimg:
-            self._save_model()  # the run may have been killed between its last checkpoint and this
+            if not self._model_is_written():  # killed between the last checkpoint and the model
+                self._save_model()
             say(
                 f"{self.folder.path} is finished ({self.nimg} images); a larger train.total_nimg goes on with it"
             )
@@ -298,6 +299,10 @@ class Run:
         """A checkpoint, then the model as it stands."""
         self.folder.checkpoints.save(self.nimg, *self._state())
         self._save_model()
+
+    def _model_is_written(self) -> bool:
+        """The card is written last: the model is whole where the card tells of these images."""
+        return (self.folder.path / "model.json").exists() and read_card(self.folder.path).nimg == self.nimg
 
     def _save_model(self) -> None:
         ema = self.main.ema
