@@ -14,8 +14,8 @@ _FOURIER = {"time_embedding": "fourier", "fourier_scale": 0.5}
 _DIGITS_NETWORK = Component("mlp", {"width": 384, "depth": 3, "hidden": 384, "emb_channels": 128, **_FOURIER})
 _MIXTURE2D_NETWORK = Component("mlp", _FOURIER)
 _LINEAR_DECAY = Component("linear")
-# No factor depends on the size of the tangent, so the weight of time falls from data to noise, which is what makes the
-# iteration contract (docs/objectives.md, "What makes it stable").
+# No factor depends on the size of the tangent, and with this proposal the weight of time falls from data to noise, which
+# is what makes the iteration contract (docs/objectives.md, "What makes it stable").
 _STABLE = {"P_mean": -0.8, "P_std": 1.8, "normalization": "none", "adaptive_weight": False}
 
 
@@ -27,6 +27,7 @@ def digits_teacher() -> Recipe:
     Command: trigflow train digits-teacher --out runs/digits-teacher
     Cost: 2 minutes on one core.
     Sampler: heun, 32 steps (63 NFE).
+    Score: FD-digits-classifier 0.064, reproduced by the shipped model (results/digits.json).
     """
     return Recipe(
         name="digits-teacher",
@@ -46,6 +47,7 @@ def digits_scd() -> Recipe:
     Command: trigflow train digits-scd teacher=runs/digits-teacher --out runs/digits-scd
     Cost: 40 minutes on one core.
     Sampler: consistency, 1 or 2 NFE.
+    Score: FD-digits-classifier 0.079 in one step, 0.074 in two, reproduced by the shipped model (results/digits.json).
     """
     return Recipe(
         name="digits-scd",
@@ -91,6 +93,7 @@ def mixture2d_teacher() -> Recipe:
     """TrigFlow diffusion teacher of eight Gaussians in the plane.
 
     Command: trigflow train mixture2d-teacher --out runs/mixture2d-teacher
+    Cost: 3 minutes on one core.
     """
     return Recipe(
         name="mixture2d-teacher",
@@ -108,6 +111,7 @@ def mixture2d_scd() -> Recipe:
 
     Command: trigflow train mixture2d-scd teacher=exact --out runs/mixture2d-scd
     Cost: 4 minutes on one core. During the warm-up the tangent is the error of a velocity: diffusion training.
+    Score: distance to the exact flow map 0.020 (median) and 0.038 (RMS) of sigma_data (results/mixture2d.json).
     """
     return Recipe(
         name="mixture2d-scd",
