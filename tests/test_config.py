@@ -110,7 +110,7 @@ def test_build_takes_a_class_of_the_user() -> None:
         (Component("checked", {"rate": -0.5}), "part.rate = -0.5: should be greater than 0"),
         (Component("b", {"kind": "a"}), "part.kind: 'b' has no such option"),
         (Component("no_such_module:Part"), "cannot import no_such_module"),
-        (Component("test_config:Nothing"), "module test_config has no 'Nothing'"),
+        (Component("test_config:Nothing"), "module test_config has no class or function 'Nothing'"),
     ],
 )
 def test_build_tells_mistakes(component: Component, message: str) -> None:

@@ -89,24 +89,26 @@ def trained(kind: str, folder: Path, *overrides: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["Plain", "Tied", "Frozen", "Drawing"])
 def test_they_train_and_sample(kind: str, tmp_path: Path) -> None:
-    assert load(trained(kind, tmp_path / "run"), "cpu").sample(3).shape == (3, 2)
+    assert load(trained(kind, tmp_path / "run"), "cpu", trust_code=True).sample(3).shape == (3, 2)
 
 
 def test_what_is_frozen_stays(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = Frozen()
-    net = load(trained("Frozen", tmp_path / "run", "optimizer.lr=0.01"), "cpu").precond.network
+    net = load(
+        trained("Frozen", tmp_path / "run", "optimizer.lr=0.01"), "cpu", trust_code=True
+    ).precond.network
     assert torch.equal(net.first.weight, fresh.first.weight)  # type: ignore[union-attr,arg-type]
     assert not torch.equal(net.last.weight, fresh.last.weight)  # type: ignore[union-attr,arg-type]
 
 
 def test_their_own_random_numbers_survive_a_stop(tmp_path: Path) -> None:
     constant = "optimizer.schedule=constant"
-    whole = load(trained("Drawing", tmp_path / "whole", constant), "cpu")
+    whole = load(trained("Drawing", tmp_path / "whole", constant), "cpu", trust_code=True)
     trained("Drawing", tmp_path / "parts", constant, "train.total_nimg=32")
     torch.rand(17)  # another process would have another state
-    resumed = load(trained("Drawing", tmp_path / "parts", constant), "cpu")
+    resumed = load(trained("Drawing", tmp_path / "parts", constant), "cpu", trust_code=True)
     pairs = zip(whole.precond.parameters(), resumed.precond.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -136,7 +138,7 @@ def test_classes_are_those_of_the_data(tmp_path: Path) -> None:
     recipe = recipes.get(
         "digits-teacher", ["network=test_own_network:Unlabelled", *small, "sampling.steps=2"]
     )
-    model = load(train(recipe, tmp_path / "run", device="cpu", progress=False), "cpu")
+    model = load(train(recipe, tmp_path / "run", device="cpu", progress=False), "cpu", trust_code=True)
     assert model.num_classes == 10
     first, second = model.sample(2, labels=[3, 4])
     assert not torch.equal(first, second)

@@ -152,9 +152,9 @@ def _card(recipe: Recipe, dataset: Dataset) -> ModelCard:
     )
 
 
-def _source(name: str) -> Source:
-    """A run folder or a shipped model."""
-    precond, card = load_model(model_folder(name))
+def _source(name: str, recipe: Recipe) -> Source:
+    """A run folder or a shipped model; of code, only the recipe's own network is imported."""
+    precond, card = load_model(model_folder(name), trusted=recipe.network.name)
     return Source(name, precond, card)
 
 
@@ -168,7 +168,7 @@ def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset) -> Source |
     if recipe.teacher == "exact":
         source = Source("exact", exact_teacher(dataset), None)
     else:
-        source = _source(recipe.teacher)
+        source = _source(recipe.teacher, recipe)
         _check_fit(source, recipe, dataset)
     _check_guidance(source, getattr(objective, "guidance_scale", 1.0))
     return source
@@ -213,7 +213,7 @@ def _initial(recipe: Recipe, teacher: Source | None, dataset: Dataset) -> Source
         return None
     if recipe.init == "teacher":
         return teacher
-    source = _source(recipe.init)
+    source = _source(recipe.init, recipe)
     _check_fit(source, recipe, dataset)
     return source
 

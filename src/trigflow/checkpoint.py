@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from trigflow.config import STRICT_KEYS, Component, build, to_json, validate
+from trigflow.config import STRICT_KEYS, Component, build, check_trusted, to_json, validate
 from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
 from trigflow.precond import TrigFlowPrecond
@@ -307,13 +307,23 @@ def read_card(folder: Path) -> ModelCard:
     return validate(ModelCard, read_json(path), str(path))
 
 
-def load_model(folder: Path) -> tuple[TrigFlowPrecond, ModelCard]:
+def load_model(
+    folder: Path, trust_code: bool = False, trusted: str | None = None
+) -> tuple[TrigFlowPrecond, ModelCard]:
     """The model of a folder, on the CPU, in evaluation mode, its weights frozen.
 
+    Args:
+        folder: with model.json and model.safetensors.
+        trust_code: import whatever network "package.module:Class" its card names.
+        trusted: a network that the user has named, which may be imported in any case.
+
     Raises:
-        UserError: there is no model, it is damaged, or its weights do not fit its network.
+        UserError: there is no model, it is damaged, its weights do not fit its network, or its network is code that
+            the user has not named.
     """
     card, weights_path = read_card(folder), folder / "model.safetensors"
+    if not trust_code and card.network.name != trusted:
+        check_trusted(card.network, "network", folder)
     precond = new_precond(card)
     with clear_os_errors("read", weights_path):
         content = weights_path.read_bytes()

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -85,12 +85,32 @@ def _import(name: str) -> Callable[..., Any]:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise UserError(f"cannot import {module_name} (of '{name}'): {error}") from None
-    except AttributeError:
-        raise UserError(f"module {module_name} has no '{attribute}'") from None
-    return found
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot import {module_name or 'a module'} (of '{name}'): {what}") from None
+    found: Any = getattr(module, attribute, None)
+    if not callable(found):
+        raise UserError(f"module {module_name} has no class or function '{attribute}' (of '{name}')")
+    return cast(Callable[..., Any], found)
+
+
+def check_trusted(component: Component, what: str, source: object) -> None:
+    """Refuses code that only a file names: what comes from elsewhere is data, and does not run.
+
+    Args:
+        component: as the file has it.
+        what: the key, for the error ("network").
+        source: the file or folder.
+
+    Raises:
+        UserError: it is a "package.module:Class".
+    """
+    if ":" in component.name:
+        raise UserError(
+            f"{source} names code of its own, {what} '{component.name}', which is not run unasked: if you know that "
+            "code, say --trust-code (trust_code=True in Python)"
+        )
 
 
 def look_up(name: str, table: Mapping[str, Callable[..., Any]], what: str) -> Callable[..., Any]:
@@ -139,8 +159,8 @@ def build(
         component: name and options.
         table: factories by name.
         what: the recipe's key, for errors ("network").
-        extra: arguments from outside the recipe (data_shape, ...); those that the factory does not take are dropped
-            for "package.module:Class" only.
+        extra: arguments from outside the recipe (data_shape, ...); of these a "package.module:Class" gets those that it
+            names.
 
     Raises:
         UserError: unknown name or option, wrong type or range, an option that is missing.
@@ -159,12 +179,17 @@ def build(
                 f"{what}.{key}: '{component.name}' has no such option{did_you_mean(key, allowed)}{known}"
             )
         options[key] = _argument(hints.get(key, Any), value, f"{what}.{key}")
-    given = {
-        key: value
-        for key, value in extra.items()
-        if key in parameters or anything or ":" not in component.name
-    }
-    return _call(factory, given | options, what)
+    given = {key: value for key, value in extra.items() if key in parameters or ":" not in component.name}
+    if ":" not in component.name:
+        return _call(factory, given | options, what)
+    try:
+        return _call(factory, given | options, what)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(
+            f"{what} '{component.name}' cannot be made: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _parameters(factory: Callable[..., Any], name: str, what: str) -> Mapping[str, inspect.Parameter]:
@@ -199,7 +224,7 @@ def parse_value(text: str) -> Any:
     """JSON where it is JSON (64, 1e-3, true, null, [1, 2], "quoted"), otherwise the text itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits, or brackets without end
         return text
 
 
@@ -215,6 +240,8 @@ def _set(node: dict[str, Any], keys: Sequence[str], value: object, path: str) ->
         if len(keys) > 1:
             node = node.setdefault(key, {})
             keys = keys[1:]
+        if not isinstance(node, dict):
+            raise UserError(f"unknown key '{path}': '{key}' has no keys of its own")
         node[keys[-1]] = value
         return
     if key not in node:

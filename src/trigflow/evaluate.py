@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trigflow.checkpoint import make_folder
-from trigflow.config import Component, validate
+from trigflow.config import Component, check_trusted, validate
 from trigflow.data import Dataset, load_data
 from trigflow.errors import UserError
 from trigflow.machine import describe_machine
@@ -52,6 +52,7 @@ def evaluate(
     device: str | torch.device = "auto",
     batch: int = 250,
     progress: bool = True,
+    trust_code: bool = False,
 ) -> Row:
     """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
 
@@ -70,6 +71,7 @@ def evaluate(
         device: where a model named by a string computes; its teacher and the features compute beside it.
         batch: samples computed at once.
         progress: draw a bar.
+        trust_code: as in `load`, for models named by strings.
 
     Returns:
         What report.json holds; ratios are against the reference teacher, None without one.
@@ -78,9 +80,9 @@ def evaluate(
         UserError: a number out of range, an unknown name, features or a teacher that do not fit the data.
     """
     _check_numbers(steps, num, seeds, batch)
-    model = model if isinstance(model, Model) else load(model, device)
-    reference, notes = _teacher(model, teacher, model.device)
-    dataset = _dataset(model, data)
+    model = model if isinstance(model, Model) else load(model, device, trust_code)
+    reference, notes = _teacher(model, teacher, trust_code)
+    dataset = _dataset(model, data, trust_code)
     known = load_features(features or default_features(dataset), model.device)
     trial = new_trial(dataset, known, num, seeds, batch)
     if out is not None:
@@ -109,7 +111,7 @@ def _check_numbers(steps: Sequence[int], num: int, seeds: int, batch: int) -> No
 
 
 def _teacher(
-    model: Model, teacher: Model | str | Path | None, device: torch.device
+    model: Model, teacher: Model | str | Path | None, trust_code: bool
 ) -> tuple[Model | None, list[str]]:
     """The reference teacher, and what is to say where there is none; a teacher is its own reference."""
     if isinstance(teacher, Model):
@@ -117,11 +119,11 @@ def _teacher(
     if teacher == NO_TEACHER and model.is_student:
         return None, ["Without a teacher, as asked for: there are no ratios."]
     if teacher is not None and teacher != NO_TEACHER:
-        return _fitting(model, load(teacher, device)), []
-    return _own_teacher(model, device) if model.is_student else (model, [])
+        return _fitting(model, load(teacher, model.device, trust_code)), []
+    return _own_teacher(model, trust_code) if model.is_student else (model, [])
 
 
-def _own_teacher(student: Model, device: torch.device) -> tuple[Model | None, list[str]]:
+def _own_teacher(student: Model, trust_code: bool) -> tuple[Model | None, list[str]]:
     """What the student was distilled from, if that is a model and lies where it lay."""
     name = f"{student.name}-teacher"
     if name not in SHIPPED:
@@ -134,7 +136,7 @@ def _own_teacher(student: Model, device: torch.device) -> tuple[Model | None, li
         return None, [
             f"The model's teacher '{name}' is not here: there are no ratios (--teacher names its folder)."
         ]
-    return _fitting(student, load(name, device)), []
+    return _fitting(student, load(name, student.device, trust_code)), []
 
 
 def _fitting(model: Model, teacher: Model) -> Model:
@@ -147,7 +149,7 @@ def _fitting(model: Model, teacher: Model) -> Model:
     return teacher
 
 
-def _dataset(model: Model, data: Dataset | str | None) -> Dataset:
+def _dataset(model: Model, data: Dataset | str | None, trust_code: bool) -> Dataset:
     """The given data, or what the model was trained on.
 
     Raises:
@@ -155,7 +157,10 @@ def _dataset(model: Model, data: Dataset | str | None) -> Dataset:
     """
     if data is None:
         trained_on = model.card.recipe.get("data", {"name": model.card.data})
-        data = load_data(validate(Component, trained_on, "data"), model.precond.sigma_data)
+        component = validate(Component, trained_on, "data")
+        if not trust_code:
+            check_trusted(component, "data", model.name)
+        data = load_data(component, model.precond.sigma_data)
     dataset = data if isinstance(data, Dataset) else load_data(data, model.precond.sigma_data)
     if dataset.data_shape != model.card.data_shape:
         theirs, ours = dataset.data_shape, model.card.data_shape

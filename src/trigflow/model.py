@@ -255,15 +255,16 @@ def model_folder(name: str | Path) -> Path:
     return Path(name)
 
 
-def load(name_or_folder: str | Path, device: str | torch.device = "auto") -> Model:
+def load(name_or_folder: str | Path, device: str | torch.device = "auto", trust_code: bool = False) -> Model:
     """A shipped model by its name, or the model of a run by its folder.
 
     Args:
         name_or_folder: a name in SHIPPED, or a folder with model.safetensors and model.json.
         device: "auto", "cpu", "cuda" or "mps".
+        trust_code: a network "package.module:Class" in the folder's card is imported, and so run, only if this is True.
 
     Raises:
-        UserError: no such model, a damaged one, or no such device.
+        UserError: no such model, a damaged one, one with code that is not trusted, or no such device.
     """
-    precond, card = load_model(model_folder(name_or_folder))
+    precond, card = load_model(model_folder(name_or_folder), trust_code)
     return Model(precond.to(resolve_device(device)), codec_from_json(card.codec), card, str(name_or_folder))

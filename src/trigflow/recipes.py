@@ -14,8 +14,8 @@ _FOURIER = {"time_embedding": "fourier", "fourier_scale": 0.5}
 _DIGITS_NETWORK = Component("mlp", {"width": 384, "depth": 3, "hidden": 384, "emb_channels": 128, **_FOURIER})
 _MIXTURE2D_NETWORK = Component("mlp", _FOURIER)
 _LINEAR_DECAY = Component("linear")
-# No factor depends on the size of the tangent, and with this proposal the weight of time falls from data to noise, which
-# is what makes the iteration contract (docs/objectives.md, "What makes it stable").
+# No factor depends on the size of the tangent, and with this proposal the weight of time falls from data to noise, so
+# that the iteration contracts (docs/objectives.md, "What makes it stable").
 _STABLE = {"P_mean": -0.8, "P_std": 1.8, "normalization": "none", "adaptive_weight": False}
 
 
@@ -129,14 +129,14 @@ def mixture2d_sct() -> Recipe:
     """sCT of the mixture, from data alone.
 
     Command: trigflow train mixture2d-sct --out runs/mixture2d-sct
-    Cost: 4 minutes on one core.
+    Cost: 8 minutes on one core.
     """
     return Recipe(
         name="mixture2d-sct",
         data=Component("mixture2d"),
         network=_MIXTURE2D_NETWORK,
         objective=Component("sct", {**_STABLE, "warmup": 3_000}),
-        train=TrainConfig(total_nimg=512 * 10_000, batch=512, log_nimg=51_200, checkpoint_nimg=512_000),
+        train=TrainConfig(total_nimg=512 * 20_000, batch=512, log_nimg=51_200, checkpoint_nimg=512_000),
         optimizer=OptimizerConfig(lr=5e-4, schedule=_LINEAR_DECAY),
         sampling=SamplingConfig(steps=1, flow_map_num=10_000),
     )

@@ -57,6 +57,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="import the network package.module:Class that the model's folder names (it runs as your own code does)",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",

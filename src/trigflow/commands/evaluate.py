@@ -9,6 +9,7 @@ from trigflow.commands.command import (
     Command,
     add_device,
     add_model,
+    add_trust_code,
     integer,
     integers,
     number,
@@ -45,6 +46,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a folder for the whole report (default: the table is printed, no more)",
     )
+    add_trust_code(parser)
     add_device(parser)
 
 
@@ -63,6 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         out=args.out,
         guidance_scale=args.guidance_scale,
         device=args.device,
+        trust_code=args.trust_code,
     )
     print(to_markdown(report))
     if args.out is not None:

@@ -7,7 +7,16 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trigflow.commands.command import Command, add_device, add_model, add_seed, integer, integers, number
+from trigflow.commands.command import (
+    Command,
+    add_device,
+    add_model,
+    add_seed,
+    add_trust_code,
+    integer,
+    integers,
+    number,
+)
 from trigflow.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sampler", help="a name from `trigflow list samplers` (default: the model's own)")
     add_seed(parser)
+    add_trust_code(parser)
     add_device(parser)
 
 
@@ -48,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     from trigflow.checkpoint import make_folder
     from trigflow.model import load
 
-    model = load(args.model, args.device)
+    model = load(args.model, args.device, args.trust_code)
     plan = model.plan(args.steps, args.guidance_scale, args.sampler)
     labels = model.labels(args.num, args.labels)
     samples = model.sample(args.num, plan.steps, labels, args.seed, plan.guidance_scale, plan.sampler)
