@@ -37,7 +37,7 @@ RUNS = {
         *("mixture2d-sct", *PAPER, "objective.normalization=l2", "objective.warmup=0"),
         *("sampling.flow_map_num=0", "objective.prior_weight=false", "network.normalization=adagn"),
     ),
-    "digits-sct": ("digits-sct", "objective.warmup=10", "objective.warmup_unit=steps"),
+    "digits-sct": ("digits-sct", "init=scratch", "objective.warmup=10", "objective.warmup_unit=steps"),
 }
 
 
