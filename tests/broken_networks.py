@@ -74,6 +74,43 @@ class WeightWrite(nn.Module):
         return torch.einsum("bchw,dc->bdhw", x, self.weight)
 
 
+class DataWrite(WeightWrite):
+    """The same by .data, which leaves no trace in the tensor's version: exchanged, or copied into."""
+
+    def __init__(self, exchange: bool) -> None:
+        super().__init__()
+        self.exchange = exchange
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = F.normalize(self.weight.data, dim=1) * 1.5
+        if self.exchange:
+            self.weight.data = new
+        else:
+            self.weight.data.copy_(new)
+        return torch.einsum("bchw,dc->bdhw", x, self.weight)
+
+
+class BatchNormFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, training=True)
+
+
+class NotFinite(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x - x.abs() - 1).log()
+
+
+class Altered(Sound):
+    """Its output, changed at the end."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.change(super().forward(x, t))  # type: ignore[no-any-return]
+
+
 class PrivateDropout(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -163,5 +200,13 @@ MORE: dict[str, tuple[nn.Module, str, str]] = {
     "number": (Sound(middle=ReadsNumber()), "number", "middle"),
     "detached features": (Sound(middle=Detached()), "lost_derivative", "middle"),
     "input write": (InputWrite(), "input_write", ""),
+    "exchanged weight": (Sound(middle=DataWrite(True)), "weight_write", "middle"),
+    "weight copied by data": (Sound(middle=DataWrite(False)), "weight_write", "middle"),
+    "batch norm as a function": (Sound(middle=BatchNormFunction()), "batch_norm", "middle"),
+    "not finite": (Sound(middle=NotFinite()), "output", "middle"),
+    "tuple": (Altered(lambda y: (y, y)), "output", ""),
+    "none": (Altered(lambda y: None), "output", ""),
+    "shape": (Altered(lambda y: y[:, :1]), "output", ""),
+    "no gradient": (Altered(lambda y: y.detach()), "lost_derivative", ""),
     "fails": (Sound(middle=Fails()), "error", "middle"),
 }

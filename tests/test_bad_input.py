@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from safetensors.torch import load_file, save_file
 
 from trigflow import cli
 
@@ -58,6 +59,11 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("evaluate digits --steps 1,0 --out a", ["--steps", "'0'"]),
         ("evaluate digits --num 1 --out a", ["--num", "at least 2"]),
         ("evaluate digits --seeds 0 --out a", ["--seeds"]),
+        (f"sample digits --seed {10**22} --out a.png", ["--seed", f"at most {2**53}"]),
+        (f"sample digits --num {10**20} --out a.png", ["--num", "at most 100000000"]),
+        (f"sample digits --labels {10**20} --out a.png", ["--labels", f"at most {2**53}"]),
+        (f"sample digits --num {'9' * 5000} --out a.png", ["--num", "at most"]),
+        ("doctor digits --shape 99999999,99999999999", ["--shape", "at most"]),
         ("list recipies", ["recipies", "recipes"]),
         ("", ["COMMAND"]),
     ],
@@ -118,11 +124,24 @@ def test_unknown_sampler_and_label_of_a_model(student_folder: Path, refused: Ref
         ("objective.P_std=0", ["objective.P_std"]),
         ("sampling.steps=0", ["sampling.steps"]),
         ("ema.ema_std=[0.5]", ["ema.ema_std"]),
+        (f"train.batch={10**20}", ["train.batch", "1000000"]),
+        (f"train.total_nimg={10**20}", ["train.total_nimg", "1000000000000"]),
+        (f"train.seed={10**20}", ["train.seed"]),
+        ("precond.sigma_data=1e-30", ["precond.sigma_data"]),
         ("train", ["'train'"]),
     ],
 )
 def test_overrides(override: str, words: list[str], refused: Refused) -> None:
     refused(f"train digits-teacher {override} --out a", *words)
+
+
+@pytest.mark.parametrize("option", ["hidden=0", "emb_channels=0", "depth=1000000000"])
+def test_sizes_of_a_network(option: str, refused: Refused) -> None:
+    refused(f"train digits-teacher network=mlp network.{option} --out a", option.split("=")[0])
+
+
+def test_more_data_than_memory(refused: Refused) -> None:
+    refused(f"train mixture2d-teacher data.n={10**13} --out a", "not enough memory")
 
 
 # ----------------------------------------------------------------------------------------------------------- data
@@ -203,7 +222,41 @@ def test_a_missing_device(student_folder: Path, refused: Refused) -> None:
     refused(f"sample {student_folder} --device cuda --out a.png", "'cuda'", "--device auto")
 
 
+@pytest.mark.parametrize(
+    ("change", "word"), [(lambda w: w.int(), "int32"), (lambda w: w * torch.nan, "not finite")]
+)
+def test_weights_that_are_no_numbers(
+    change: Callable[[torch.Tensor], torch.Tensor],
+    word: str,
+    student_folder: Path,
+    refused: Refused,
+    tmp_path: Path,
+) -> None:
+    copy_model(student_folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({name: change(w) for name, w in load_file(path).items()}, path)
+    refused("sample model --out a.png", "model.safetensors", "damaged", word)
+
+
 # ------------------------------------------------------------------------------------------------ folders and files
+
+
+def test_reports_and_classifiers_spare_foreign_folders(
+    student_folder: Path, refused: Refused, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").touch()
+    refused("train-classifier digits --epochs 1 --out a", "a is not empty", "--out")
+    refused(f"evaluate {student_folder} --num 2 --seeds 1 --out a", "a is not empty", "--out")
+    (tmp_path / "a" / "classifier.json").touch()
+    refused("train-classifier digits --epochs 1 --out a", "holds a classifier already", "--out")
+
+
+def test_damaged_recipes(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for text in ("[]", "null", "5", '"x"', "[" * 100_000, "9" * 5000):
+        (tmp_path / "a" / "recipe.json").write_text(text)
+        refused("train digits-teacher --out a --resume", "recipe.json", "damaged")
 
 
 def test_a_folder_that_holds_something_else(refused: Refused, tmp_path: Path) -> None:

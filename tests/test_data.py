@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,12 @@ def test_key_chooses_an_array(tmp_path: Path) -> None:
         ({"a": random_images(3, 4, 4), "labels": np.array([0, 1])}, "3 samples, but labels of shape"),
         ({"a": random_images(3, 4, 4), "labels": np.array([0, 1, -1])}, r"labels must lie in 0\.\."),
         ({"a": random_images(3, 4, 4), "labels": np.array([0.5, 1, 2])}, "labels must be integers"),
+        (
+            {"a": random_images(3, 4, 4), "labels": np.array([0, 1, 2**62])},
+            "largest label is.*3 samples only",
+        ),
+        ({"a": random_images(3, 4, 4), "labels": np.array([0, 1, 2**64 - 1], np.uint64)}, f"{2**64 - 1}"),
+        ({"a": np.full((3, 4), 1e300)}, "not so in float32"),
         ({"labels": np.array([0, 1])}, "it holds none"),
         ({"a": np.array([{}, {}])}, "no NumPy file"),
     ],
@@ -131,3 +138,25 @@ def test_foreign_and_missing_files_are_told(tmp_path: Path) -> None:
         load_data(str(tmp_path / "nothing.npy"))
     with pytest.raises(UserError, match="did you mean 'digits'"):
         load_data("digit")
+
+
+def npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+def test_damaged_headers_and_foreign_members_are_told(tmp_path: Path) -> None:
+    huge = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 8, 8), }\n"
+    for name, header in (("huge.npy", huge), ("cut.npy", "{'descr': '|u1', 'shape': (1,\n")):
+        (tmp_path / name).write_bytes(npy(header))
+        with pytest.raises(UserError, match="no NumPy file"):
+            load_data(str(tmp_path / name))
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(UserError, match="no NumPy file"):
+        load_data(str(tmp_path / "text.npz"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_too_large_floats_give_no_warning(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not finite"):
+        load_data(saved(tmp_path, a=np.full((3, 4), 1e300)))

@@ -89,6 +89,62 @@ def test_a_diffusers_unet_with_its_attention_is_healthy() -> None:
     assert diagnosis.verdict("dual") == "exact"
 
 
+class SinglePrecisionTime(nn.Module):
+    """The usual embedding, whose frequencies and times are in float32 whatever the network is."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        phases = t[:, None].float() * torch.ones(1, dtype=torch.float32)
+        return torch.cat([phases.cos(), phases.sin()], dim=1)
+
+
+def test_a_network_for_float32_alone_is_examined_in_float32() -> None:
+    diagnosis = examined(Sound(time=SinglePrecisionTime()))
+    assert diagnosis.healthy and diagnosis.verdict("dual") == "exact"
+    assert "float32" in doctor.report(diagnosis)
+
+
+def test_a_network_for_float64_alone_is_told() -> None:
+    diagnosis = examined(broken_networks.Sound(middle=DoubleOnly()))
+    assert [finding.fault for finding in diagnosis.findings] == ["error"]
+    assert "float32" in diagnosis.findings[0].detail
+    assert all(mode.cost is None for mode in diagnosis.modes)
+
+
+class DoubleOnly(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x).double()
+
+
+def test_a_conditional_diffusers_unet_with_large_times_is_healthy() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    model = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        num_class_embeds=3,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    network = DiffusersAdapter(model, time_scale=1000.0)
+    assert network.num_classes == 3
+    diagnosis = examined(network, data_shape=(1, 8, 8))
+    assert not diagnosis.findings and diagnosis.verdict("dual") == "exact"
+
+
+def test_an_exact_mode_is_recommended_unless_differences_are_clearly_cheaper() -> None:
+    def told(cost: float) -> str:
+        modes = (
+            doctor.ModeReport("dual", "exact", 0.0, 2.0),
+            doctor.ModeReport("finite_difference", "fallback", 0.0, cost),
+        )
+        return doctor.report(doctor.Diagnosis("net", 1, modes, (), ()))
+
+    assert "mode here: dual" in told(1.9) and "mode here: finite_difference" in told(1.5)
+
+
 class WithoutRule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.lgamma(F.softplus(x) + 1)

@@ -160,6 +160,7 @@ SAMPLES: dict[str, list[Sample]] = {
         one(lambda f, x: f(x, scale_factor=2), IMAGE),
         one(lambda f, x: f(x, scale_factor=2, mode="bilinear"), IMAGE),
     ],
+    "remainder": [],  # torch.func.jvp has none for two tensors; see test_less_usual_arithmetic
     "upsample": [],  # deprecated by torch in favour of interpolate, and warns
     "real": [one()],
     "view_as_real": [one(lambda f, x: f(torch.view_as_complex(x)), (3, 2))],
@@ -409,7 +410,7 @@ def test_compositions_and_operators(function: Any) -> None:
     torch.testing.assert_close((output.value, output.tangent), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_compound_assignment_makes_a_new_value() -> None:
+def test_compound_assignment_is_seen_by_every_name() -> None:
     def function(x: Tensor) -> Tensor:
         before = x
         x += 1
@@ -419,7 +420,7 @@ def test_compound_assignment_makes_a_new_value() -> None:
     x = torch.randn(3)
     kept = x.clone()
     output = value_and_tangent(function, (x,), (torch.ones(3),))
-    torch.testing.assert_close(output.tangent, 2 * (kept + 1) + 1)
+    torch.testing.assert_close(output.tangent, 4 * (kept + 1))
     assert torch.equal(x, kept)
 
 
@@ -427,13 +428,131 @@ def test_compound_assignment_makes_a_new_value() -> None:
     ("function", "words"),
     [
         (lambda x: x.__setitem__(0, 1.0), r"x\[...\] = y"),
-        (lambda x: x.view(-1).mul_(2), r"mul_\(\) of a view"),
+        (lambda x: (x.view(-1).mul_(2), x + 0)[1], r"shares its memory"),
+        (lambda x: (x[1:].mul_(2), x)[1], r"shares its memory"),
+        (lambda x: add_after_view(x * 1), r"shares its memory"),
+        (lambda x: setattr(x, "data", x.data * 2), r"x\.data = y"),
         (lambda x: torch.zeros(3).add_(x), r"add_\(\) of a tensor that has no derivative"),
     ],
 )
 def test_writes_that_would_be_lost_are_refused(function: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         value_and_tangent(function, (torch.ones(3),), (torch.ones(3),))
+
+
+def add_after_view(h: Tensor) -> Tensor:
+    view = h.view(-1)
+    h += 1
+    return view * 2
+
+
+def in_place_by_alias(x: Tensor) -> Tensor:
+    h = x * 2
+    alias = h
+    h += x.sin()
+    h *= x
+    h -= 0.5
+    h /= x.exp()
+    same = h.contiguous()
+    same.add_(x)
+    h.float().mul_(2) if h.dtype == torch.float32 else h.double().mul_(2)
+    return alias + h
+
+
+def complex_values(x: Tensor) -> Tensor:
+    z = torch.fft.fft(x)
+    total = z.abs() + torch.linalg.vector_norm(z, dim=1, keepdim=True) + torch.tanh(z * 0.1).real
+    return total + torch.sigmoid(z * 0.1).imag + z.mH.abs().sum() + z[0].T.H.real.sum()
+
+
+def called_by_name(x: Tensor) -> Tensor:
+    y = torch.mul(input=x, other=x) + x.add(other=x) + torch.where(condition=x > 0, input=x, other=2 * x)
+    y = y + torch.matmul(x, other=x.mT @ x) + F.pad(x, pad=(0, 0)) + x.pow(exponent=2)
+    return torch.cat(tensors=[y, y.where(condition=x > 0, other=x)], dim=0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        in_place_by_alias,
+        complex_values,
+        called_by_name,
+        lambda x: (
+            torch.diff(x, prepend=torch.ones(2, 3, 1, dtype=x.dtype)) + torch.diff(x, append=x[..., :1])
+        ),
+        lambda x: (
+            x.max(dim=1).values + x.topk(2, dim=1).values[:, 0] + torch.min(x, 1)[0] + x.sort(1).values[:, 0]
+        ),
+        lambda x: x.imag.real if x.is_complex() else x.H.H if x.ndim == 2 else x.mH.mH,
+    ],
+)
+def test_less_usual_code(function: Any) -> None:
+    """Value, tangent and the gradient of what lies before, as in torch.func.jvp and plain autograd."""
+    x, dx = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    output = value_and_tangent(function, (x.clone(),), (dx,))
+    expected = torch.func.jvp(function, (x.clone(),), (dx,))
+    torch.testing.assert_close((output.value, output.tangent), expected, rtol=1e-9, atol=1e-12)
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    own = value_and_tangent(lambda x: function(x * weight), (x,), (dx,)).value
+    found, plain = (torch.autograd.grad(y.sum(), weight)[0] for y in (own, function(x * weight)))
+    torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def test_less_usual_arithmetic() -> None:
+    x, dx = torch.randn(2, 5, dtype=torch.float64)
+
+    def function(x: Tensor) -> Tensor:
+        return x % 1.0 + x * (x // 2) + 3.0 % x
+
+    outputs = [value_and_tangent(function, (x,), (dx,), mode=mode) for mode in ("dual", "finite_difference")]
+    torch.testing.assert_close(outputs[0].tangent, outputs[1].tangent, rtol=1e-6, atol=1e-6)
+
+
+def test_no_tangent_is_nan_where_the_function_is_flat() -> None:
+    x = torch.tensor([-1.0, 0.0, 2.0])
+    assert torch.equal(value_and_tangent(lambda x: x**0, (x,), (x,)).tangent, torch.zeros(3))
+    quiet = value_and_tangent(lambda x: torch.nan_to_num(x / F.relu(x), nan=0.0), (x,), (x,))
+    assert torch.equal(quiet.tangent, torch.zeros(3))
+
+
+def test_an_attribute_that_would_lose_the_derivative_is_refused() -> None:
+    with pytest.raises(UserError, match=r"\._base of a tensor"):
+        value_and_tangent(lambda x: (x * 1).view(-1)._base, (torch.ones(3),), (torch.ones(3),))
+
+
+class _Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * 2
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (_Double.apply, "_Double"),
+        (lambda x: checkpoint(torch.sin, x, use_reentrant=True), "use_reentrant=False"),
+    ],
+)
+def test_custom_autograd_functions_are_refused_while_a_pass_runs(function: Any, words: str) -> None:
+    x = torch.ones(3, requires_grad=True)
+    with pytest.raises(UserError, match=words):
+        value_and_tangent(function, (x,), (torch.ones(3),))
+    assert "apply" not in torch.autograd.function._SingleLevelFunction.__dict__
+    output = value_and_tangent(
+        lambda t: t * _Double.apply(x), (torch.ones(3),), (torch.ones(3),)
+    )  # no Dual in it
+    torch.testing.assert_close(torch.autograd.grad(output.value.sum(), x)[0], torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("wrap", "words"), [(lambda y: (y, y), "a tuple"), (lambda y: None, "None")])
+def test_an_output_that_is_no_tensor_is_refused(mode: str, wrap: Any, words: str) -> None:
+    with pytest.raises(UserError, match=f"must return one tensor, not {words}"):
+        value_and_tangent(wrap, (torch.ones(3),), (torch.ones(3),), mode=mode)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from conftest import TINY
 from test_train import metrics, tiny, trained, weights
 
 from trigflow import recipes
+from trigflow.checkpoint import read_state, write_state
 from trigflow.cli import main
 from trigflow.config import to_json
 from trigflow.errors import UserError
@@ -27,7 +29,9 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
 from trigflow.run_folder import open_run
-from trigflow.train import train
+from trigflow.train import Run, train
+
+Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
 
 # Dropout, accumulation, two averages and a warm-up under way: all that a resumed run must take up where it was.
 EVERYTHING = (
@@ -277,3 +281,99 @@ def test_a_start_that_was_killed_leaves_a_folder_that_can_be_used(tmp_path: Path
     (folder / ".recipe.json.123.tmp").write_text("{")
     train(recipes.get("digits-teacher", TINY), folder, device="cpu", progress=False)
     assert (folder / "model.json").exists()
+
+
+# Whole files with other content
+
+
+def drop(prefix: str) -> Change:
+    return lambda tensors, state: [tensors.pop(name) for name in list(tensors) if name.startswith(prefix)]
+
+
+def resize(prefix: str) -> Change:
+    def change(tensors: dict[str, torch.Tensor], state: dict[str, object]) -> None:
+        tensors.update({name: torch.zeros(3, 7) for name in tensors if name.startswith(prefix)})
+
+    return change
+
+
+FOREIGN: dict[str, Change] = {
+    "optimizer of another shape": resize("optimizer/"),
+    "no optimizer": drop("optimizer/"),
+    "foreign optimizer key": lambda tensors, state: tensors.update({"optimizer/net/99/x": torch.zeros(1)}),
+    "EMA of another shape": resize("ema/"),
+    "no EMA": drop("ema/"),
+    "foreign EMA": lambda tensors, state: tensors.update({"ema/net/0.2/x": torch.zeros(1)}),
+    "no generator": drop("rng/"),
+    "generator of another shape": resize("rng/"),
+    "no nimg": lambda tensors, state: state.pop("nimg"),
+    "nimg of text": lambda tensors, state: state.update(nimg="32"),
+    "negative nimg": lambda tensors, state: state.update(nimg=-32),
+    "no log": lambda tensors, state: state.pop("log"),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN.keys())
+def test_a_checkpoint_of_another_run(tmp_path: Path, change: Change) -> None:
+    """Its digest is right, but not its content."""
+    trained(tiny(), tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    tensors, state = read_state(newest)
+    change(tensors, state)
+    write_state(newest, tensors, state)
+    with pytest.raises(UserError, match=r"does not belong to this run \(.*another --out"):
+        trained(tiny(), tmp_path / "run", resume=True)
+
+
+def test_damaged_lines_of_metrics_are_dropped(tmp_path: Path) -> None:
+    trained(tiny(), tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    before = path.read_bytes()
+    damage = b'\xff\xfe\n{"nimg": 1e400}\n' + b"[" * 100_000 + b"\n"
+    path.write_bytes(damage + before + damage)
+    trained(tiny(), tmp_path / "run", resume=True)
+    assert path.read_bytes() == before
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """Fields that its recipe does not know yet have their defaults."""
+    trained(tiny(), tmp_path / "run")
+    path = tmp_path / "run" / "recipe.json"
+    recipe = json.loads(path.read_text())
+    del recipe["train"]["keep_checkpoints"], recipe["init"]
+    path.write_text(json.dumps(recipe))
+    trained(tiny(), tmp_path / "run", resume=True)
+
+
+def test_a_lock_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot write .*\.lock"):
+        trained(tiny(), tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_loop_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_restore", lambda run: signal.raise_signal(number))
+        with pytest.raises(KeyboardInterrupt, match=r"lost.*--resume goes on"):
+            trained(tiny(), tmp_path / "run")
+    assert signal.getsignal(number) is before
+    trained(tiny(), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("data", [{}, {"data": torch.zeros(20, 3)}, {"data": torch.zeros(20, 1, 8, 8)}])
+def test_samples_of_the_teacher_that_are_no_such_samples_are_made_again(
+    tmp_path: Path, teacher_folder: Path, data: dict[str, torch.Tensor]
+) -> None:
+    """None, of another shape or of another type, in a file whose digest is right."""
+    changes = [*TINY, f"teacher={teacher_folder}", "train.synthetic=20"]
+    recipe = recipes.get("digits-scd", changes)
+    train(recipe, tmp_path / "run", device="cpu", progress=False)
+    cache = tmp_path / "run" / "synthetic.safetensors"
+    made, state = read_state(cache)
+    write_state(cache, data, state)
+    train(recipe, tmp_path / "run", resume=True, device="cpu", progress=False)
+    assert torch.equal(read_state(cache)[0]["data"], made["data"])

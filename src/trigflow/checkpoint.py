@@ -27,6 +27,7 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import PrecondConfig, SamplingConfig
 
 Tensors = Mapping[str, Tensor]
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _HEADER_LIMIT = 100_000_000  # bytes; a longer header is damage
 
 
@@ -83,10 +84,11 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: no such file, or not JSON.
     """
+    with clear_os_errors("read", path):
+        content = path.read_bytes()
     try:
-        with clear_os_errors("read", path):
-            return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        return json.loads(content)
+    except (ValueError, RecursionError):  # also a number of thousands of digits, or brackets without end
         raise UserError(f"{path} is damaged: it does not hold JSON") from None
 
 
@@ -152,11 +154,14 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
         text, digest = metadata["state"], metadata["sha256"]
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        state = json.loads(text)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFile(f"it cannot be decoded ({type(error).__name__})") from None
     if tensors_digest(tensors, text) != digest:
         raise DamagedFile("its digest is wrong")
-    return tensors, json.loads(text)
+    if not isinstance(state, dict):
+        raise DamagedFile("it holds no state")
+    return tensors, state
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,7 @@ def load_tensors(module: nn.Module, tensors: Tensors, source: str) -> None:
         source: whence they come, for the error.
 
     Raises:
-        UserError: naming the first tensor that is missing, superfluous or of another shape.
+        UserError: naming the first tensor that is missing, superfluous, of another shape or kind, or not finite.
     """
     wanted = module.state_dict()
     for name, tensor in wanted.items():
@@ -224,10 +229,38 @@ def load_tensors(module: nn.Module, tensors: Tensors, source: str) -> None:
         if tensor.shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)}, but the network's is {tuple(tensor.shape)}"
             raise UserError(f"{source} does not fit the network: '{name}' has the shape {shapes}")
+        check_numbers(name, tensors[name], tensor, source)
     for name in tensors:
         if name not in wanted:
             raise UserError(f"{source} does not fit the network: the network has no tensor '{name}'")
     module.load_state_dict(dict(tensors))
+
+
+def check_numbers(name: str, tensor: Tensor, wanted: Tensor, source: str) -> None:
+    """Raises a UserError unless the tensor holds numbers of the wanted kind, finite ones where those have fractions."""
+    if tensor.dtype != wanted.dtype and not {tensor.dtype, wanted.dtype} <= _FLOATS:
+        types = f"'{name}' holds {tensor.dtype} in place of {wanted.dtype}"
+        raise UserError(f"{source} is damaged or foreign: {types}")
+    if tensor.dtype in _FLOATS and not tensor.to(wanted.dtype).isfinite().all():
+        raise UserError(
+            f"{source} holds weights that are not finite (in '{name}'): it is damaged, or its training diverged"
+        )
+
+
+def load_average(average: dict[str, Tensor], tensors: Tensors, source: str) -> None:
+    """Copies into each tensor of an average the one of the same name.
+
+    Raises:
+        UserError: naming the first tensor that is missing, superfluous, of another shape or kind, or not finite.
+    """
+    if different := average.keys() ^ tensors.keys():
+        raise UserError(f"{source} does not fit the average: '{min(different)}' is missing or foreign")
+    for name, tensor in average.items():
+        if tensor.shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
+            raise UserError(f"{source} does not fit the average: '{name}' has the shape {shapes}")
+        check_numbers(name, tensors[name], tensor, source)
+        tensor.copy_(tensors[name])
 
 
 # Models

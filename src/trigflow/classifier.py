@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.checkpoint import make_folder, write_atomically, write_json
+from trigflow.checkpoint import clear_os_errors, make_folder, write_atomically, write_json
 from trigflow.data import Dataset
 from trigflow.errors import UserError
 from trigflow.metrics.classifier_net import CARD, WEIGHTS, Classifier
@@ -45,10 +45,10 @@ def train_classifier(
         Accuracy in [0, 1] on the held-out images.
 
     Raises:
-        UserError: vectors or unlabelled data, too few images, epochs < 1.
+        UserError: vectors or unlabelled data, too few images, epochs < 1, a folder that is in use.
     """
     _check(dataset, epochs)
-    make_folder(out_folder)  # before the work, not after it
+    _new_folder(out_folder)  # before the work, not after it
     labels = torch.as_tensor(dataset.labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -60,6 +60,15 @@ def train_classifier(
     score = {"held_out_accuracy": round(accuracy, 5), "num_held_out": len(held_out)}
     _write(out_folder, net, {"network": net.to_json(), "training": training, "score": score})
     return accuracy
+
+
+def _new_folder(folder: Path) -> None:
+    with clear_os_errors("read", folder):
+        occupied = folder.is_dir() and any(folder.iterdir())
+    if occupied:
+        what = "holds a classifier already" if (folder / CARD).exists() else "is not empty"
+        raise UserError(f"{folder} {what}: give another --out")
+    make_folder(folder)
 
 
 def _check(dataset: Dataset, epochs: int) -> None:

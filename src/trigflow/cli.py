@@ -24,6 +24,7 @@ COMMANDS: dict[str, Command] = {
 
 # What the system refuses, and what to do about it.
 _REFUSALS = {
+    errno.ENOMEM: "not enough memory: give smaller sizes, or use another machine",
     errno.ENOSPC: "no space left on the device: free some, or write elsewhere with --out",
     errno.EDQUOT: "the disk quota is used up: free some space, or write elsewhere with --out",
     errno.EACCES: "no permission: choose another place, or change the permissions",
@@ -35,6 +36,17 @@ _REFUSALS = {
     errno.EEXIST: "it exists already: choose another name",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
 }
+
+
+# What PyTorch says, in a RuntimeError or TypeError, of sizes that are too large.
+_NO_MEMORY = (
+    "allocate memory",
+    "DefaultCPUAllocator",
+    "out of memory",
+    "Storage size calculation overflowed",
+    "integer multiplication overflow",
+    "Overflow when unpacking long",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,7 +124,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if refusal.errno not in _REFUSALS:
             raise
         return _complain(f"'{refusal.filename or 'output'}': {_REFUSALS[refusal.errno]}")
+    except (MemoryError, RuntimeError, TypeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        return _complain(
+            "not enough memory for this: give smaller sizes (samples, batch, network, data), or use another machine"
+        )
     return code
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether NumPy or PyTorch could not get the memory that they asked for (PyTorch is not imported here)."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _complain(line: str) -> int:

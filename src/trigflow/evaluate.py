@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.checkpoint import make_folder
+from trigflow.checkpoint import clear_os_errors, make_folder
 from trigflow.config import Component, check_trusted, validate
 from trigflow.data import Dataset, load_data
 from trigflow.errors import UserError
@@ -85,11 +85,11 @@ def evaluate(
     dataset = _dataset(model, data, trust_code)
     known = load_features(features or default_features(dataset), model.device)
     trial = new_trial(dataset, known, num, seeds, batch)
-    if out is not None:
-        make_folder(Path(out))
     teachers = [contender(reference, None, guidance_scale)] if reference else []
     # Guidance belongs to the teacher: a student has learned its guided paths, and jumps in one evaluation.
     students = [contender(model, count, None) for count in steps] if model.is_student else []
+    if out is not None:
+        _make_report_folder(Path(out))
     report = _measure(trial, model, teachers, students, progress)
     report["notes"] = notes + _notes(trial)
     if out is not None:
@@ -98,6 +98,14 @@ def evaluate(
 
 
 # Preparation
+
+
+def _make_report_folder(out: Path) -> None:
+    with clear_os_errors("read", out):
+        occupied = out.is_dir() and any(out.iterdir())
+    if occupied and not (out / "report.json").exists():
+        raise UserError(f"{out} is not empty and holds no report: give another --out")
+    make_folder(out)
 
 
 def _check_numbers(steps: Sequence[int], num: int, seeds: int, batch: int) -> None:

@@ -11,11 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from trigflow.config import build
+from trigflow.errors import UserError
 from trigflow.recipe import OptimizerConfig
 
 # A schedule gives the factor of the learning rate: (nimg before the step, images in a step, total_nimg) -> [0, 1].
 Schedule = Callable[[int, int, int], float]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+_STATE = {"step", "exp_avg", "exp_avg_sq"}  # what Adam keeps for each parameter
 
 
 def constant() -> Schedule:
@@ -122,10 +124,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of optimizer_tensors, for an optimiser of the same parameters."""
+    """The inverse of optimizer_tensors, for an optimiser of the same parameters.
+
+    Raises:
+        UserError: the tensors are those of other parameters, or of another optimiser.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         number, _, key = name.partition("/")
+        if not number.isdecimal() or int(number) >= len(parameters) or key not in _STATE:
+            raise UserError(f"the optimiser has no tensor '{name}'")
+        wanted = () if key == "step" else tuple(parameters[int(number)].shape)
+        if tuple(tensor.shape) != wanted or not tensor.is_floating_point():
+            found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            raise UserError(f"the optimiser's '{name}' holds {found}, not numbers of shape {wanted}")
         state.setdefault(int(number), {})[key] = tensor
+    for index, entry in state.items():
+        if missing := _STATE - entry.keys():
+            raise UserError(f"the optimiser misses '{index}/{min(missing)}'")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

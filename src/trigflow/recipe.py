@@ -11,8 +11,10 @@ from pydantic.dataclasses import dataclass
 from trigflow.config import STRICT_KEYS, Component
 
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrOff = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+CountOrOff = Annotated[int, Field(ge=0, le=10**12)]
+BatchSize = Annotated[int, Field(ge=1, le=10**6)]  # what is in memory at once
+Seed = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -25,7 +27,7 @@ class PrecondConfig:
         c_noise: what the network is told of the time: "t", or "edm" for log(sigma)/4.
     """
 
-    sigma_data: Positive = 0.5
+    sigma_data: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.5
     c_noise: Literal["t", "edm"] = "t"
 
 
@@ -99,7 +101,7 @@ class SamplingConfig:
     steps: Count = 2
     guidance_scale: float = Field(default=1.0, ge=0)
     grid_nimg: CountOrOff = 0
-    grid_count: Count = 64
+    grid_count: BatchSize = 64
     flow_map_num: CountOrOff = 0
 
 
@@ -122,14 +124,14 @@ class TrainConfig:
     """
 
     total_nimg: Count = 1_000_000
-    batch: Count = 128
-    microbatch: Count | None = None
-    seed: int = 0
+    batch: BatchSize = 128
+    microbatch: BatchSize | None = None
+    seed: Seed = 0
     synthetic: CountOrOff = 0
     label_dropout: Fraction = 0.0
     log_nimg: Count = 12_800
     checkpoint_nimg: Count = 128_000
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 3
     tensorboard: bool = True
 
     @model_validator(mode="after")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from trigflow.checkpoint import (
     CheckpointFolder,
@@ -23,7 +26,7 @@ from trigflow.checkpoint import (
     write_json,
     write_state,
 )
-from trigflow.config import first_difference, to_json
+from trigflow.config import first_difference, to_json, validate
 from trigflow.ema import EMASnapshot, reconstruct
 from trigflow.errors import UserError
 from trigflow.recipe import Recipe
@@ -51,9 +54,9 @@ class RunFolder:
         if not self.metrics.exists():
             return
         with clear_os_errors("read", self.metrics):
-            lines = self.metrics.read_text().splitlines()
+            lines = self.metrics.read_bytes().splitlines()
         kept = [line for line in lines if 0 <= _nimg_of(line) <= nimg]
-        write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
+        write_atomically(self.metrics, b"".join(line + b"\n" for line in kept))
 
     def save_snapshot(self, snapshot: EMASnapshot) -> None:
         """Keeps an average for post-hoc reconstruction."""
@@ -74,6 +77,8 @@ def read_snapshots(run_dir: Path) -> list[EMASnapshot]:
             tensors, state = read_state(path)
         except DamagedFile as damage:
             raise UserError(f"{path} is damaged ({damage}): remove it to do without") from None
+        if not isinstance(state.get("nimg"), int) or not isinstance(state.get("ema_std"), float):
+            raise UserError(f"{path} is no snapshot of this run's: remove it to do without")
         snapshots.append(EMASnapshot(state["nimg"], state["ema_std"], tensors))
     return snapshots
 
@@ -106,11 +111,11 @@ def reconstruct_model(run_dir: Path, out: Path, ema_std: float, nimg: int | None
     return out
 
 
-def _nimg_of(line: str) -> int:
+def _nimg_of(line: bytes) -> int:
     """The images of a line of metrics.jsonl, -1 where it is damaged."""
     try:
         return int(json.loads(line)["nimg"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return -1
 
 
@@ -131,7 +136,7 @@ def open_run(path: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
         raise UserError(f"{path} is a file, not a folder: give another --out")
     _check_free(path, recipe_path, resume)
     if recipe_path.exists():
-        _check_same(path, read_json(recipe_path), to_json(recipe))
+        _check_same(path, _stored_recipe(recipe_path), to_json(recipe))
     make_folder(path)
     with _lock(path):
         write_json(
@@ -141,6 +146,21 @@ def open_run(path: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
         for folder in (run.checkpoints.folder, run.samples):
             make_folder(folder)
         yield run
+
+
+@contextlib.contextmanager
+def stop_that_says_how_to_go_on() -> Iterator[None]:
+    """Ctrl-C and SIGTERM before (and after) the loop, which has its own way, stop at once, with a line that helps."""
+    in_main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        text = "stopped; nothing that was saved is lost: the same command with --resume goes on"
+        raise KeyboardInterrupt(str(stop) or text) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, former)
 
 
 def _is_ours(name: str) -> bool:
@@ -155,6 +175,17 @@ def _check_free(path: Path, recipe_path: Path, resume: bool) -> None:
         raise UserError(f"{path} is not empty and holds no run: give another --out")
     if occupied and not resume:
         raise UserError(f"{path} holds a run already: go on with it by --resume, or give another --out")
+
+
+def _stored_recipe(path: Path) -> dict[str, Any]:
+    """The recipe of a run; fields that an older version did not know have their defaults."""
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} is damaged: it does not hold a recipe; give another --out")
+    try:
+        return to_json(validate(Recipe, stored))
+    except ValueError:  # no recipe of this version: it is compared as it stands
+        return stored
 
 
 def _check_same(path: Path, stored: dict[str, object], wanted: dict[str, object]) -> None:
@@ -179,7 +210,7 @@ def _lock(path: Path) -> Iterator[None]:
         return
     import fcntl
 
-    with clear_os_errors("write", path):
+    with clear_os_errors("write", path / LOCK):
         handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

@@ -47,7 +47,7 @@ def synthetic_data(
     own_seed = -1 - seed
     labels = labels_like(dataset, num, own_seed)
     origin = {"num": num, "teacher": tensors_digest(teacher.precond.state_dict())}
-    data = _cached(cache, origin)
+    data = _cached(cache, origin, (num, *teacher.card.data_shape), dataset.data.dtype)
     if data is None:
         data = _sample(teacher, labels, num, own_seed, guidance_scale, progress)
         write_state(cache, {"data": data}, origin)
@@ -57,7 +57,9 @@ def synthetic_data(
     )
 
 
-def _cached(cache: Path, origin: Mapping[str, object]) -> Tensor | None:
+def _cached(
+    cache: Path, origin: Mapping[str, object], shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor | None:
     """The samples of a former start; None where there are none, of another teacher, or the file is damaged."""
     if not cache.exists():
         return None
@@ -65,7 +67,10 @@ def _cached(cache: Path, origin: Mapping[str, object]) -> Tensor | None:
         tensors, state = read_state(cache)
     except DamagedFile:
         return None
-    return tensors["data"] if state == origin else None
+    data = tensors.get("data")
+    if state != origin or data is None or data.shape != shape or data.dtype != dtype:
+        return None
+    return data
 
 
 def _sample(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
-from trigflow.checkpoint import load_tensors, read_card, save_model
+from trigflow.checkpoint import load_average, load_tensors, read_card, save_model
 from trigflow.codecs import codec_from_json
 from trigflow.data import rows
 from trigflow.devices import resolve_device
@@ -31,7 +31,7 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import Averages, Reporter, gradient_norm, stop_on_signals
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe
-from trigflow.run_folder import RunFolder, open_run
+from trigflow.run_folder import RunFolder, open_run, stop_that_says_how_to_go_on
 from trigflow.synthetic import synthetic_data
 
 
@@ -61,7 +61,7 @@ def train(
     """
     place = resolve_device(device)
     parts = assemble(recipe, place)
-    with open_run(Path(run_dir), recipe, resume) as folder:
+    with stop_that_says_how_to_go_on(), open_run(Path(run_dir), recipe, resume) as folder:
         parts = _with_synthetic_data(parts, recipe, folder, progress)
         Run(recipe, parts, folder, place).go(progress)
     return folder.path
@@ -276,24 +276,60 @@ class Run:
         return tensors | _prefixed("log/", sums), {"nimg": self.nimg, "log": counts}
 
     def _restore(self) -> None:
-        """Takes up the newest checkpoint, if there is one."""
+        """Takes up the newest checkpoint, if there is one.
+
+        Raises:
+            UserError: it is whole, but not of this run.
+        """
         found = self.folder.checkpoints.load_newest(say)
         if found is None:
             return
-        tensors, state = found
-        source = str(self.folder.checkpoints.folder)
+        try:
+            self._take_up(*found)
+        except UserError as error:
+            source = f"the newest checkpoint in {self.folder.checkpoints.folder}"
+            raise UserError(
+                f"{source} does not belong to this run ({error}): remove it, or give another --out"
+            ) from None
+
+    def _take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self._check_state(tensors, state)
         for name, trained in self.trained.items():
-            load_tensors(trained.net, _below(tensors, f"net/{name}/"), source)
+            load_tensors(trained.net, _below(tensors, f"net/{name}/"), "it")
             load_optimizer_tensors(trained.optimizer, _below(tensors, f"optimizer/{name}/"))
             for ema_name, average in zip(trained.ema.names, trained.ema.averages, strict=True):
-                for key, value in _below(tensors, f"ema/{name}/{ema_name}/").items():
-                    average[key].copy_(value)
+                load_average(average, _below(tensors, f"ema/{name}/{ema_name}/"), "it")
         sums = {name: value.to(self.device) for name, value in _below(tensors, "log/").items()}
         self.averages.load(sums, state["log"])
-        torch.set_rng_state(tensors["rng/cpu"])
-        if "rng/cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+        self._set_generators(tensors)
         self.nimg = state["nimg"]
+
+    def _set_generators(self, tensors: dict[str, Tensor]) -> None:
+        try:
+            torch.set_rng_state(tensors["rng/cpu"])
+            if "rng/cuda" in tensors and self.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+        except (RuntimeError, TypeError):
+            raise UserError("its state of the random generator is damaged") from None
+
+    def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Raises a UserError for what the networks, optimisers and averages do not check themselves."""
+        nimg, counts, sums = state.get("nimg"), state.get("log"), _below(tensors, "log/")
+        if type(nimg) is not int or nimg < 0 or nimg % self.recipe.train.batch:
+            raise UserError(f"it is of {nimg!r} images, not of whole batches")
+        if not isinstance(counts, dict) or counts.keys() != sums.keys():
+            raise UserError("its sums of logged values are not whole")
+        if not all(type(n) is int and n > 0 for n in counts.values()) or any(x.dim() for x in sums.values()):
+            raise UserError("its sums of logged values are not whole")
+        if "rng/cpu" not in tensors:
+            raise UserError("it has no tensor 'rng/cpu'")
+        known = ["rng/", "log/"]
+        for name, trained in self.trained.items():
+            known += [f"net/{name}/", f"optimizer/{name}/", *(f"ema/{name}/{e}/" for e in trained.ema.names)]
+            if nimg and not _below(tensors, f"optimizer/{name}/"):
+                raise UserError(f"it has no state of the optimiser of '{name}'")
+        if foreign := [name for name in tensors if not name.startswith(tuple(known))]:
+            raise UserError(f"its tensor '{foreign[0]}' is foreign")
 
     def _save(self) -> None:
         """A checkpoint, then the model as it stands."""

@@ -19,13 +19,23 @@ class Command:
     run: Callable[[argparse.Namespace], int]  # the exit code
 
 
+MOST = 10**8  # of anything that is counted, from 1
+LARGEST = 2**53  # seed or label, from 0
+
+
 def integer(lowest: int) -> Callable[[str], int]:
-    """An argument type: a whole number that is at least `lowest`."""
+    """An argument type: a whole number from `lowest` to MOST; from 0 (a seed, a label) to LARGEST."""
+    highest = MOST if lowest > 0 else LARGEST
 
     def parse(text: str) -> int:
-        if not text.strip().lstrip("+-").isdecimal() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"expects a whole number of at least {lowest}, not '{text}'")
-        return int(text)
+        try:
+            value = int(text)
+        except ValueError:  # no number, or one of thousands of digits
+            value = lowest - 1
+        if not lowest <= value <= highest:
+            wanted = f"a whole number of at least {lowest} and at most {highest}"
+            raise argparse.ArgumentTypeError(f"expects {wanted}, not '{text[:40]}'")
+        return value
 
     return parse
 
@@ -46,7 +56,7 @@ def number(lowest: float) -> Callable[[str], float]:
 
 
 def integers(lowest: int) -> Callable[[str], list[int]]:
-    """An argument type: whole numbers with commas between them, each at least `lowest`."""
+    """An argument type: whole numbers with commas between them, each as in `integer`."""
     one = integer(lowest)
     return lambda text: [one(part) for part in text.split(",")]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,12 @@ import torch
 from trigflow.codecs import Codec, ImageCodec, VectorCodec
 from trigflow.data.dataset import Dataset
 from trigflow.errors import UserError, did_you_mean
+
+# What numpy and zipfile raise for files that are damaged, foreign, or claim to hold more than there is.
+_DAMAGE = (
+    *(ValueError, EOFError, LookupError, TypeError, SyntaxError, ArithmeticError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, tokenize.TokenError, zlib.error, struct.error),
+)
 
 FORMATS = "images (N, C, H, W) uint8, grey images (N, H, W) uint8, or vectors (N, D) float"
 
@@ -34,13 +43,22 @@ def arrays(path: str, key: str = "", label_key: str = "labels", sigma_data: floa
         raise UserError(f"{path} holds {data.dtype} of shape {data.shape}; wanted are {FORMATS}")
     if data.size == 0:
         raise UserError(f"{path} is empty: its array has the shape {data.shape}")
+    return _dataset(Path(path), _stored(path, data), labels, sigma_data)
+
+
+def _stored(path: str, data: np.ndarray) -> np.ndarray:
+    """uint8 as it is, other numbers as float32."""
+    if data.dtype == np.uint8:
+        return data
+    with np.errstate(all="ignore"):
+        data = data.astype(np.float32)
     if not np.isfinite(data).all():
-        raise UserError(f"{path} holds numbers that are not finite (NaN or infinity)")
-    return _dataset(Path(path), data, labels, sigma_data)
+        raise UserError(f"{path} holds numbers that are not finite (NaN or infinity), or not so in float32")
+    return data
 
 
 def _dataset(path: Path, data: np.ndarray, labels: np.ndarray | None, sigma_data: float) -> Dataset:
-    tensor = torch.from_numpy(data if data.dtype == np.uint8 else data.astype(np.float32))
+    tensor = torch.from_numpy(data)
     codec: Codec = (ImageCodec if data.dtype == np.uint8 else VectorCodec).measure(tensor, sigma_data)
     if labels is None:
         return Dataset(path.stem, tensor, None, 0, codec)
@@ -48,9 +66,13 @@ def _dataset(path: Path, data: np.ndarray, labels: np.ndarray | None, sigma_data
         raise UserError(
             f"{path}: labels must be integers of shape (N,), not {labels.dtype} of shape {labels.shape}"
         )
-    return Dataset(
-        path.stem, tensor, torch.from_numpy(labels.astype(np.int64)), int(labels.max(initial=0)) + 1, codec
-    )
+    num_classes = int(labels.max(initial=0)) + 1
+    if num_classes > len(data):
+        raise UserError(
+            f"{path}: the largest label is {num_classes - 1}, but there are {len(data)} samples only: "
+            "number the classes 0, 1, 2, ..."
+        )
+    return Dataset(path.stem, tensor, torch.from_numpy(labels.astype(np.int64)), num_classes, codec)
 
 
 def _read(path: Path, key: str, label_key: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -63,11 +85,17 @@ def _read(path: Path, key: str, label_key: str) -> tuple[np.ndarray, np.ndarray 
             found = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        raise UserError(
-            f"{path} is no NumPy file (.npy or .npz of plain numbers): it is damaged or foreign"
-        ) from None
-    return (found, None) if isinstance(found, np.ndarray) else _pick(path, found, key, label_key)
+    except _DAMAGE:
+        raise _no_numpy_file(path) from None
+    if isinstance(found, np.ndarray):
+        return found, None
+    if not all(isinstance(member, np.ndarray) for member in found.values()):
+        raise _no_numpy_file(path)
+    return _pick(path, found, key, label_key)
+
+
+def _no_numpy_file(path: Path) -> UserError:
+    return UserError(f"{path} is no NumPy file (.npy or .npz of plain numbers): it is damaged or foreign")
 
 
 def _pick(

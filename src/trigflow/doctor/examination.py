@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from trigflow.devices import resolve_device
 from trigflow.doctor.diagnosis import Diagnosis, Fault, Finding, ModeReport, Verdict
@@ -27,9 +31,6 @@ from trigflow.doctor.trace import (
 )
 from trigflow.dual import MODES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks, value_and_tangent
 
-# Exact modes may differ by rounding (more where a part is in float32), finite differences by their own error.
-
-EXACT, APPROXIMATE = 1e-5, 1e-3
 # What a user's network may raise when it is run in a way that its author did not think of.
 NETWORK_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
 _ROUNDS = 3
@@ -74,19 +75,37 @@ def diagnose(
     body = patient.like(torch.float64, torch.device("cpu"))
     with _seeds_kept():
         findings = _writes_and_draws(body)
-        if any(finding.fault == "error" for finding in findings):
-            modes = tuple(ModeReport(mode, "broken", None, None, "forward fails") for mode in MODES)
+        if any(finding.fault == "error" for finding in findings):  # perhaps for float64 alone
+            single = patient.like(torch.float32, torch.device("cpu"))
+            found = _writes_and_draws(single)
+            if not any(finding.fault == "error" for finding in found):
+                body, findings = single, found
+        if reason := next((_STOPS[f.fault] for f in findings if f.fault in _STOPS), None):
+            modes = tuple(ModeReport(mode, "broken", None, None, reason) for mode in MODES)
             return _diagnosis(patient, modes, findings, ())
         with fallbacks() as names:
             trials = {mode: _trials(body, mode) for mode in MODES}
         findings += _lost(body, trials, findings)
         modes = tuple(_mode_report(body, mode, trials, findings, names) for mode in MODES)
-        costs = _costs(
-            patient.like(torch.float32, resolve_device(device)),
-            [m.mode for m in modes if m.error is not None],
-        )
+        try:
+            costs = _costs(
+                patient.like(torch.float32, resolve_device(device)),
+                [m.mode for m in modes if m.error is not None],
+            )
+        except NETWORK_ERRORS as error:
+            costs = {}
+            if not findings and any(True for _ in patient.network.parameters()):
+                findings.append(Finding("error", "", f"training steps in float32 fail: {_line(error)}"))
     modes = tuple(ModeReport(m.mode, m.verdict, m.error, costs.get(m.mode), m.note) for m in modes)
     return _diagnosis(patient, modes, findings, tuple(dict.fromkeys(names)))
+
+
+# Faults after which derivatives are not tried: a weight that is exchanged in forward crashes torch.func.jvp.
+_STOPS: dict[Fault, str] = {
+    "error": "forward fails",
+    "output": "the output is of no use",
+    "weight_write": "not tried: weights are written in forward",
+}
 
 
 def _diagnosis(
@@ -113,22 +132,57 @@ def _writes_and_draws(body: Patient) -> list[Finding]:
     traces = []
     for notice in (writes.look, lambda name: None):
         try:
-            with traced(body.network, notice) as trace:
-                body.at(body.x, body.t)
+            with traced(body.network, notice) as trace, _BatchNorms(trace) as batch_norms:
+                output = body.at(body.x, body.t)
         except NETWORK_ERRORS as error:
             return [*findings, Finding("error", trace.where, f"forward fails: {_line(error)}")]
         traces.append(trace)
-    findings += writes.findings
-    if not writes.findings:
+        writes.look_at_all(notice is writes.look)
+    if batch_norms.module is not None and not findings:
+        findings.append(Finding("batch_norm", batch_norms.module, f"F.batch_norm in training: {_BATCH_NORM}"))
+    findings += writes.findings or _output(body, output, traces[-1])
+    if not writes.findings and not any(finding.fault == "output" for finding in findings):
         findings += _private_generators(*traces)
     return findings
+
+
+def _output(body: Patient, output: Any, trace: Trace) -> list[Finding]:
+    """What is wrong with the output itself."""
+    if not isinstance(output, Tensor):
+        return [Finding("output", "", f"the network returns a {type(output).__name__}, not one tensor")]
+    if output.shape != body.x.shape:
+        return [Finding("output", "", f"the output has shape {tuple(output.shape)}, x {tuple(body.x.shape)}")]
+    if not output.isfinite().all():
+        bad = (c.name for c in trace.calls if any(y.isnan().any() for y in floats(c.output)))
+        return [Finding("output", next(bad, ""), "the output is not finite")]
+    if any(True for _ in body.network.parameters()) and not output.requires_grad:
+        return [Finding("lost_derivative", _graph_lost_at(trace), "no gradient reaches the weights")]
+    return []
+
+
+class _BatchNorms(TorchFunctionMode):
+    """Notices the first module that calls F.batch_norm in training."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.module: str | None = None
+        self._trace = trace
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        training = args[5] if len(args) > 5 else kwargs.get("training", False)
+        if func in (F.batch_norm, torch.batch_norm) and training and self.module is None:
+            self.module = self._trace.where
+        return func(*args, **kwargs)
 
 
 def _batch_norms(network: nn.Module) -> list[Finding]:
     kind = nn.modules.batchnorm._BatchNorm
     names = [name for name, module in network.named_modules() if isinstance(module, kind)]
-    detail = "BatchNorm ties the images of a batch together and writes its running statistics in forward"
-    return [Finding("batch_norm", names[0], f"{detail} ({len(names)} in all)")] if names else []
+    return [Finding("batch_norm", names[0], f"{_BATCH_NORM} ({len(names)} in all)")] if names else []
+
+
+_BATCH_NORM = "BatchNorm ties the images of a batch together and writes its running statistics in forward"
 
 
 class _Writes:
@@ -137,10 +191,15 @@ class _Writes:
     def __init__(self, body: Patient) -> None:
         self.findings: list[Finding] = []
         self._inputs = {"x": body.x, "t": body.t, **body.cond}
-        self._weights = {
-            f"{path}.{name}".lstrip("."): tensor
+        self._modules = {
+            path: module
             for path, module in body.network.named_modules()
             if not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        }
+        self._copies = {path: _copies(_own_tensors(module)) for path, module in self._modules.items()}
+        self._weights = {
+            f"{path}.{name}".lstrip("."): tensor
+            for path, module in self._modules.items()
             for name, tensor in _own_tensors(module)
         }
         self._versions = {id(x): x._version for x in (*self._inputs.values(), *self._weights.values())}
@@ -148,14 +207,41 @@ class _Writes:
     def look(self, module: str) -> None:
         if self.findings:
             return
-        if name := self._changed(self._weights):
+        if name := self._changed(self._weights) or self._exchanged(module):
             self.findings.append(Finding("weight_write", module, f"'{name}' is written in forward"))
         if name := self._changed(self._inputs):
             self.findings.append(Finding("input_write", module, f"the input {name} is written in place"))
 
+    def look_at_all(self, wanted: bool) -> None:
+        """The modules whose weights another one may have written without a trace in their versions."""
+        for module in self._modules if wanted else ():
+            if not self.findings and (name := self._exchanged(module)):
+                self.findings.append(Finding("weight_write", module, f"'{name}' is written in forward"))
+
+    def _exchanged(self, path: str) -> str | None:
+        """A tensor of this module that is another object, lies elsewhere, or holds other numbers than before."""
+        if path not in self._modules:
+            return None
+        now = dict(_own_tensors(self._modules[path]))
+        for name, (tensor, place, copy) in self._copies[path].items():
+            found = now.get(name)
+            if found is not tensor or found.data_ptr() != place or not _equal(found, copy):
+                return f"{path}.{name}".lstrip(".")
+        return None
+
     def _changed(self, tensors: Mapping[str, Tensor]) -> str | None:
         changed = (name for name, tensor in tensors.items() if tensor._version != self._versions[id(tensor)])
         return next(changed, None)
+
+
+def _copies(tensors: list[tuple[str, Tensor]]) -> dict[str, tuple[Tensor, int, Tensor]]:
+    return {name: (tensor, tensor.data_ptr(), tensor.detach().clone()) for name, tensor in tensors}
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether all numbers are the same, NaN like NaN."""
+    same = one.shape == other.shape and one.dtype == other.dtype
+    return same and (torch.equal(one, other) or torch.allclose(one, other, 0, 0, equal_nan=True))
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -165,7 +251,7 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 def _private_generators(first: Trace, second: Trace) -> list[Finding]:
     """Two passes from one seed: the first module whose output differs draws from a generator of its own."""
     for one, other in zip(first.calls, second.calls, strict=False):
-        if difference(floats(one.output), floats(other.output)) > 0:
+        if 0 < difference(floats(one.output), floats(other.output)) < math.inf:
             detail = "two passes from the same seed differ: it draws from a generator of its own"
             return [Finding("private_generator", one.name, detail)]
     return []
@@ -213,7 +299,9 @@ def _trial(function: Callable[[Tensor], Tensor], body: Patient, mode: str, direc
 def _gradient_is_lost(body: Patient, output: Dual) -> bool:
     """Whether the weights get another gradient through the value than through a plain pass."""
     weights = [parameter for parameter in body.network.parameters() if parameter.requires_grad]
-    probe = torch.sin(torch.arange(output.value.numel(), dtype=torch.float64)).reshape(output.value.shape)
+    probe = torch.sin(torch.arange(output.value.numel(), dtype=output.value.dtype)).reshape(
+        output.value.shape
+    )
 
     def gradients(value: Tensor) -> list[Tensor]:
         loss = (value * probe).sum()
@@ -223,7 +311,7 @@ def _gradient_is_lost(body: Patient, output: Dual) -> bool:
         return list(found)
 
     own = gradients(output.value)
-    return difference(own, gradients(body.at(body.x, body.t))) > APPROXIMATE
+    return difference(own, gradients(body.at(body.x, body.t))) > body.approximate
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -238,10 +326,14 @@ def _lost(body: Patient, trials: dict[str, dict[str, Trial]], known: list[Findin
         return refused
     for direction in ("t", "x"):
         trial = trials["dual"][direction]
-        if trial.error is None and trial.fits <= APPROXIMATE and not is_staircase(_along(body, direction)):
+        if (
+            trial.error is None
+            and trial.fits <= body.approximate
+            and not is_staircase(_along(body, direction))
+        ):
             continue
         for call in trial.trace.calls:
-            if found := _broken_here(call, direction):
+            if found := _broken_here(body, call, direction):
                 return [found]
     return []
 
@@ -275,7 +367,7 @@ def _graph_lost_at(trace: Trace) -> str:
     return ""
 
 
-def _broken_here(call: Call, direction: str) -> Finding | None:
+def _broken_here(body: Patient, call: Call, direction: str) -> Finding | None:
     """Whether the derivative of this one module is wrong along the tangents of its inputs."""
     if not any(isinstance(item, Dual) for item in (*call.args, *call.kwargs.values())):
         return None
@@ -286,7 +378,7 @@ def _broken_here(call: Call, direction: str) -> Finding | None:
         error = against_differences(tangents(call.output), call.again)
     except NETWORK_ERRORS:
         return None  # it cannot be run alone
-    if error <= APPROXIMATE:
+    if error <= body.approximate:
         return None
     return Finding("lost_derivative", call.name, f"its derivative along the {what} is wrong by {error:.0%}")
 
@@ -302,18 +394,18 @@ def _mode_report(
     failed = next((trial for trial in own.values() if trial.error is not None), None)
     if failed is not None and failed.error is not None:
         return ModeReport(mode, "broken", None, None, _note(failed))
-    error = max(_error(mode, direction, trials) for direction in own)
-    verdict = _verdict(mode, error, own, findings, names)
-    return ModeReport(
-        mode, verdict, error, None, "a difference of two passes" if mode == "finite_difference" else ""
-    )
+    error = max(_error(body, mode, direction, trials) for direction in own)
+    notes = ["a difference of two passes"] * (mode == "finite_difference")
+    notes += ["checked in float32, with wider limits: it fails in float64"] * (body.x.dtype == torch.float32)
+    verdict = _verdict(body, mode, error, own, findings, names)
+    return ModeReport(mode, verdict, error, None, "; ".join(notes))
 
 
-def _error(mode: str, direction: str, trials: dict[str, dict[str, Trial]]) -> float:
+def _error(body: Patient, mode: str, direction: str, trials: dict[str, dict[str, Trial]]) -> float:
     """To the exact mode that fits finite differences best, other than this one; else to the differences themselves."""
     own = trials[mode][direction]
     others = [trials[m][direction] for m in ("func", "dual") if m != mode]
-    others = [trial for trial in others if trial.error is None and trial.fits <= APPROXIMATE]
+    others = [trial for trial in others if trial.error is None and trial.fits <= body.approximate]
     if own.tangent is None or not others:
         return own.fits
     reference = min(others, key=lambda trial: trial.fits).tangent
@@ -321,16 +413,16 @@ def _error(mode: str, direction: str, trials: dict[str, dict[str, Trial]]) -> fl
 
 
 def _verdict(
-    mode: str, error: float, own: dict[str, Trial], findings: list[Finding], names: list[str]
+    body: Patient, mode: str, error: float, own: dict[str, Trial], findings: list[Finding], names: list[str]
 ) -> Verdict:
     stopped = any(finding.fault not in ("no_derivative", "number") for finding in findings)
-    if stopped or max(trial.fits for trial in own.values()) > APPROXIMATE:
+    if stopped or max(trial.fits for trial in own.values()) > body.approximate:
         return "broken"
     if mode == "finite_difference":
         return "fallback"
     if mode == "dual" and names:
-        return "fallback" if error <= APPROXIMATE else "broken"
-    return "exact" if error <= EXACT or error == max(trial.fits for trial in own.values()) else "broken"
+        return "fallback" if error <= body.approximate else "broken"
+    return "exact" if error <= body.exact or error == max(trial.fits for trial in own.values()) else "broken"
 
 
 def _note(trial: Trial) -> str:

@@ -114,8 +114,10 @@ def tangents(output: Any) -> list[Tensor]:
 
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """Relative distance between two lists of tensors, 0 where both are zero."""
+    """Relative distance between two lists of tensors, 0 where both are zero, infinite where one is not finite."""
     distance = _norm([a.double() - b.double() for a, b in zip(one, other, strict=True)])
+    if not math.isfinite(distance):
+        return math.inf
     return distance / max(_norm(one), _norm(other)) if distance > 0 else 0.0
 
 

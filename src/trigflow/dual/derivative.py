@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trigflow.dual.value import Dual, value_of
+from trigflow.dual.value import Dual, dual_pass, refuse_stale
 from trigflow.errors import UserError, did_you_mean
 
 Mode = Literal["dual", "func", "finite_difference"]
@@ -51,7 +51,8 @@ def value_and_tangent(
         Dual(value, tangent): the value with its graph when gradients are recorded, the tangent never with one.
 
     Raises:
-        UserError: an unknown mode, tangents that do not fit, or a function without a derivative (named).
+        UserError: an unknown mode, tangents that do not fit, a function without a derivative (named), or an output
+            that is not one tensor.
     """
     if mode not in MODES:
         raise UserError(
@@ -66,7 +67,8 @@ def value_and_tangent(
 
     def along(*values: Tensor) -> Tensor:
         moved = dict(zip(cond_tangents, values[len(primals) :], strict=True))
-        return function(*values[: len(primals)], **{**cond, **moved})  # type: ignore[no-any-return]
+        output: Tensor = _one_tensor(function(*values[: len(primals)], **{**cond, **moved}))
+        return output
 
     if mode == "func":
         return _func(along, moving, directions)
@@ -108,10 +110,22 @@ def _dual(
 ) -> Dual:
     duals = [Dual(value, tangent.detach()) for value, tangent in zip(primals, tangents, strict=True)]
     moved = {name: Dual(cond[name], tangent.detach()) for name, tangent in cond_tangents.items()}
-    output = function(*duals, **{**cond, **moved})
+    with dual_pass():
+        output = _one_tensor(function(*duals, **{**cond, **moved}))
+        refuse_stale(output)
     if isinstance(output, Dual):
         return output
-    return Dual(value_of(output), torch.zeros_like(output))  # it depends on nothing that moves
+    return Dual(output, torch.zeros_like(output))  # it depends on nothing that moves
+
+
+def _one_tensor(output: Any) -> Any:
+    if isinstance(output, Tensor | Dual):
+        return output
+    raise UserError(f"the network must return one tensor, not {_kind(output)}: return its output alone")
+
+
+def _kind(output: Any) -> str:
+    return "None" if output is None else f"a {type(output).__name__}"
 
 
 def _func(along: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Dual:

@@ -25,8 +25,8 @@ def elementwise(derivative: Callable[..., Tensor]) -> Rule:
     """
 
     def rule(func: Any, x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
-        if not isinstance(x, Dual) or duals_in((args, kwargs)):
-            return fallback(func, x, *args, **kwargs)
+        if not isinstance(x, Dual) or x.value.is_complex() or duals_in((args, kwargs)):
+            return fallback(func, x, *args, **kwargs)  # of a complex number the kernels conjugate
         kwargs.pop("inplace", None)
         value = func(x.value, *args, **kwargs)
         return value, lambda: derivative(x.tangent, x.value, value, *args, **kwargs)
@@ -97,7 +97,7 @@ _DERIVATIVES: dict[str, Callable[..., Tensor]] = {
     "clip": _clamp,
     "clamp_min": lambda dx, x, y, min: _clamp(dx, x, y, min=min),
     "clamp_max": lambda dx, x, y, max: _clamp(dx, x, y, max=max),
-    "nan_to_num": lambda dx, x, y, *_: dx * torch.isfinite(x),
+    "nan_to_num": lambda dx, x, y, *_, **__: torch.where(torch.isfinite(x), dx, 0),
     "relu": lambda dx, x, y: aten.threshold_backward(dx, x, 0),
     "relu6": lambda dx, x, y: aten.hardtanh_backward(dx, x, 0.0, 6.0),
     "leaky_relu": _leaky_relu,
@@ -120,6 +120,8 @@ def power(func: Any, x: Any, exponent: Any) -> tuple[Any, Work]:
     """d x^p = p x^(p-1) dx for a number p, d b^x = b^x log b dx for a number b; else torch.func.jvp."""
     if isinstance(x, Dual) and isinstance(exponent, int | float):
         value = x.value**exponent
+        if exponent == 0:
+            return value, lambda: torch.zeros_like(x.tangent)
         return value, lambda: x.tangent * (exponent * x.value ** (exponent - 1))
     if isinstance(exponent, Dual) and isinstance(x, int | float) and x > 0:
         value = torch.pow(x, exponent.value)
@@ -158,6 +160,21 @@ def larger(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
 
 
 register(larger, named("maximum minimum"))
+
+
+def remainder(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
+    """x - floor(x / y) y, the floor standing still."""
+    a, b = value_of(x), value_of(y)
+    value = func(a, b)
+
+    def tangent() -> Tensor:
+        total = torch.zeros_like(value) + (x.tangent if isinstance(x, Dual) else 0)
+        return total - y.tangent * torch.floor(a / b) if isinstance(y, Dual) else total
+
+    return value, tangent
+
+
+register(remainder, named("remainder"))
 
 
 def lerp(func: Any, x: Any, y: Any, weight: Any) -> tuple[Any, Work]:

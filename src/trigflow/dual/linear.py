@@ -42,7 +42,7 @@ register(
         "squeeze unsqueeze expand broadcast_to contiguous clone narrow select unbind chunk split "
         "split_with_sizes tensor_split __getitem__ index_select gather take_along_dim "
         "masked_select diagonal diag diag_embed flip roll rot90 repeat repeat_interleave tile "
-        "unfold fold pixel_shuffle pixel_unshuffle tril triu sum mean cumsum diff trace neg "
+        "unfold fold pixel_shuffle pixel_unshuffle tril triu sum mean cumsum trace neg "
         "negative positive real view_as_real view_as_complex interpolate upsample avg_pool1d "
         "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d to "
         "float double half bfloat16 type cpu cuda"
@@ -55,6 +55,18 @@ register(
         spaces=(torch.fft,),
     ),
 )
+
+
+def diff(
+    func: Any, x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None
+) -> tuple[Any, Work | None]:
+    """Linear in x alone; what is put before or behind it stands still, or moves on its own."""
+    if prepend is not None or append is not None:
+        return fallback(func, x, n, dim, prepend, append)
+    return linear_in_first(func, x, n, dim)
+
+
+register(diff, named("diff"))
 
 
 def split_method(_: Any, x: Dual, *args: Any, **kwargs: Any) -> tuple[Any, Work | None]:

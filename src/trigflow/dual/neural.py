@@ -17,6 +17,10 @@ from trigflow.errors import UserError
 aten = torch.ops.aten
 
 
+class TiedBatch(UserError):
+    """A layer whose output of one image depends on the others."""
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Softmax and its kind.
 
@@ -154,7 +158,7 @@ def batch_norm(
 ) -> tuple[Any, Work]:
     """A fixed affine map in evaluation. In training it ties the images of a batch together: an error."""
     if training:
-        raise UserError(
+        raise TiedBatch(
             "BatchNorm in training mode makes the derivative of one image depend on the others and writes its running"
             " statistics in forward; use GroupNorm, LayerNorm or a pixel norm"
         )
@@ -196,7 +200,7 @@ def vector_norm(
     func: Any, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
 ) -> tuple[Any, Work]:
     """The Euclidean norm: dn = sum(x dx) / n, and 0 where n is 0."""
-    if ord != 2 or not isinstance(x, Dual):
+    if ord != 2 or not isinstance(x, Dual) or x.value.is_complex():
         return fallback(func, x, ord, dim, keepdim, **kwargs)
     value = func(x.value, ord, dim, keepdim, **kwargs)
 
@@ -241,7 +245,8 @@ def extreme(func: Any, x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
     dim = args[0] if args else kwargs.get("dim")
     if not isinstance(x, Dual) or not isinstance(dim, int) or isinstance(dim, bool):
         return fallback(func, x, *args, **kwargs)
-    value, indices = func(x.value, *args, **kwargs)
+    both = func(x.value, *args, **kwargs)
+    value, indices = both
     keepdim = value.ndim == x.ndim
 
     def tangent() -> tuple[Tensor, Tensor]:
@@ -249,7 +254,7 @@ def extreme(func: Any, x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
         taken = x.tangent.gather(dim, index)
         return (taken if keepdim else taken.squeeze(dim)), indices
 
-    return (value, indices), tangent
+    return both, tangent
 
 
 register(extreme, named("max min"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
 from trigflow.dual.reentry import BODIES, IN_PLACE, inplace_argument
@@ -89,7 +91,12 @@ class Dual:
         attribute = getattr(Tensor, name)
         if callable(attribute):
             return functools.partial(_method, attribute, self)
-        return _ATTRIBUTES[name](self) if name in _ATTRIBUTES else getattr(self.value, name)
+        found = getattr(self.value, name)
+        if isinstance(found, Tensor) and (found.is_floating_point() or found.is_complex()):
+            raise NoDerivative(
+                f"the attribute .{name} of a tensor that changes along the path has no derivative"
+            )
+        return found
 
     def __len__(self) -> int:
         return len(self.value)
@@ -112,7 +119,7 @@ class Dual:
     def __int__(self) -> int:
         raise _number_error("int()")
 
-    # Arithmetic. x += y makes a new value and binds x to it.
+    # Arithmetic. x += y gives this object its new value, as x.add_(y) does, so that other names of it follow.
 
     def __neg__(self) -> Any:
         return torch.neg(self)  # type: ignore[arg-type]
@@ -154,6 +161,33 @@ class Dual:
     def __rmatmul__(self, other: Any) -> Any:
         return apply(torch.matmul, (other, self), {})
 
+    def __mod__(self, other: Any) -> Any:
+        return apply(torch.remainder, (self, other), {})
+
+    def __rmod__(self, other: Any) -> Any:
+        return apply(torch.remainder, (other, self), {})
+
+    def __floordiv__(self, other: Any) -> Any:
+        return apply(torch.floor_divide, (self, other), {})
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return apply(torch.floor_divide, (other, self), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return apply(Tensor.add_, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return apply(Tensor.sub_, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return apply(Tensor.mul_, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return apply(Tensor.div_, (self, other), {})
+
+    def __ipow__(self, other: Any) -> Any:
+        return apply(Tensor.pow_, (self, other), {})
+
     # Comparisons have no derivative.
 
     def __eq__(self, other: object) -> Any:
@@ -191,9 +225,12 @@ pytree.register_pytree_node(
 
 def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """func(*args, **kwargs) where some of the arguments are Duals."""
-    if not args and "input" in kwargs:
+    if func not in RULES and not args and "input" in kwargs:
         args = (kwargs["input"],)
         kwargs = {name: item for name, item in kwargs.items() if name != "input"}
+    if kwargs and func in RULES:
+        args, kwargs = _in_order(func, args, kwargs)
+    refuse_stale((args, kwargs))
     inplace, args, kwargs = inplace_argument(func, args, kwargs)
     if inplace or func in IN_PLACE:
         return _overwrite(args[0], apply(IN_PLACE.get(func, func), args, kwargs), func)
@@ -201,7 +238,39 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         return BODIES[func](*args, **kwargs)
     rule: Rule = RULES.get(func, fallback)
     value, tangent = rule(func, *args, **kwargs)
+    if args and isinstance(args[0], Dual) and value is args[0].value:
+        return args[0]  # as contiguous() and float() return the very tensor where nothing is to be done
     return value if tangent is None else paired(value, tangent)
+
+
+# Names of the tensors that a function takes, in their order; those of most are input and other.
+_NAMES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"), ("tensors",)),
+    "where": ("condition", "input", "other"),
+    "pow": ("input", "exponent"),
+    "lerp": ("input", "end", "weight"),
+    "addcmul": ("input", "tensor1", "tensor2"),
+    "addmm": ("input", "mat1", "mat2"),
+    "baddbmm": ("input", "batch1", "batch2"),
+    **dict.fromkeys(("mm", "bmm", "spmm"), ("input", "mat2")),
+    "mv": ("input", "vec"),
+    "dot": ("input", "tensor"),
+    "outer": ("input", "vec2"),
+    "tensordot": ("a", "b"),
+    "pad": ("input", "pad", "mode", "value"),
+}
+
+
+def _in_order(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Tensors that were given by name, put in their places."""
+    name = getattr(func, "__name__", "")
+    names = ("input", "condition", "other") if func is Tensor.where else _NAMES.get(name, ("input", "other"))
+    rest = dict(kwargs)
+    while len(args) < len(names) and names[len(args)] in rest:
+        args = (*args, rest.pop(names[len(args)]))
+    return args, rest
 
 
 def paired(value: Any, tangent: Callable[[], Any]) -> Any:
@@ -215,10 +284,18 @@ def paired(value: Any, tangent: Callable[[], Any]) -> Any:
 def _pair(value: Any, tangent: Any) -> Any:
     if isinstance(value, tuple | list):
         pairs = [_pair(v, t) for v, t in zip(value, tangent, strict=True)]
-        return pairs if isinstance(value, list) else tuple(pairs)
+        return pairs if isinstance(value, list) else _like_tuple(value, pairs)
     if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
         return value
     return Dual(value, tangent if tangent.dtype == value.dtype else tangent.to(value.dtype))
+
+
+def _like_tuple(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    """The items as a tuple of the kind of `value`: x.max(dim=1).values has a name."""
+    if torch.compiler.is_compiling() or not hasattr(type(value), "n_sequence_fields"):
+        return tuple(items)
+    kind: Any = type(value)
+    return kind(items)  # type: ignore[no-any-return]
 
 
 def _recomputing() -> bool:
@@ -302,19 +379,50 @@ def fallbacks() -> Iterator[list[str]]:
 
 
 def _overwrite(target: Any, result: Any, func: Callable[..., Any]) -> Any:
-    """An in-place function on a Dual: the object takes its new value. Writing through a view would be lost."""
+    """An in-place function on a Dual: the object takes its new value; what shares the old one's memory is stale."""
     name = getattr(func, "__name__", str(func))
     if not isinstance(target, Dual):
         raise _in_place_error(
             f"{name}() of a tensor that has no derivative", "the function that returns a new tensor"
         )
-    if target.value._is_view():
-        raise _in_place_error(f"{name}() of a view", "the function that returns a new tensor")
+    value = result.value if isinstance(result, Dual) else result
+    if (
+        _PASS.stale is not None
+        and not torch.compiler.is_compiling()
+        and not _same_memory(target.value, value)
+    ):
+        memory = StorageWeakRef(target.value.untyped_storage())  # type: ignore[no-untyped-call]
+        _PASS.stale[memory.cdata] = memory
     if isinstance(result, Dual):
         target.value, target.tangent = result.value, result.tangent
     else:
         target.value, target.tangent = result, torch.zeros_like(result)
     return target
+
+
+class _Pass(threading.local):
+    """Memory of the running pass that was overwritten: what still looks into it is out of date."""
+
+    stale: dict[int, StorageWeakRef] | None = None
+
+
+_PASS = _Pass()
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
+
+
+def refuse_stale(items: Any) -> None:
+    """An error if a Dual looks into memory that a write in place has replaced since."""
+    if not _PASS.stale or torch.compiler.is_compiling():
+        return
+    for dual in duals_in(items):
+        if dual.value.untyped_storage()._cdata in _PASS.stale:
+            raise _in_place_error(
+                "a tensor is read after another that shares its memory was written, as its view or base",
+                "the function that returns a new tensor",
+            )
 
 
 def _in_place_error(what: str, instead: str) -> InPlaceWrite:
@@ -339,7 +447,77 @@ def _swapped(dual: Dual) -> Any:
 
 _ATTRIBUTES: dict[str, Callable[[Dual], Any]] = {
     "T": lambda dual: apply(Tensor.permute, (dual, *reversed(range(dual.ndim))), {}),
+    "H": lambda dual: apply(torch.adjoint, (dual,), {}),
     "mT": _swapped,
+    "mH": lambda dual: apply(torch.adjoint, (dual,), {}),
     "data": lambda dual: dual.value.detach(),
     "real": lambda dual: apply(torch.real, (dual,), {}),
+    "imag": lambda dual: apply(torch.imag, (dual,), {}),
 }
+
+
+def _attribute(name: str, read: Callable[[Dual], Any]) -> property:
+    def write(dual: Dual, value: Any) -> None:
+        raise _in_place_error(f"x.{name} = y", "the function that returns a new tensor")
+
+    return property(read, write)
+
+
+for _name, _read in _ATTRIBUTES.items():
+    setattr(Dual, _name, _attribute(_name, _read))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A pass of the dual mode.
+
+_GUARD = threading.Lock()
+_guarded = 0
+
+
+@contextmanager
+def dual_pass() -> Iterator[None]:
+    """While a function runs on Duals: writes in place are watched, and custom autograd functions refused.
+
+    A torch.autograd.Function sees no tensor inside a Dual and would drop the graph without a word. Its `apply` is a
+    method of torch's, replaced for all threads until the last pass ends; to those without Duals it does as ever.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    outer, _PASS.stale = _PASS.stale, {}
+    _guard(1)
+    try:
+        yield
+    finally:
+        _guard(-1)
+        _PASS.stale = outer
+
+
+# The class between torch.autograd.Function and its C base: also F = MyFunction.apply, kept before, comes through it.
+_BETWEEN: Any = torch.autograd.function._SingleLevelFunction
+
+
+def _guard(step: int) -> None:
+    """Count the passes that run; the guard stands from the first to the last."""
+    global _guarded
+    with _GUARD:
+        _guarded += step
+        if _guarded and "apply" not in _BETWEEN.__dict__:
+            _BETWEEN.apply = classmethod(_guarded_apply)
+        elif not _guarded and "apply" in _BETWEEN.__dict__:
+            del _BETWEEN.apply
+
+
+def _guarded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    if cls.__name__ == "_NoopSaveInputs" or not duals_in(
+        (args, kwargs)
+    ):  # that one is torch's own checkpointing
+        return super(_BETWEEN, cls).apply(*args, **kwargs)
+    if cls is torch.utils.checkpoint.CheckpointFunction:
+        raise NoDerivative(
+            "torch.utils.checkpoint with use_reentrant=True loses the graph; pass use_reentrant=False"
+        )
+    raise NoDerivative(
+        f"the custom autograd function {cls.__qualname__} has no rule for tensors that change along the path; use"
+        " mode='finite_difference', or write it with differentiable functions"
+    )

@@ -23,7 +23,7 @@ class DiffusersAdapter(nn.Module):
         super().__init__()
         self.model = model
         self.time_scale = time_scale
-        self.num_classes = 0
+        self.num_classes = int(getattr(getattr(model, "config", None), "num_class_embeds", None) or 0)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) of unit variance, t (B,), labels (B,) int64 or None -> F, shaped as x."""

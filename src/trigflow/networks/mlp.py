@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .layers import Dropout, Embedding, ModulatedNorm, pixel_norm, positive, unit_init, zero_init
 
+MAX_DEPTH = 10_000
+
 
 class Block(nn.Module):
     """Residual block: h -> h + linear(dropout(silu(linear(norm(h, emb))))), its last layer zero at first."""
@@ -65,13 +67,14 @@ class MLP(nn.Module):
             raise UserError(
                 "network 'mlp' takes data of shape (D,) or (channels, sizes), not numbers without a shape"
             )
-        positive(width=width, depth=depth, hidden=hidden or 1, emb_channels=emb_channels or 1)
+        positive(width=width, depth=depth)
+        if depth > MAX_DEPTH:
+            raise UserError(f"depth must be at most {MAX_DEPTH}, not {depth}")
         positive(**{f"data_shape[{axis}]": size for axis, size in enumerate(data_shape)})
-        size, hidden, emb_channels = (
-            math.prod(data_shape),
-            hidden or 2 * width,
-            emb_channels or max(2, width // 2),
-        )
+        size = math.prod(data_shape)
+        hidden = 2 * width if hidden is None else hidden
+        emb_channels = max(2, width // 2) if emb_channels is None else emb_channels
+        positive(hidden=hidden, emb_channels=emb_channels)
         self.num_classes = num_classes
         self.embedding = Embedding(_FEATURES, emb_channels, num_classes, time_embedding, fourier_scale)
         self.linear_in = unit_init(nn.Linear(size, width))
