@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trigflow.dual.value import Dual, dual_pass, refuse_stale
+from trigflow.dual.guard import dual_pass
+from trigflow.dual.value import Dual, refuse_stale
 from trigflow.errors import UserError, did_you_mean
 
 Mode = Literal["dual", "func", "finite_difference"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
+from trigflow.dual.operators import Operators
 from trigflow.dual.reentry import BODIES, IN_PLACE, inplace_argument
 from trigflow.errors import UserError
 
@@ -41,7 +42,7 @@ _FALLBACK_LISTS: list[list[str]] = []
 
 
 @dataclass(eq=False)
-class Dual:
+class Dual(Operators):
     """A tensor and its derivative along the path.
 
     It stands in for a tensor in any module: torch's functions look their rule up in RULES, and what is not a Dual has
@@ -113,102 +114,17 @@ class Dual:
     def __setitem__(self, index: Any, value: Any) -> None:
         raise _in_place_error("x[...] = y", "torch.where, torch.cat or x.index_put")
 
+    def _applied(self, func: Callable[..., Any], *args: Any) -> Any:
+        return apply(func, args, {})
+
+    def _compared(self, func: Callable[..., Any], other: Any) -> Any:
+        return func(self.value, value_of(other))
+
     def __float__(self) -> float:
         raise _number_error("float()")
 
     def __int__(self) -> int:
         raise _number_error("int()")
-
-    # Arithmetic. x += y gives this object its new value, as x.add_(y) does, so that other names of it follow.
-
-    def __neg__(self) -> Any:
-        return torch.neg(self)  # type: ignore[arg-type]
-
-    def __abs__(self) -> Any:
-        return torch.abs(self)  # type: ignore[arg-type]
-
-    def __add__(self, other: Any) -> Any:
-        return apply(torch.add, (self, other), {})
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> Any:
-        return apply(torch.sub, (self, other), {})
-
-    def __rsub__(self, other: Any) -> Any:
-        return apply(torch.rsub, (self, other), {})
-
-    def __mul__(self, other: Any) -> Any:
-        return apply(torch.mul, (self, other), {})
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> Any:
-        return apply(torch.div, (self, other), {})
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return apply(torch.mul, (apply(torch.reciprocal, (self,), {}), other), {})
-
-    def __pow__(self, other: Any) -> Any:
-        return apply(torch.pow, (self, other), {})
-
-    def __rpow__(self, other: Any) -> Any:
-        return apply(torch.pow, (other, self), {})
-
-    def __matmul__(self, other: Any) -> Any:
-        return apply(torch.matmul, (self, other), {})
-
-    def __rmatmul__(self, other: Any) -> Any:
-        return apply(torch.matmul, (other, self), {})
-
-    def __mod__(self, other: Any) -> Any:
-        return apply(torch.remainder, (self, other), {})
-
-    def __rmod__(self, other: Any) -> Any:
-        return apply(torch.remainder, (other, self), {})
-
-    def __floordiv__(self, other: Any) -> Any:
-        return apply(torch.floor_divide, (self, other), {})
-
-    def __rfloordiv__(self, other: Any) -> Any:
-        return apply(torch.floor_divide, (other, self), {})
-
-    def __iadd__(self, other: Any) -> Any:
-        return apply(Tensor.add_, (self, other), {})
-
-    def __isub__(self, other: Any) -> Any:
-        return apply(Tensor.sub_, (self, other), {})
-
-    def __imul__(self, other: Any) -> Any:
-        return apply(Tensor.mul_, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> Any:
-        return apply(Tensor.div_, (self, other), {})
-
-    def __ipow__(self, other: Any) -> Any:
-        return apply(Tensor.pow_, (self, other), {})
-
-    # Comparisons have no derivative.
-
-    def __eq__(self, other: object) -> Any:
-        return torch.eq(self.value, value_of(other))
-
-    def __ne__(self, other: object) -> Any:
-        return torch.ne(self.value, value_of(other))
-
-    def __lt__(self, other: Any) -> Any:
-        return self.value < value_of(other)
-
-    def __le__(self, other: Any) -> Any:
-        return self.value <= value_of(other)
-
-    def __gt__(self, other: Any) -> Any:
-        return self.value > value_of(other)
-
-    def __ge__(self, other: Any) -> Any:
-        return self.value >= value_of(other)
-
-    __hash__ = object.__hash__
 
 
 pytree.register_pytree_node(
@@ -386,13 +302,9 @@ def _overwrite(target: Any, result: Any, func: Callable[..., Any]) -> Any:
             f"{name}() of a tensor that has no derivative", "the function that returns a new tensor"
         )
     value = result.value if isinstance(result, Dual) else result
-    if (
-        _PASS.stale is not None
-        and not torch.compiler.is_compiling()
-        and not _same_memory(target.value, value)
-    ):
+    if PASS.stale is not None and not torch.compiler.is_compiling() and not _same_memory(target.value, value):
         memory = StorageWeakRef(target.value.untyped_storage())  # type: ignore[no-untyped-call]
-        _PASS.stale[memory.cdata] = memory
+        PASS.stale[memory.cdata] = memory
     if isinstance(result, Dual):
         target.value, target.tangent = result.value, result.tangent
     else:
@@ -406,7 +318,7 @@ class _Pass(threading.local):
     stale: dict[int, StorageWeakRef] | None = None
 
 
-_PASS = _Pass()
+PASS = _Pass()
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
@@ -415,10 +327,10 @@ def _same_memory(one: Tensor, other: Tensor) -> bool:
 
 def refuse_stale(items: Any) -> None:
     """An error if a Dual looks into memory that a write in place has replaced since."""
-    if not _PASS.stale or torch.compiler.is_compiling():
+    if not PASS.stale or torch.compiler.is_compiling():
         return
     for dual in duals_in(items):
-        if dual.value.untyped_storage()._cdata in _PASS.stale:
+        if dual.value.untyped_storage()._cdata in PASS.stale:
             raise _in_place_error(
                 "a tensor is read after another that shares its memory was written, as its view or base",
                 "the function that returns a new tensor",
@@ -465,59 +377,3 @@ def _attribute(name: str, read: Callable[[Dual], Any]) -> property:
 
 for _name, _read in _ATTRIBUTES.items():
     setattr(Dual, _name, _attribute(_name, _read))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# A pass of the dual mode.
-
-_GUARD = threading.Lock()
-_guarded = 0
-
-
-@contextmanager
-def dual_pass() -> Iterator[None]:
-    """While a function runs on Duals: writes in place are watched, and custom autograd functions refused.
-
-    A torch.autograd.Function sees no tensor inside a Dual and would drop the graph without a word. Its `apply` is a
-    method of torch's, replaced for all threads until the last pass ends; to those without Duals it does as ever.
-    """
-    if torch.compiler.is_compiling():
-        yield
-        return
-    outer, _PASS.stale = _PASS.stale, {}
-    _guard(1)
-    try:
-        yield
-    finally:
-        _guard(-1)
-        _PASS.stale = outer
-
-
-# The class between torch.autograd.Function and its C base: also F = MyFunction.apply, kept before, comes through it.
-_BETWEEN: Any = torch.autograd.function._SingleLevelFunction
-
-
-def _guard(step: int) -> None:
-    """Count the passes that run; the guard stands from the first to the last."""
-    global _guarded
-    with _GUARD:
-        _guarded += step
-        if _guarded and "apply" not in _BETWEEN.__dict__:
-            _BETWEEN.apply = classmethod(_guarded_apply)
-        elif not _guarded and "apply" in _BETWEEN.__dict__:
-            del _BETWEEN.apply
-
-
-def _guarded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-    if cls.__name__ == "_NoopSaveInputs" or not duals_in(
-        (args, kwargs)
-    ):  # that one is torch's own checkpointing
-        return super(_BETWEEN, cls).apply(*args, **kwargs)
-    if cls is torch.utils.checkpoint.CheckpointFunction:
-        raise NoDerivative(
-            "torch.utils.checkpoint with use_reentrant=True loses the graph; pass use_reentrant=False"
-        )
-    raise NoDerivative(
-        f"the custom autograd function {cls.__qualname__} has no rule for tensors that change along the path; use"
-        " mode='finite_difference', or write it with differentiable functions"
-    )
