@@ -13,6 +13,8 @@ from trigflow.dual import value_and_tangent
 from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
 from trigflow.objectives import OBJECTIVES, SCM, Batch, Diffusion, consistency_tangent, normalize_tangent
+from trigflow.objectives.stable_target import stable_velocity
+from trigflow.oracles import FiniteData, Gaussian
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 
@@ -217,3 +219,71 @@ def test_noise_conditioning(c_noise: str) -> None:
 def test_bad_preconditioning_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(UserError):
         TrigFlowPrecond(nn.Identity(), **options)
+
+
+class TestStableTarget:
+    """The velocity averaged over the batch, against the exact one of data that is the batch."""
+
+    @staticmethod
+    def draw(count: int = 12, shape: tuple[int, ...] = (2, 3)) -> tuple[Tensor, Tensor, Tensor]:
+        x_0, random = points(shape, count)
+        return x_0, SIGMA_DATA * random.normal("z", shape, torch.float64), random.uniform("t", dtype=torch.float64)
+
+    def test_is_the_exact_velocity_of_the_batch(self) -> None:
+        x_0, z, u = self.draw()
+        t = 0.02 + 1.5 * u
+        expected = FiniteData(x_0, SIGMA_DATA).velocity(flow.interpolate(x_0, z, t), t)
+        torch.testing.assert_close(
+            stable_velocity(x_0, z, t, SIGMA_DATA, {}), expected, rtol=1e-9, atol=1e-9
+        )
+
+    def test_averages_over_equal_conditions_only(self) -> None:
+        x_0, z, u = self.draw()
+        t, labels = 0.5 + u, torch.arange(12) % 3
+        style = torch.arange(12)[:, None].expand(12, 2) // 6
+        found = stable_velocity(x_0, z, t, SIGMA_DATA, {"labels": labels, "style": style})
+        for group in torch.unique(labels * 2 + style[:, 0]):
+            own = labels * 2 + style[:, 0] == group
+            expected = FiniteData(x_0[own], SIGMA_DATA).velocity(
+                flow.interpolate(x_0[own], z[own], t[own]), t[own]
+            )
+            torch.testing.assert_close(found[own], expected, rtol=1e-9, atol=1e-9)
+
+    def test_has_the_pair_velocity_where_no_other_sample_could_be_meant(self) -> None:
+        x_0, z, _ = self.draw()
+        for t in (0.0, 1e-6, 1e-3):  # also where sin t is 0
+            times = torch.full((12,), t, dtype=torch.float64)
+            found = stable_velocity(x_0, z, times, SIGMA_DATA, {})
+            torch.testing.assert_close(found, flow.velocity_target(x_0, z, times), rtol=1e-12, atol=1e-12)
+
+    def test_has_the_mean_of_the_pairs_velocity_and_less_variance(self) -> None:
+        """At one x_t, over pairs from the posterior of a Gaussian that could have led there."""
+        oracle = Gaussian(torch.zeros(1), SIGMA_DATA, SIGMA_DATA)
+        t = torch.full((64,), 0.9, dtype=torch.float64)
+        x_t, pair, stable = [], [], []
+        for seed in range(400):
+            random = SampleRandom(seed, torch.arange(64))
+            x_0 = SIGMA_DATA * random.normal("data", (1,), torch.float64)
+            z = SIGMA_DATA * random.normal("z", (1,), torch.float64)
+            x_t.append(flow.interpolate(x_0, z, t))
+            pair.append(flow.velocity_target(x_0, z, t))
+            stable.append(stable_velocity(x_0, z, t, SIGMA_DATA, {}))
+        x, exact = torch.cat(x_t), oracle.velocity(torch.cat(x_t), t.repeat(400))
+        for velocity, noise in ((torch.cat(pair), 0.5), (torch.cat(stable), 0.15)):
+            error = velocity - exact
+            slope = (error * x).mean() / x.square().mean()
+            assert error.std() < noise and error.mean().abs() < 0.01 and slope.abs() < 0.02
+        assert (torch.cat(stable) - exact).std() < 0.3 * (torch.cat(pair) - exact).std()
+
+    def test_is_refused_beside_a_teacher(self) -> None:
+        with pytest.raises(ValueError, match="no average over data"):
+            SCM(velocity="teacher", stable_target=True)
+
+    def test_takes_noise_out_of_the_tangent(self) -> None:
+        net = small_precond("mlp")
+        x_0, random = points((6,), 32)
+        plain, stable = (
+            SCM(velocity="data", stable_target=on)({"net": net}, Batch(x_0), 0, random) for on in (False, True)
+        )
+        assert stable.logs["tangent_norm"].mean() < plain.logs["tangent_norm"].mean()
+        assert stable.losses["net"].requires_grad

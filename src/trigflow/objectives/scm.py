@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from trigflow import dual, flow, guidance
 from trigflow.networks.layers import seed_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets
 from trigflow.objectives.diffusion import per_sample, sample_times, weighted
+from trigflow.objectives.stable_target import stable_velocity
 from trigflow.randomness import SampleRandom
 
 Normalization = Literal["rms", "l2", "clip", "none"]
@@ -81,6 +82,7 @@ class SCM:
         warmup_unit: whether H counts "images" or "steps".
         adaptive_weight: learn u(t); off means u = 0.
         prior_weight: the weight 1/sigma that is folded into g; off means a weight of one, g sigma_data tan t.
+        stable_target: sCT averages dx_t/dt over the batch (stable_velocity), which takes noise out of the tangent.
         guidance_scale: classifier-free guidance of the teacher, 1 is none.
         derivative: mode of the derivative: "dual", "func" or "finite_difference".
         compile: run the derivative through torch.compile (one to two minutes at the first step).
@@ -96,9 +98,16 @@ class SCM:
     warmup_unit: Literal["images", "steps"] = "steps"
     adaptive_weight: bool = True
     prior_weight: bool = True
+    stable_target: bool = False
     guidance_scale: float = Field(default=1.0, ge=0)
     derivative: Literal["dual", "func", "finite_difference"] = "dual"
     compile: bool = False
+
+    @model_validator(mode="after")
+    def _stable_target_is_for_data(self) -> SCM:
+        if self.stable_target and self.velocity == "teacher":
+            raise ValueError("stable_target false: a teacher's velocity is no average over data")
+        return self
 
     @property
     def trains(self) -> tuple[str, ...]:
@@ -140,6 +149,8 @@ class SCM:
 
     @torch.no_grad()
     def _velocity(self, nets: Nets, batch: Batch, x_t: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        if self.stable_target:
+            return stable_velocity(batch.x_0, z, t, nets["net"].sigma_data, batch.cond)
         if self.velocity == "data":
             return flow.velocity_target(batch.x_0, z, t)
         teacher = nets["teacher"]
