@@ -131,6 +131,15 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["list"])
 
 
+def test_debug_shows_where_a_mistake_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in ([], ["--debug"]):
+        assert cli.main([*flags, "train", "nothing", "--out", "x"]) == 2
+        errors = capsys.readouterr().err
+        assert ("Traceback" in errors) == bool(flags) and errors.splitlines()[-1].startswith(
+            "trigflow: unknown"
+        )
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     program = f"{sys.executable} -m trigflow list | true"
     done = subprocess.run(["bash", "-c", program], check=False, capture_output=True, text=True)

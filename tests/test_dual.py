@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from broken_networks import Straight
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
@@ -520,20 +521,10 @@ def test_an_attribute_that_would_lose_the_derivative_is_refused() -> None:
         value_and_tangent(lambda x: (x * 1).view(-1)._base, (torch.ones(3),), (torch.ones(3),))
 
 
-class _Double(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 2
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * 2
-
-
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (_Double.apply, "_Double"),
+        (Straight.apply, "Straight"),
         (lambda x: checkpoint(torch.sin, x, use_reentrant=True), "use_reentrant=False"),
     ],
 )
@@ -543,7 +534,7 @@ def test_custom_autograd_functions_are_refused_while_a_pass_runs(function: Any, 
         value_and_tangent(function, (x,), (torch.ones(3),))
     assert "apply" not in torch.autograd.function._SingleLevelFunction.__dict__
     output = value_and_tangent(
-        lambda t: t * _Double.apply(x), (torch.ones(3),), (torch.ones(3),)
+        lambda t: t * Straight.apply(x), (torch.ones(3),), (torch.ones(3),)
     )  # no Dual in it
     torch.testing.assert_close(torch.autograd.grad(output.value.sum(), x)[0], torch.full((3,), 2.0))
 

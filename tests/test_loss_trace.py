@@ -36,7 +36,9 @@ RUNS = {
     "mixture2d-sct-l2": (
         *("mixture2d-sct", *PAPER, "objective.normalization=l2", "objective.warmup=0"),
         *("sampling.flow_map_num=0", "objective.prior_weight=false", "network.normalization=adagn"),
+        "objective.stable_target=false",
     ),
+    "mixture2d-sct": ("mixture2d-sct", "sampling.flow_map_num=0", "objective.warmup=10"),
     "digits-sct": ("digits-sct", "init=scratch", "objective.warmup=10", "objective.warmup_unit=steps"),
 }
 

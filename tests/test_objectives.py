@@ -227,15 +227,17 @@ class TestStableTarget:
     @staticmethod
     def draw(count: int = 12, shape: tuple[int, ...] = (2, 3)) -> tuple[Tensor, Tensor, Tensor]:
         x_0, random = points(shape, count)
-        return x_0, SIGMA_DATA * random.normal("z", shape, torch.float64), random.uniform("t", dtype=torch.float64)
+        return (
+            x_0,
+            SIGMA_DATA * random.normal("z", shape, torch.float64),
+            random.uniform("t", dtype=torch.float64),
+        )
 
     def test_is_the_exact_velocity_of_the_batch(self) -> None:
         x_0, z, u = self.draw()
         t = 0.02 + 1.5 * u
         expected = FiniteData(x_0, SIGMA_DATA).velocity(flow.interpolate(x_0, z, t), t)
-        torch.testing.assert_close(
-            stable_velocity(x_0, z, t, SIGMA_DATA, {}), expected, rtol=1e-9, atol=1e-9
-        )
+        torch.testing.assert_close(stable_velocity(x_0, z, t, SIGMA_DATA, {}), expected, rtol=1e-9, atol=1e-9)
 
     def test_averages_over_equal_conditions_only(self) -> None:
         x_0, z, u = self.draw()
@@ -283,7 +285,8 @@ class TestStableTarget:
         net = small_precond("mlp")
         x_0, random = points((6,), 32)
         plain, stable = (
-            SCM(velocity="data", stable_target=on)({"net": net}, Batch(x_0), 0, random) for on in (False, True)
+            SCM(velocity="data", stable_target=on)({"net": net}, Batch(x_0), 0, random)
+            for on in (False, True)
         )
         assert stable.logs["tangent_norm"].mean() < plain.logs["tangent_norm"].mean()
         assert stable.losses["net"].requires_grad

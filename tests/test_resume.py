@@ -58,6 +58,7 @@ class Signalling:
     number: int = int(signal.SIGINT)
     trains: tuple[str, ...] = ("net",)
     needs_teacher: bool = True
+    is_consistency: bool = True
 
     def __call__(
         self, nets: Mapping[str, TrigFlowPrecond], batch: Batch, nimg: int, random: SampleRandom

@@ -9,7 +9,7 @@ import torch
 
 from trigflow.errors import UserError
 from trigflow.flow import T_MAX, sigma_from_t
-from trigflow.time_sampling import TIME_SAMPLING, LogNormal, Uniform
+from trigflow.time_sampling import LogNormal, Uniform
 
 
 def test_log_sigma_is_normal() -> None:
@@ -50,10 +50,10 @@ def test_uniform_is_linear() -> None:
 )
 def test_a_field_out_of_range_is_named(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
-        TIME_SAMPLING["lognormal"](**options)
+        LogNormal(**options)
 
 
 @pytest.mark.parametrize("options", [{"t_min": -0.1}, {"t_max": 2.0}, {"t_min": 1.0, "t_max": 1.0}])
 def test_an_empty_or_foreign_range_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match="t_min < t_max"):
-        TIME_SAMPLING["uniform"](**options)
+        Uniform(**options)

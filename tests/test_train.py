@@ -113,6 +113,7 @@ class Two:
 
     trains: tuple[str, ...] = ("net", "score")
     needs_teacher: bool = False
+    is_consistency: bool = False
 
     def __call__(
         self, nets: Mapping[str, TrigFlowPrecond], batch: Batch, nimg: int, random: SampleRandom
@@ -281,6 +282,7 @@ class Broken:
     gradient: bool = False
     trains: tuple[str, ...] = ("net",)
     needs_teacher: bool = False
+    is_consistency: bool = False
 
     def __call__(
         self, nets: Mapping[str, TrigFlowPrecond], batch: Batch, nimg: int, random: SampleRandom

@@ -124,16 +124,15 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
     for config in (recipe.optimizer, *recipe.optimizers.values()):
         learning_rate(config, recipe.train.batch, recipe.train.total_nimg)
     sampler = recipe.sampling.sampler
-    jumps = {"diffusion": False, "scd": True, "sct": True}.get(recipe.objective.name)
-    if sampler in SAMPLERS and jumps is not None and jumps != (sampler == "consistency"):
-        other = "consistency" if jumps else "heun, ddim or dpmpp_2m"
-        raise UserError(
-            f"sampling.sampler = {sampler}: a model of objective '{recipe.objective.name}' is sampled by {other}"
-        )
     if sampler not in SAMPLERS:
         hint = did_you_mean(sampler, SAMPLERS)
         raise UserError(
             f"sampling.sampler: unknown sampler '{sampler}'{hint}; there are: {', '.join(SAMPLERS)}"
+        )
+    if objective.is_consistency != (sampler == "consistency"):
+        other = "consistency" if objective.is_consistency else "heun, ddim or dpmpp_2m"
+        raise UserError(
+            f"sampling.sampler = {sampler}: a model of objective '{recipe.objective.name}' is sampled by {other}"
         )
 
 
@@ -232,7 +231,7 @@ def _try_forward(net: TrigFlowPrecond, dataset: Dataset, device: torch.device, n
             what = f"{type(error).__name__}: {error}"
             raise UserError(
                 f"network '{name}' fails on {dataset.name} ({what}); it must have {wanted}"
-            ) from None
+            ) from error
         net.train()
     shape = tuple(getattr(F, "shape", ()))
     if not isinstance(F, torch.Tensor) or shape != tuple(x.shape):

@@ -28,7 +28,6 @@ from trigflow.recipe import PrecondConfig, SamplingConfig
 
 Tensors = Mapping[str, Tensor]
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_HEADER_LIMIT = 100_000_000  # bytes; a longer header is damage
 
 
 # Writing
@@ -100,6 +99,16 @@ def make_folder(path: Path) -> None:
     """
     with clear_os_errors("make the folder", path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def is_occupied(path: Path, but: Callable[[str], bool] = lambda name: False) -> bool:
+    """Whether there is a folder with something in it, other than what `but` names.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with clear_os_errors("read", path):
+        return path.is_dir() and any(not but(entry.name) for entry in path.iterdir())
 
 
 # State of a run: safetensors with the rest as JSON in the header, and a digest of both
@@ -222,18 +231,21 @@ def load_tensors(module: nn.Module, tensors: Tensors, source: str) -> None:
     Raises:
         UserError: naming the first tensor that is missing, superfluous, of another shape or kind, or not finite.
     """
-    wanted = module.state_dict()
+    _check_tensors(module.state_dict(), tensors, source, "network")
+    module.load_state_dict(dict(tensors))
+
+
+def _check_tensors(wanted: Tensors, tensors: Tensors, source: str, what: str) -> None:
     for name, tensor in wanted.items():
         if name not in tensors:
-            raise UserError(f"{source} does not fit the network: it has no tensor '{name}'")
+            raise UserError(f"{source} does not fit the {what}: it has no tensor '{name}'")
         if tensor.shape != tensors[name].shape:
-            shapes = f"{tuple(tensors[name].shape)}, but the network's is {tuple(tensor.shape)}"
-            raise UserError(f"{source} does not fit the network: '{name}' has the shape {shapes}")
+            shapes = f"{tuple(tensors[name].shape)}, but the {what}'s is {tuple(tensor.shape)}"
+            raise UserError(f"{source} does not fit the {what}: '{name}' has the shape {shapes}")
         check_numbers(name, tensors[name], tensor, source)
     for name in tensors:
         if name not in wanted:
-            raise UserError(f"{source} does not fit the network: the network has no tensor '{name}'")
-    module.load_state_dict(dict(tensors))
+            raise UserError(f"{source} does not fit the {what}: the {what} has no tensor '{name}'")
 
 
 def check_numbers(name: str, tensor: Tensor, wanted: Tensor, source: str) -> None:
@@ -253,13 +265,8 @@ def load_average(average: dict[str, Tensor], tensors: Tensors, source: str) -> N
     Raises:
         UserError: naming the first tensor that is missing, superfluous, of another shape or kind, or not finite.
     """
-    if different := average.keys() ^ tensors.keys():
-        raise UserError(f"{source} does not fit the average: '{min(different)}' is missing or foreign")
+    _check_tensors(average, tensors, source, "average")
     for name, tensor in average.items():
-        if tensor.shape != tensors[name].shape:
-            shapes = f"{tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
-            raise UserError(f"{source} does not fit the average: '{name}' has the shape {shapes}")
-        check_numbers(name, tensors[name], tensor, source)
         tensor.copy_(tensors[name])
 
 

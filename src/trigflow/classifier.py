@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.checkpoint import clear_os_errors, make_folder, write_atomically, write_json
+from trigflow.checkpoint import is_occupied, make_folder, write_atomically, write_json
 from trigflow.data import Dataset
 from trigflow.errors import UserError
 from trigflow.metrics.classifier_net import CARD, WEIGHTS, Classifier
@@ -63,9 +63,7 @@ def train_classifier(
 
 
 def _new_folder(folder: Path) -> None:
-    with clear_os_errors("read", folder):
-        occupied = folder.is_dir() and any(folder.iterdir())
-    if occupied:
+    if is_occupied(folder):
         what = "holds a classifier already" if (folder / CARD).exists() else "is not empty"
         raise UserError(f"{folder} {what}: give another --out")
     make_folder(folder)

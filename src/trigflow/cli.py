@@ -9,6 +9,7 @@ import argparse
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -64,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: trigflow sample digits --steps 2 --out digits.png",
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--debug", action="store_true", help="show where in the code a mistake was found (before COMMAND)"
+    )
     parser.add_argument("--version", action="version", version=f"trigflow {__version__}")
     verbs = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS.values():
@@ -108,11 +112,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    debug = bool(words) and words[0] == "--debug"
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
+        args = parse(words)
         code = COMMANDS[args.command].run(args)
         sys.stdout.flush()
     except UserError as mistake:
+        if debug:
+            traceback.print_exc()
         return _complain(" ".join(str(mistake).split()))
     except KeyboardInterrupt as stop:  # a training says how to go on
         print(f"trigflow: {str(stop) or 'stopped'}", file=sys.stderr)

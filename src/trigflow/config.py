@@ -189,7 +189,7 @@ def build(
     except Exception as error:  # whatever the user's code raises
         raise UserError(
             f"{what} '{component.name}' cannot be made: {type(error).__name__}: {error}"
-        ) from None
+        ) from error
 
 
 def _parameters(factory: Callable[..., Any], name: str, what: str) -> Mapping[str, inspect.Parameter]:

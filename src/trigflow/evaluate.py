@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.checkpoint import clear_os_errors, make_folder
+from trigflow.checkpoint import is_occupied, make_folder
 from trigflow.config import Component, check_trusted, validate
 from trigflow.data import Dataset, load_data
 from trigflow.errors import UserError
@@ -101,9 +101,7 @@ def evaluate(
 
 
 def _make_report_folder(out: Path) -> None:
-    with clear_os_errors("read", out):
-        occupied = out.is_dir() and any(out.iterdir())
-    if occupied and not (out / "report.json").exists():
+    if is_occupied(out) and not (out / "report.json").exists():
         raise UserError(f"{out} is not empty and holds no report: give another --out")
     make_folder(out)
 

@@ -129,7 +129,8 @@ def mixture2d_sct() -> Recipe:
     """sCT of the mixture, from data alone, its velocities averaged over the batch.
 
     Command: trigflow train mixture2d-sct --out runs/mixture2d-sct
-    Cost: 4 minutes on one core.
+    Cost: 5 minutes on one core.
+    Score: distance to the exact flow map 0.028 (median) and 0.063 (RMS) of sigma_data (results/mixture2d.json).
     """
     return Recipe(
         name="mixture2d-sct",

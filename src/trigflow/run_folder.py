@@ -17,6 +17,7 @@ from trigflow.checkpoint import (
     CheckpointFolder,
     DamagedFile,
     clear_os_errors,
+    is_occupied,
     make_folder,
     read_card,
     read_json,
@@ -102,7 +103,7 @@ def reconstruct_model(run_dir: Path, out: Path, ema_std: float, nimg: int | None
     """
     snapshots = read_snapshots(run_dir)
     tensors = reconstruct(snapshots, ema_std, nimg)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_occupied(out):
         raise UserError(f"{out} is in use: give another folder")
     card = read_card(run_dir)
     make_folder(out)
@@ -169,8 +170,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _check_free(path: Path, recipe_path: Path, resume: bool) -> None:
-    with clear_os_errors("read", path):
-        occupied = path.is_dir() and any(not _is_ours(entry.name) for entry in path.iterdir())
+    occupied = is_occupied(path, but=_is_ours)
     if occupied and not recipe_path.exists():
         raise UserError(f"{path} is not empty and holds no run: give another --out")
     if occupied and not resume:

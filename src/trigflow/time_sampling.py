@@ -6,7 +6,6 @@ Taking uniforms instead of drawing them keeps the time of an image the same on o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +74,3 @@ class Uniform:
 def _wide(u: Tensor) -> Tensor:
     """u in float64, where the device has it."""
     return u if u.device.type == "mps" else u.double()
-
-
-TIME_SAMPLING: dict[str, Callable[..., LogNormal | Uniform]] = {"lognormal": LogNormal, "uniform": Uniform}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,16 @@ import torch
 from torch import Tensor
 
 
-class Operators:
+class Operators(ABC):
     """What Tensor has as operators; the class that inherits them says how a function is applied and compared."""
 
+    @abstractmethod
     def _applied(self, func: Callable[..., Any], *args: Any) -> Any:
-        raise NotImplementedError
+        """func(*args) by its rule."""
 
+    @abstractmethod
     def _compared(self, func: Callable[..., Any], other: Any) -> Any:
-        raise NotImplementedError
+        """func of the values alone."""
 
     # Arithmetic. x += y gives this object its new value, as x.add_(y) does, so that other names of it follow.
 

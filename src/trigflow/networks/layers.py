@@ -287,9 +287,3 @@ def seed_dropout(module: nn.Module, random: SampleRandom) -> None:
     """Tie the masks of the next passes to (seed, image number, layer); each layer has a stream of its own."""
     for name, layer in dropouts(module).items():
         layer.keys = random.keys(f"dropout.{name}")
-
-
-def unseed_dropout(module: nn.Module) -> None:
-    """Back to torch's own random masks."""
-    for layer in dropouts(module).values():
-        layer.keys = None

@@ -53,6 +53,10 @@ class Objective(Protocol):
     def needs_teacher(self) -> bool:
         """Whether nets must hold "teacher"."""
 
+    @property
+    def is_consistency(self) -> bool:
+        """Whether the network learns to jump to data (a consistency model), or the velocity of a path (a diffusion)."""
+
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
         """The loss of each trained network.
 

@@ -46,8 +46,8 @@ class Diffusion:
         compile: run the network through torch.compile (one to two minutes at the first step).
     """
 
-    P_mean: float = -0.8
-    P_std: float = Field(default=1.6, gt=0)
+    P_mean: float = Field(default=-0.8, ge=-20, le=20)
+    P_std: float = Field(default=1.6, gt=0, le=20)
     proposal: Literal["lognormal", "uniform"] = "lognormal"
     adaptive_weight: bool = True
     compile: bool = False
@@ -58,6 +58,10 @@ class Diffusion:
 
     @property
     def needs_teacher(self) -> bool:
+        return False
+
+    @property
+    def is_consistency(self) -> bool:
         return False
 
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:

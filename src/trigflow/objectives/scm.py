@@ -89,8 +89,8 @@ class SCM:
     """
 
     velocity: Literal["teacher", "data"]
-    P_mean: float = -1.0
-    P_std: float = Field(default=1.4, gt=0)
+    P_mean: float = Field(default=-1.0, ge=-20, le=20)
+    P_std: float = Field(default=1.4, gt=0, le=20)
     proposal: Literal["lognormal", "uniform"] = "lognormal"
     normalization: Normalization = "rms"
     c: float = Field(default=0.1, gt=0)
@@ -116,6 +116,10 @@ class SCM:
     @property
     def needs_teacher(self) -> bool:
         return self.velocity == "teacher"
+
+    @property
+    def is_consistency(self) -> bool:
+        return True
 
     def tangent_warmup(self, nimg: int, step_images: int) -> float:
         """The paper's r = min(1, progress / H) after nimg images, in steps of step_images."""

@@ -1,7 +1,7 @@
 """Velocities from data with less noise in them: the posterior mean over the batch instead of the pair that was drawn.
 
-After "Stable target field for reduced variance score estimation" (arXiv 2302.00670, equation 7), which "Stable consistency
-tuning" (arXiv 2410.18958, section 4.1) takes to consistency training.
+After "Stable target field for reduced variance score estimation in diffusion models" (arXiv 2302.00670), which "Stable
+consistency tuning" (arXiv 2410.18958) takes to consistency training.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from torch import Tensor
 
 from trigflow import flow
 
-_SMALLEST_SIN = 1e-6  # of t below it only the pair itself could be meant, and 1/sin^2 stays in float32's range
+_SMALLEST_SIN = (
+    1e-6  # of t below it only the pair itself could be meant, and 1/sin^2 stays in float32's range
+)
 
 
-def stable_velocity(x_0: Tensor, z: Tensor, t: Tensor, sigma_data: float, cond: Mapping[str, Tensor]) -> Tensor:
+def stable_velocity(
+    x_0: Tensor, z: Tensor, t: Tensor, sigma_data: float, cond: Mapping[str, Tensor]
+) -> Tensor:
     """E[v_t | x_t] for data that is the batch itself.
 
         w_ij = softmax_j( -|x_t,i - cos(t_i) x_0,j|^2 / (2 sin(t_i)^2 sigma_data^2) )
