@@ -7,24 +7,34 @@ from pathlib import Path
 
 from trigflow import oracles
 from trigflow.config import Component, build
+from trigflow.data.archive import edm_zip
 from trigflow.data.arrays import arrays
 from trigflow.data.dataset import Dataset, labels_like, rows
 from trigflow.data.digits import digits
+from trigflow.data.idx import mnist
 from trigflow.data.mixture2d import mixture2d
 from trigflow.errors import UserError
 
-DATASETS: dict[str, Callable[..., Dataset]] = {"arrays": arrays, "digits": digits, "mixture2d": mixture2d}
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "arrays": arrays,
+    "digits": digits,
+    "edm_zip": edm_zip,
+    "mixture2d": mixture2d,
+    "mnist": mnist,
+}
+
+_READERS = {".npy": "arrays", ".npz": "arrays", ".zip": "edm_zip"}
 
 
 def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
-    """The data set of a recipe; a path of a .npy or .npz file stands for `arrays` with that path.
+    """The data set of a recipe; a path of a .npy, .npz or .zip file stands for the reader of such files.
 
     Raises:
         UserError: unknown name, missing or foreign file.
     """
     data = Component(data) if isinstance(data, str) else data
-    if Path(data.name).suffix in (".npy", ".npz"):
-        data = Component("arrays", {"path": data.name, **data.options})
+    if reader := _READERS.get(Path(data.name).suffix):
+        data = Component(reader, {"path": data.name, **data.options})
     dataset: Dataset = build(data, DATASETS, "data", sigma_data=sigma_data)
     return dataset
 
@@ -47,9 +57,11 @@ __all__ = [
     "Dataset",
     "arrays",
     "digits",
+    "edm_zip",
     "exact_teacher",
     "labels_like",
     "load_data",
     "mixture2d",
+    "mnist",
     "rows",
 ]

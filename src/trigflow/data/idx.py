@@ -1,0 +1,102 @@
+"""IDX files, the format of MNIST and Fashion-MNIST: two zero bytes, type, rank, big-endian sizes, then the numbers."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from trigflow.codecs import ImageCodec
+from trigflow.data.dataset import Dataset
+from trigflow.errors import UserError
+
+_UINT8 = 0x08  # the only type that these data sets use
+_CLASSES = 10
+_PREFIX = {"train": "train", "test": "t10k"}
+
+
+def mnist(folder: str, split: Literal["train", "test"] = "train", sigma_data: float = 0.5) -> Dataset:
+    """MNIST, Fashion-MNIST, or other data in files of the same names, from a folder; nothing is downloaded.
+
+    Args:
+        folder: with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., each as it is or with .gz.
+        split: "train" (60,000 images 28x28) or "test" (10,000).
+        sigma_data: standard deviation of x_0.
+
+    Raises:
+        UserError: a file that is missing, damaged or foreign, or images and labels that do not belong together.
+    """
+    images_path = _find(Path(folder), f"{_PREFIX[split]}-images", 3)
+    labels_path = _find(Path(folder), f"{_PREFIX[split]}-labels", 1)
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+    if len(images) != len(labels):
+        raise UserError(
+            f"{images_path} holds {len(images)} images, {labels_path.name} {len(labels)} labels: "
+            "they do not belong together"
+        )
+    if images.size == 0:
+        raise UserError(f"{images_path} is empty: its sizes are {images.shape}")
+    if labels.max() >= _CLASSES:
+        raise UserError(
+            f"{labels_path} holds the label {labels.max()}: there are {_CLASSES} classes, from 0 on"
+        )
+    pixels = torch.from_numpy(images)[:, None]
+    return Dataset(
+        "mnist",
+        pixels,
+        torch.from_numpy(labels.astype(np.int64)),
+        _CLASSES,
+        ImageCodec.measure(pixels, sigma_data),
+    )
+
+
+def read_idx(path: Path, rank: int) -> np.ndarray:
+    """The array of an IDX file of bytes, compressed or not.
+
+    Args:
+        path: of the file.
+        rank: number of dimensions that it must have.
+
+    Returns:
+        uint8, of `rank` dimensions.
+
+    Raises:
+        UserError: it cannot be read, is damaged (truncated, or longer than it says) or no such file.
+    """
+    content = _content(path)
+    start = 4 + 4 * rank
+    if content[:4] != bytes([0, 0, _UINT8, rank]) or len(content) < start:
+        raise UserError(
+            f"{path} is no IDX file of bytes in {rank} dimensions: it is damaged, foreign or another of the four"
+        )
+    sizes = struct.unpack(f">{rank}I", content[4:start])
+    if len(content) - start != math.prod(sizes):
+        raise UserError(
+            f"{path} is damaged: it holds {len(content) - start} bytes, not {math.prod(sizes)} ({sizes})"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(sizes).copy()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise UserError(f"{path} is damaged: it cannot be decompressed") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _find(folder: Path, stem: str, rank: int) -> Path:
+    """The file under one of the names that are in use."""
+    names = [f"{stem}{mark}idx{rank}-ubyte{compressed}" for compressed in ("", ".gz") for mark in ("-", ".")]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} holds no {names[0]} (nor with .gz): give the folder of the four IDX files")
