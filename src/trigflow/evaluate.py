@@ -232,6 +232,10 @@ def _row(one: Contender, scores: Scores, seconds: float) -> Row:
     plan = {"sampler": one.plan.sampler, "guidance_scale": one.plan.guidance_scale, "steps": one.plan.steps}
     agreement = statistics.median(scores.agreements) if scores.agreements else None
     quality = _spread(scores.fds) | {"fds": scores.fds, "label_agreement": agreement}
+    quality["kernel_distance"] = statistics.median(scores.kernels)
+    if scores.neighbours:
+        quality["precision"] = statistics.median(one.precision for one in scores.neighbours)
+        quality["recall"] = statistics.median(one.recall for one in scores.neighbours)
     if scores.sliced:
         quality["sliced_wasserstein"] = statistics.median(scores.sliced)
     cost = {"seconds_per_sample": seconds, "params": one.model.num_parameters, "esc": one.esc}

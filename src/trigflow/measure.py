@@ -17,10 +17,13 @@ from trigflow.errors import UserError
 from trigflow.metrics.features import Features, extract_features, label_agreement
 from trigflow.metrics.flow_map import sliced_wasserstein
 from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, halves_distance, moments
+from trigflow.metrics.kernel import kernel_distance
+from trigflow.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from trigflow.model import Model, Plan
 
 SPLITS = 5
 TIMING_BATCH, TIMING_REPEATS = 64, 5
+MOST_NEIGHBOURS = 10_000  # features on each side of a metric whose cost grows with their square
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Trial:
     Attributes:
         dataset, features: the real data, and what is looked at.
         real: moments of all real features.
+        real_features: some of them, MOST_NEIGHBOURS at most, for what looks at pairs.
         halves: FD between two random halves of the real data, for several splits.
         num: samples of each seed.
         seeds: repetitions, seeds 0 .. seeds - 1.
@@ -64,6 +68,7 @@ class Trial:
     dataset: Dataset
     features: Features
     real: Moments
+    real_features: Tensor
     halves: list[float]
     num: int
     seeds: int
@@ -81,7 +86,9 @@ def new_trial(dataset: Dataset, features: Features, num: int, seeds: int, batch:
             f"{dataset.name}: {len(dataset.data)} real samples are too few for a score, give 4 or more"
         )
     real = extract_features(features, dataset.data)
-    return Trial(dataset, features, moments(real), halves_distance(real, SPLITS), num, seeds, batch)
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:MOST_NEIGHBOURS]
+    halves = halves_distance(real, SPLITS)
+    return Trial(dataset, features, moments(real), real[order], halves, num, seeds, batch)
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,15 @@ class Scores:
 
     Attributes:
         fds: Frechet distances.
+        kernels: kernel distances.
+        neighbours: precisions and recalls; empty where there are too few samples or data.
         agreements: shares of samples that the classifier gives their label; empty where there are no classes.
         sliced: sliced Wasserstein distances of points (D,) to as many of the data; empty for images.
     """
 
     fds: list[float]
+    kernels: list[float]
+    neighbours: list[PrecisionRecall]
     agreements: list[float]
     sliced: list[float]
 
@@ -108,11 +119,15 @@ def score_all(trial: Trial, contenders: Sequence[Contender], progress: bool = Tr
 
 def _score(trial: Trial, one: Contender, bar: tqdm[Any]) -> Scores:
     bar.set_description(f"{one.model.name}, {one.nfe} NFE")
-    scores = Scores([], [], [])
+    scores = Scores([], [], [], [], [])
     for seed in range(trial.seeds):
         labels = draw_labels(trial, one.model, seed)
         generated = _generate(trial, one, seed, labels, bar)
         scores.fds.append(frechet_distance_of_moments(trial.real, moments(generated.features)))
+        few = generated.features[:MOST_NEIGHBOURS]
+        scores.kernels.append(kernel_distance(trial.real_features, few))
+        if min(len(trial.real_features), len(few)) > NEIGHBOURS:
+            scores.neighbours.append(precision_recall(trial.real_features, few))
         scores.agreements.extend(generated.agreements)
         if len(trial.dataset.data_shape) == 1:
             scores.sliced.append(_sliced_to_data(trial, generated.samples, seed))

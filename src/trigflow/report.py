@@ -114,6 +114,9 @@ def _columns(score: str) -> list[Column]:
         _number(score, "fd", "{:.4g}"),
         Column("range", lambda row: _range(row["fd_range"])),
         _number("ratio", "fd_ratio", "{:.2f}"),
+        _number("kernel distance", "kernel_distance", "{:.2g}"),
+        _number("precision", "precision", "{:.2f}"),
+        _number("recall", "recall", "{:.2f}"),
         _number("labels", "label_agreement", "{:.1%}"),
         _number("sliced W2", "sliced_wasserstein", "{:.4g}"),
         _number("map error, median", "flow_map_median", "{:.3g}"),
@@ -125,7 +128,7 @@ def _columns(score: str) -> list[Column]:
     ]
 
 
-OPTIONAL = ("sliced_wasserstein", "flow_map_median", "flow_map_rms")
+OPTIONAL = ("kernel_distance", "precision", "recall", "sliced_wasserstein", "flow_map_median", "flow_map_rms")
 
 
 def table(report: Report) -> list[Row]:

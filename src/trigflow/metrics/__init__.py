@@ -1,18 +1,23 @@
-"""Scores of samples: Frechet distances on pluggable features, label agreement, the error of a flow map."""
+"""Scores of samples on pluggable features (Frechet, kernel distance, precision and recall, labels), of flow maps."""
 
 from trigflow.metrics.features import FEATURES, Features, extract_features, label_agreement, load_features
 from trigflow.metrics.flow_map import FlowMapError, sliced_wasserstein
 from trigflow.metrics.frechet import frechet_distance, halves_distance, moments
+from trigflow.metrics.kernel import kernel_distance
+from trigflow.metrics.neighbours import PrecisionRecall, precision_recall
 
 __all__ = [
     "FEATURES",
     "Features",
     "FlowMapError",
+    "PrecisionRecall",
     "extract_features",
     "frechet_distance",
     "halves_distance",
+    "kernel_distance",
     "label_agreement",
     "load_features",
     "moments",
+    "precision_recall",
     "sliced_wasserstein",
 ]
