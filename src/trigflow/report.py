@@ -161,6 +161,8 @@ def facts(report: Report) -> list[str]:
         f" ({reference['num_features']} numbers); {report['num_samples']} samples for each seed.",
         f"{report['score']} is a Frechet distance in these features, the median over the seeds; smaller is better."
         " It is biased upwards by about 1/n: compare only at the same number of samples and in the same features.",
+        "The kernel distance has no such bias: equal distributions have 0 in the mean. Precision: share of the samples"
+        " that lie where data lies; recall: share of the data that the samples reach (at most 10,000 on each side).",
         "Two random halves of the real data give the last row: with fewer samples in each, its bias is larger.",
         f"Reference teacher: {report['reference_teacher'] or 'none, so there are no ratios'}. NFE: evaluations of the"
         f" network for a sample, counted. ESC: effective sampling compute. Guidance: {', '.join(map(str, scale))}.",
