@@ -43,6 +43,7 @@ def test_images_and_labels(folder: Path) -> None:
     assert dataset.labels is not None and dataset.labels.tolist() == LABELS.tolist()
     assert dataset.num_classes == 10
     assert torch.equal(load(folder, split="test").data, dataset.data[:10])
+    assert torch.equal(load_data(str(folder)).data, dataset.data)
 
 
 GOOD = idx(IMAGES)

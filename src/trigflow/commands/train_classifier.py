@@ -8,7 +8,11 @@ from trigflow.commands.command import Command, add_device, add_out_folder, add_s
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="a labelled data set, or a .npz file with labels")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="labelled images: a data set, a .npz or .zip file, or a folder with MNIST's files",
+    )
     parser.add_argument("--epochs", type=integer(1), default=40, help="passes over the data (default: 40)")
     add_out_folder(parser, "runs/classifier")
     add_seed(parser)

@@ -27,14 +27,17 @@ _READERS = {".npy": "arrays", ".npz": "arrays", ".zip": "edm_zip"}
 
 
 def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
-    """The data set of a recipe; a path of a .npy, .npz or .zip file stands for the reader of such files.
+    """The data set of a recipe; a path of a .npy, .npz or .zip file, or of a folder with MNIST's files, stands for its reader.
 
     Raises:
         UserError: unknown name, missing or foreign file.
     """
     data = Component(data) if isinstance(data, str) else data
-    if reader := _READERS.get(Path(data.name).suffix):
+    path = Path(data.name)
+    if reader := _READERS.get(path.suffix):
         data = Component(reader, {"path": data.name, **data.options})
+    elif data.name not in DATASETS and path.is_dir():
+        data = Component("mnist", {"folder": data.name, **data.options})
     dataset: Dataset = build(data, DATASETS, "data", sigma_data=sigma_data)
     return dataset
 
