@@ -27,7 +27,7 @@ _READERS = {".npy": "arrays", ".npz": "arrays", ".zip": "edm_zip"}
 
 
 def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
-    """The data set of a recipe; the path of a .npy, .npz or .zip file or of a folder of IDX files stands for its reader.
+    """The data set of a recipe; the path of a .npy, .npz or .zip file or of a folder of IDX files is one, too.
 
     Raises:
         UserError: unknown name, missing or foreign file.
