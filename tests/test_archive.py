@@ -85,6 +85,7 @@ FIRST = f"{NAMES[0]}.png"
         (PNGS | {"dataset.json": b'{"labels": []}'}, "has no label"),
         (PNGS | {"dataset.json": LABELS.replace(b", 2]", b", -1]")}, "has no label"),
         (PNGS | {"dataset.json": LABELS.replace(b", 2]", b", 6]")}, "has no label"),
+        (PNGS | {"dataset.json": LABELS.replace(b", 2]", b", true]")}, "has no label"),
         (PNGS | {"dataset.json": LABELS.replace(b", 2]", b', "cat"]')}, "has no label"),
     ],
 )

@@ -19,6 +19,7 @@ from trigflow.errors import UserError
 FLAGS = {
     "demo": {"--out", "--seed", "--device"},
     "list": {"kind"},
+    "data": {"action", "source", "--out", "--size", "--rgb", "--skip-damaged", "--resume"},
     "train": {"recipe", "overrides", "--out", "--resume", "--data", "--seed", "--device"},
     "sample": {
         *(

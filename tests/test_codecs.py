@@ -13,6 +13,7 @@ from trigflow.codecs import (
     VectorCodec,
     codec_from_json,
     codec_to_json,
+    grey_levels,
 )
 from trigflow.errors import UserError
 
@@ -85,3 +86,13 @@ def test_codecs_work_on_each_device(device: torch.device) -> None:
     stored = images().to(device)
     codec = ImageCodec.measure(images())
     assert torch.equal(codec.decode(codec.encode(stored)).cpu(), stored.cpu())
+
+
+def test_counted_grey_levels_give_the_same_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trigflow.codecs._CHUNK", 200)  # in several parts
+    monkeypatch.setattr("trigflow.codecs.MOST_FLOATS", 1)
+    stored = images()
+    assert sum(grey_levels(stored)) == stored.numel()
+    counted = ImageCodec.measure(stored)
+    assert counted.mean[0] == stored.double().mean().item()
+    assert counted.std[0] == pytest.approx(stored.double().std(correction=0).item(), rel=1e-14)

@@ -122,6 +122,27 @@ def test_label_agreement_counts_the_requested_label() -> None:
         assert scores.agreements == pytest.approx([expected] * 2, abs=0.05)
 
 
+@pytest.mark.parametrize("inception", [False, True])
+def test_the_classifier_score_is_reported_by_its_name(
+    inception: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sure features that take every sample for one class, and cannot judge labels: 1, for the data as well."""
+    known = Features(
+        "own",
+        lambda samples: samples,
+        lambda vectors: torch.tensor([[0.0, 99.0]]).expand(len(vectors), 2),
+        checks_labels=False,
+        is_inception=inception,
+    )
+    monkeypatch.setattr(evaluate_module, "load_features", lambda *_: known)
+    report = run(steps=[1], seeds=1, model=gaussian_model(Student, num_classes=2), teacher="none", num=64)
+    (row,) = report["students"]
+    right, wrong = ("inception_score", "classifier_score")[:: 1 if inception else -1]
+    assert row[right] == pytest.approx(1) and report["real_vs_real"][right] == pytest.approx(1)
+    assert wrong not in row and row["label_agreement"] is None
+    assert report["score"] == ("FID" if inception else "FD-own")
+
+
 def test_a_teacher_alone() -> None:
     report = run(model=gaussian_model(Teacher), teacher=None)
     assert report["students"] == [] and report["reference_teacher"] == "teacher"

@@ -73,11 +73,14 @@ def test_where_a_prediction_says_nothing_the_velocity_stays_finite(dtype: torch.
 @given(st.floats(1e-6, 1e6), st.floats(0.1, 10))
 def test_noise_levels_and_times_both_ways(sigma: float, sigma_data: float) -> None:
     t = flow.t_from_sigma(sigma, sigma_data)
-    assert math.isclose(flow.sigma_from_t(t, sigma_data), sigma, rel_tol=1e-9)
+    rounding = (
+        1e-12 + 1e-15 * sigma / sigma_data
+    )  # d sigma / sigma = dt / (sin t cos t), which grows towards pi/2
+    assert math.isclose(flow.sigma_from_t(t, sigma_data), sigma, rel_tol=rounding)
     tensor = torch.tensor([sigma], dtype=torch.float64)
     assert math.isclose(flow.t_from_sigma(tensor, sigma_data).item(), t, rel_tol=1e-12)
     assert math.isclose(
-        flow.sigma_from_t(flow.t_from_sigma(tensor, sigma_data), sigma_data).item(), sigma, rel_tol=1e-9
+        flow.sigma_from_t(flow.t_from_sigma(tensor, sigma_data), sigma_data).item(), sigma, rel_tol=rounding
     )
 
 

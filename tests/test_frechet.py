@@ -38,6 +38,24 @@ def test_equals_scipys_square_root(d: int) -> None:
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("d", [64, 200])
+def test_equals_scipys_square_root_in_many_features(d: int) -> None:
+    """Well-conditioned: the condition number of both covariances is below 100."""
+    generator = torch.Generator().manual_seed(d)
+    a, b = (torch.randn(20 * d, d, generator=generator, dtype=torch.float64) for _ in range(2))
+    a, b = a * torch.linspace(0.5, 2, d), b.roll(1, 1) * torch.linspace(1.5, 0.6, d) + 0.1
+    assert frechet_distance(a, b) == pytest.approx(scipy_distance(a, b), rel=1e-6)
+
+
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (5, 200), (40, 30)])
+def test_few_vectors_in_many_features_give_a_plain_number(n: int, m: int) -> None:
+    """The root of such a product may come out complex; this distance is real, finite, not negative, symmetric."""
+    a, b = random_features(n, 64, 1), random_features(m, 64, 2)
+    distance = frechet_distance(a, b)
+    assert isinstance(distance, float) and np.isfinite(distance) and distance >= 0
+    assert frechet_distance(b, a) == pytest.approx(distance, rel=1e-9)
+
+
 def test_closed_form_of_commuting_covariances() -> None:
     """Diagonal covariances: FD = |mu_1 - mu_2|^2 + sum of (sd_1 - sd_2)^2."""
     sd_1, sd_2 = torch.tensor([1.0, 2.0, 0.0]).double(), torch.tensor([3.0, 0.5, 4.0]).double()

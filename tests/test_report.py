@@ -78,6 +78,16 @@ def test_table_says_every_number() -> None:
     assert real[0] == "real data, halves of 898" and real[3] == "3"
 
 
+def test_the_classifier_score_is_told_beside_the_datas_own() -> None:
+    told = report()
+    told["students"][0]["classifier_score"] = 9.126
+    told["real_vs_real"]["classifier_score"] = 9.5
+    head, teacher, one, *_, real = table(told)
+    place = head.index("classifier score")
+    assert (teacher[place], one[place], real[place]) == ("-", "9.13", "9.50")
+    assert "all of the real data" in to_markdown(told) and "Inception score" not in head
+
+
 def test_headline() -> None:
     assert headline(report()) == (
         "sCD in 2 steps: 2, 1.33 times its teacher's, 40 times faster"

@@ -89,17 +89,12 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         _try_forward(net, dataset, device, recipe.network.name)
     if teacher and objective.needs_teacher:
         nets["teacher"] = teacher.precond.to(device)
-    on_device = replace(
-        dataset,
-        data=dataset.data.to(device),
-        labels=None if dataset.labels is None else dataset.labels.to(device),
-    )
     model = teacher.model if teacher else None
     if recipe.train.synthetic and model is None:
         raise UserError(
             f"train.synthetic = {recipe.train.synthetic}: there is no teacher model to sample from; set it to 0"
         )
-    return Parts(on_device, objective, nets, card, model, _flow_map_error(recipe, dataset, device))
+    return Parts(dataset.to(device), objective, nets, card, model, _flow_map_error(recipe, dataset, device))
 
 
 def _flow_map_error(recipe: Recipe, dataset: Dataset, device: torch.device) -> FlowMapError | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Protocol, cast
 
 import torch
@@ -14,6 +14,9 @@ from trigflow.config import STRICT_KEYS, to_json, validate
 from trigflow.errors import UserError, did_you_mean
 
 Positive = Annotated[float, Field(gt=0)]
+
+MOST_FLOATS = 2**28  # pixels: more are counted by grey level, since a float64 copy of them would not fit
+_CHUNK = 2**22  # pixels
 
 
 class Codec(Protocol):
@@ -43,6 +46,16 @@ def _measured_std(std: Tensor) -> tuple[float, ...]:
     return tuple(std.tolist())
 
 
+def grey_levels(images: Tensor) -> list[int]:
+    """How often each of the 256 grey levels occurs in uint8 images (N, ...), which may be mapped from a file."""
+    rows = max(1, _CHUNK // max(1, images[:1].numel()))
+    counts = torch.zeros(256, dtype=torch.int64)
+    for part in torch.split(images, rows):
+        counts += torch.bincount(part.cpu().flatten(), minlength=256)
+    levels: list[int] = counts.tolist()
+    return levels
+
+
 @dataclass(frozen=True, config=STRICT_KEYS)
 class ImageCodec:
     """uint8 images (N, C, ...) in 0..255: x_0 = sigma_data (image - mean) / std.
@@ -59,8 +72,18 @@ class ImageCodec:
     @classmethod
     def measure(cls, images: Tensor, sigma_data: float = 0.5) -> ImageCodec:
         """Mean and standard deviation of all pixels together (uint8 images (N, C, ...))."""
+        if images.numel() > MOST_FLOATS:
+            return cls.of_levels(grey_levels(images), sigma_data)
         pixels = images.double()
         return cls((pixels.mean().item(),), _measured_std(pixels.std(correction=0)[None]), sigma_data)
+
+    @classmethod
+    def of_levels(cls, levels: Sequence[int], sigma_data: float = 0.5) -> ImageCodec:
+        """The same from how often each grey level 0..255 occurs."""
+        counts, grey = torch.tensor(levels, dtype=torch.float64), torch.arange(256, dtype=torch.float64)
+        mean = (counts * grey).sum() / counts.sum()
+        variance = (counts * (grey - mean).square()).sum() / counts.sum()
+        return cls((mean.item(),), _measured_std(variance.sqrt()[None]), sigma_data)
 
     def encode(self, stored: Tensor) -> Tensor:
         """(N, C, ...) uint8 -> float32."""

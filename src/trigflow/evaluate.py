@@ -202,7 +202,8 @@ def _measure(
     everyone = teachers + students
     scores = score_all(trial, everyone, progress)
     seconds = seconds_per_sample(everyone)
-    rows = [_row(*measured) for measured in zip(everyone, scores, seconds, strict=True)]
+    name = trial.features.diversity_name
+    rows = [_row(*measured, name) for measured in zip(everyone, scores, seconds, strict=True)]
     for row, one in zip(rows, everyone, strict=True):
         row.update(_flow_map_error(trial, one))
     reference = rows[0] if teachers else None
@@ -217,7 +218,9 @@ def _measure(
         "teachers": rows[: len(teachers)],
         "students": [row | _beside(row, reference) for row in rows[len(teachers) :]],
         "reference": {"num": trial.real.num, "num_features": trial.real.mean.numel()},
-        "real_vs_real": _spread(trial.halves) | {"splits": SPLITS, "num": trial.real.num // 2},
+        "real_vs_real": _spread(trial.halves)
+        | {"splits": SPLITS, "num": trial.real.num // 2}
+        | ({} if trial.real_diversity is None else {name: trial.real_diversity}),
         "timing": {"batch": TIMING_BATCH, "repeats": TIMING_REPEATS},
         "machine": describe_machine(model.device),
     }
@@ -227,7 +230,7 @@ def _spread(fds: list[float]) -> Row:
     return {"fd": statistics.median(fds), "fd_range": [min(fds), max(fds)]}
 
 
-def _row(one: Contender, scores: Scores, seconds: float) -> Row:
+def _row(one: Contender, scores: Scores, seconds: float, diversity_name: str) -> Row:
     own = {"name": one.model.name, "method": METHODS.get(one.model.card.objective, one.model.card.objective)}
     plan = {"sampler": one.plan.sampler, "guidance_scale": one.plan.guidance_scale, "steps": one.plan.steps}
     agreement = statistics.median(scores.agreements) if scores.agreements else None
@@ -236,6 +239,8 @@ def _row(one: Contender, scores: Scores, seconds: float) -> Row:
     if scores.neighbours:
         quality["precision"] = statistics.median(one.precision for one in scores.neighbours)
         quality["recall"] = statistics.median(one.recall for one in scores.neighbours)
+    if scores.diversities:
+        quality[diversity_name] = statistics.median(scores.diversities)
     if scores.sliced:
         quality["sliced_wasserstein"] = statistics.median(scores.sliced)
     cost = {"seconds_per_sample": seconds, "params": one.model.num_parameters, "esc": one.esc}

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from trigflow.data import Dataset, labels_like
 from trigflow.errors import UserError
-from trigflow.metrics.features import Features, extract_features, label_agreement
+from trigflow.metrics.diversity import classifier_score
+from trigflow.metrics.features import Features, class_logits, extract_features, share_of_labels
 from trigflow.metrics.flow_map import sliced_wasserstein
 from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, halves_distance, moments
 from trigflow.metrics.kernel import kernel_distance
@@ -63,6 +64,7 @@ class Trial:
         num: samples of each seed.
         seeds: repetitions, seeds 0 .. seeds - 1.
         batch: samples computed at once.
+        real_diversity: `classifier_score` of all real data; None for features without classes.
     """
 
     dataset: Dataset
@@ -73,6 +75,7 @@ class Trial:
     num: int
     seeds: int
     batch: int
+    real_diversity: float | None = None
 
 
 def new_trial(dataset: Dataset, features: Features, num: int, seeds: int, batch: int) -> Trial:
@@ -88,7 +91,9 @@ def new_trial(dataset: Dataset, features: Features, num: int, seeds: int, batch:
     real = extract_features(features, dataset.data)
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:MOST_NEIGHBOURS]
     halves = halves_distance(real, SPLITS)
-    return Trial(dataset, features, moments(real), real[order], halves, num, seeds, batch)
+    logits = class_logits(features, real)
+    diversity = None if logits is None else classifier_score(logits)
+    return Trial(dataset, features, moments(real), real[order], halves, num, seeds, batch, diversity)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class Scores:
         fds: Frechet distances.
         kernels: kernel distances.
         neighbours: precisions and recalls; empty where there are too few samples or data.
+        diversities: classifier scores; empty where the features know no classes.
         agreements: shares of samples that the classifier gives their label; empty where there are no classes.
         sliced: sliced Wasserstein distances of points (D,) to as many of the data; empty for images.
     """
@@ -106,6 +112,7 @@ class Scores:
     fds: list[float]
     kernels: list[float]
     neighbours: list[PrecisionRecall]
+    diversities: list[float]
     agreements: list[float]
     sliced: list[float]
 
@@ -119,44 +126,36 @@ def score_all(trial: Trial, contenders: Sequence[Contender], progress: bool = Tr
 
 def _score(trial: Trial, one: Contender, bar: tqdm[Any]) -> Scores:
     bar.set_description(f"{one.model.name}, {one.nfe} NFE")
-    scores = Scores([], [], [], [], [])
+    scores = Scores([], [], [], [], [], [])
     for seed in range(trial.seeds):
         labels = draw_labels(trial, one.model, seed)
-        generated = _generate(trial, one, seed, labels, bar)
-        scores.fds.append(frechet_distance_of_moments(trial.real, moments(generated.features)))
-        few = generated.features[:MOST_NEIGHBOURS]
+        samples, features = _generate(trial, one, seed, labels, bar)
+        scores.fds.append(frechet_distance_of_moments(trial.real, moments(features)))
+        few = features[:MOST_NEIGHBOURS]
         scores.kernels.append(kernel_distance(trial.real_features, few))
         if min(len(trial.real_features), len(few)) > NEIGHBOURS:
             scores.neighbours.append(precision_recall(trial.real_features, few))
-        scores.agreements.extend(generated.agreements)
+        logits = class_logits(trial.features, features)
+        if logits is not None:
+            scores.diversities.append(classifier_score(logits))
+            if labels is not None and trial.features.checks_labels:
+                scores.agreements.append(share_of_labels(logits, labels))
         if len(trial.dataset.data_shape) == 1:
-            scores.sliced.append(_sliced_to_data(trial, generated.samples, seed))
+            scores.sliced.append(_sliced_to_data(trial, samples, seed))
     return scores
 
 
-@dataclass(frozen=True)
-class _Generated:
-    """One seed's samples as stored, their features (num, D), and their label agreement (no number or one)."""
-
-    samples: Tensor
-    features: Tensor
-    agreements: list[float]
-
-
-def _generate(trial: Trial, one: Contender, seed: int, labels: Tensor | None, bar: tqdm[Any]) -> _Generated:
+def _generate(
+    trial: Trial, one: Contender, seed: int, labels: Tensor | None, bar: tqdm[Any]
+) -> tuple[Tensor, Tensor]:
+    """One seed's samples as stored, and their features (num, D)."""
     samples: list[Tensor] = []
     features: list[Tensor] = []
-    agreed = 0.0
     for part in one.model.sample_batches(trial.num, one.plan, labels, seed, trial.batch):
-        first = sum(map(len, samples))
         samples.append(part)
         features.append(extract_features(trial.features, part))
-        if labels is not None:
-            agreed += len(part) * (label_agreement(trial.features, part, labels[first:][: len(part)]) or 0.0)
         bar.update(one.nfe * len(part))
-    knows_classes = labels is not None and trial.features.classify is not None
-    agreements = [agreed / trial.num] if knows_classes else []
-    return _Generated(torch.cat(samples), torch.cat(features), agreements)
+    return torch.cat(samples), torch.cat(features)
 
 
 def _sliced_to_data(trial: Trial, samples: Tensor, seed: int) -> float:

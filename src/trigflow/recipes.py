@@ -12,6 +12,12 @@ from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, 
 _FOURIER = {"time_embedding": "fourier", "fourier_scale": 0.5}
 # On 64 pixels an MLP learns more per minute than a U-Net (docs/LOG.md).
 _DIGITS_NETWORK = Component("mlp", {"width": 384, "depth": 3, "hidden": 384, "emb_channels": 128, **_FOURIER})
+# 0.055 GFLOP and 0.42 million parameters; at equal time it leaves MLPs and transformers far behind (docs/LOG.md).
+_MNIST_NETWORK = Component(
+    "unet",
+    {"patch": 2, "channels": 28, "channel_mult": [1, 2], "num_blocks": 1, "emb_channels": 96, **_FOURIER},
+)
+_MNIST_DATA = Component("mnist", {"folder": "data/mnist"})
 _MIXTURE2D_NETWORK = Component("mlp", _FOURIER)
 _LINEAR_DECAY = Component("linear")
 # No factor depends on the size of the tangent, and with this proposal the weight of time falls from data to noise, so
@@ -89,6 +95,64 @@ def digits_sct() -> Recipe:
     )
 
 
+def mnist_teacher() -> Recipe:
+    """TrigFlow diffusion teacher of MNIST, with dropped labels for guidance.
+
+    Command: trigflow train mnist-teacher data.folder=FOLDER_OF_THE_IDX_FILES --out runs/mnist-teacher
+    Cost: 100 minutes on two cores.
+    Sampler: heun, 32 steps (63 NFE).
+    """
+    return Recipe(
+        name="mnist-teacher",
+        data=_MNIST_DATA,
+        network=_MNIST_NETWORK,
+        objective=Component("diffusion", {"P_mean": -0.8, "P_std": 1.5}),
+        train=TrainConfig(
+            total_nimg=256 * 12_000, batch=256, label_dropout=0.1, log_nimg=25_600, checkpoint_nimg=128_000
+        ),
+        optimizer=OptimizerConfig(lr=3e-3, schedule=_LINEAR_DECAY),
+        ema=EMAConfig(kind="halflife", halflife_nimg=100_000),
+        sampling=SamplingConfig(sampler="heun", steps=32, grid_nimg=512_000),
+    )
+
+
+def mnist_scd() -> Recipe:
+    """Distils an MNIST teacher into one and two steps (sCD; arXiv 2410.11081, Algorithm 1).
+
+    Command: trigflow train mnist-scd data.folder=FOLDER teacher=runs/mnist-teacher --out runs/mnist-scd
+    Sampler: consistency, 1 or 2 NFE.
+    """
+    return Recipe(
+        name="mnist-scd",
+        data=_MNIST_DATA,
+        network=_MNIST_NETWORK,
+        objective=Component("scd", {**_STABLE, "warmup": 256 * 3_000, "warmup_unit": "images"}),
+        train=TrainConfig(total_nimg=256 * 12_000, batch=256, log_nimg=25_600, checkpoint_nimg=128_000),
+        optimizer=OptimizerConfig(lr=7e-4, schedule=_LINEAR_DECAY),
+        ema=EMAConfig(kind="halflife", halflife_nimg=100_000),
+        sampling=SamplingConfig(grid_nimg=512_000),
+    )
+
+
+def mnist_sct() -> Recipe:
+    """Consistency training on MNIST from the weights of a teacher, without its velocity (sCT; Algorithm 1).
+
+    Command: trigflow train mnist-sct data.folder=FOLDER init=runs/mnist-teacher --out runs/mnist-sct
+    Sampler: consistency, 1 or 2 NFE.
+    """
+    return Recipe(
+        name="mnist-sct",
+        data=_MNIST_DATA,
+        network=_MNIST_NETWORK,
+        objective=Component("sct", {**_STABLE, "warmup": 256 * 3_000, "warmup_unit": "images"}),
+        init="scratch",
+        train=TrainConfig(total_nimg=256 * 12_000, batch=256, log_nimg=25_600, checkpoint_nimg=128_000),
+        optimizer=OptimizerConfig(lr=3e-4, schedule=_LINEAR_DECAY),
+        ema=EMAConfig(kind="halflife", halflife_nimg=100_000),
+        sampling=SamplingConfig(grid_nimg=512_000),
+    )
+
+
 def mixture2d_teacher() -> Recipe:
     """TrigFlow diffusion teacher of eight Gaussians in the plane.
 
@@ -147,6 +211,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-teacher": digits_teacher,
     "digits-scd": digits_scd,
     "digits-sct": digits_sct,
+    "mnist-teacher": mnist_teacher,
+    "mnist-scd": mnist_scd,
+    "mnist-sct": mnist_sct,
     "mixture2d-teacher": mixture2d_teacher,
     "mixture2d-scd": mixture2d_scd,
     "mixture2d-sct": mixture2d_sct,

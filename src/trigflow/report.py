@@ -117,6 +117,8 @@ def _columns(score: str) -> list[Column]:
         _number("kernel distance", "kernel_distance", "{:.2g}"),
         _number("precision", "precision", "{:.2f}"),
         _number("recall", "recall", "{:.2f}"),
+        _number("Inception score", "inception_score", "{:.2f}"),
+        _number("classifier score", "classifier_score", "{:.2f}"),
         _number("labels", "label_agreement", "{:.1%}"),
         _number("sliced W2", "sliced_wasserstein", "{:.4g}"),
         _number("map error, median", "flow_map_median", "{:.3g}"),
@@ -128,7 +130,10 @@ def _columns(score: str) -> list[Column]:
     ]
 
 
-OPTIONAL = ("kernel_distance", "precision", "recall", "sliced_wasserstein", "flow_map_median", "flow_map_rms")
+OPTIONAL = (
+    *("kernel_distance", "precision", "recall", "inception_score", "classifier_score"),
+    *("sliced_wasserstein", "flow_map_median", "flow_map_rms"),
+)
 
 
 def table(report: Report) -> list[Row]:
@@ -170,8 +175,18 @@ def facts(report: Report) -> list[str]:
         f" warm-up; {machine['cpu']}, {machine['threads']} threads, device {machine['device']},"
         f" torch {machine['torch']}.",
         f"trigflow {machine['trigflow']}, commit {machine['commit'] or 'unknown (not a checkout)'}.",
+        *_diversity_facts(report),
         *_flow_map_facts(report),
         *report["notes"],
+    ]
+
+
+def _diversity_facts(report: Report) -> list[str]:
+    if not {"inception_score", "classifier_score"} & report["real_vs_real"].keys():
+        return []
+    return [
+        "Inception or classifier score: exp(mean KL(p(y|x) || p(y))), over all samples at once; larger is surer and"
+        " more varied. The last row has it for all of the real data."
     ]
 
 

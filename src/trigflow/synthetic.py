@@ -53,7 +53,11 @@ def synthetic_data(
         write_state(cache, {"data": data}, origin)
     place = dataset.data.device
     return replace(
-        dataset, data=data.to(place), labels=None if labels is None else labels.to(place), oracle=None
+        dataset,
+        data=data.to(place),
+        labels=labels,  # where those of the data are
+        oracle=None,
+        mapped=False,
     )
 
 

@@ -236,7 +236,7 @@ class Run:
         config, dataset = self.recipe.train, self.parts.dataset
         chosen = rows(config.seed, first, size, len(dataset.data)).to(self.device)
         random = SampleRandom(config.seed, torch.arange(first, first + size, device=self.device))
-        x_0 = dataset.codec.encode(dataset.data[chosen])
+        x_0 = dataset.encoded(chosen, self.device)
         if dataset.labels is None:
             return Batch(x_0, {}, config.batch), random
         labels = dataset.labels[chosen]

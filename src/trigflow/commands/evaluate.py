@@ -30,7 +30,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--features",
-        help="what the Frechet distance is taken in: a name, a classifier's folder, or package.module:Class "
+        help="what the Frechet distance is taken in: a name or NAME=FILE (`trigflow list features`), a "
+        "classifier's folder, or package.module:Class "
         "(default: the shipped classifier for digits, pixels elsewhere)",
     )
     parser.add_argument(

@@ -8,7 +8,7 @@ from functools import partial
 
 from trigflow.commands.command import Command
 
-KINDS = ("models", "recipes", "datasets", "networks", "objectives", "samplers")
+KINDS = ("models", "recipes", "datasets", "networks", "objectives", "samplers", "features")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def _describe(thing: object) -> str:
 
 
 def _tables() -> dict[str, Mapping[str, object]]:
-    from trigflow import data, model, networks, objectives, recipes, samplers
+    from trigflow import data, metrics, model, networks, objectives, recipes, samplers
 
     return {
         "models": model.SHIPPED,
@@ -35,6 +35,8 @@ def _tables() -> dict[str, Mapping[str, object]]:
         "networks": networks.NETWORKS,
         "objectives": objectives.OBJECTIVES,
         "samplers": samplers.SAMPLERS,
+        "features": metrics.FEATURES
+        | {f"{name}=FILE": f"{one.summary} ({one.file})" for name, one in metrics.PUBLISHED.items()},
     }
 
 

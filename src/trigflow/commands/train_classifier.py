@@ -11,7 +11,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="labelled images: a data set, a .npz or .zip file, or a folder with MNIST's files",
+        help="labelled images: a data set, or a file or folder in one of the formats",
     )
     parser.add_argument("--epochs", type=integer(1), default=40, help="passes over the data (default: 40)")
     add_out_folder(parser, "runs/classifier")

@@ -3,43 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from trigflow import oracles
 from trigflow.config import Component, build
-from trigflow.data.archive import edm_zip
+from trigflow.data.archive import edm_zip, zip_images
 from trigflow.data.arrays import arrays
+from trigflow.data.cifar import cifar10
+from trigflow.data.collection import Collection, as_collection
 from trigflow.data.dataset import Dataset, labels_like, rows
 from trigflow.data.digits import digits
+from trigflow.data.folder import folder_images, image_folder
+from trigflow.data.hub import huggingface, table_images
 from trigflow.data.idx import mnist
 from trigflow.data.mixture2d import mixture2d
+from trigflow.data.recognition import recognised
+from trigflow.data.shards import shard_images, webdataset
 from trigflow.errors import UserError
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "arrays": arrays,
+    "cifar10": cifar10,
     "digits": digits,
     "edm_zip": edm_zip,
+    "huggingface": huggingface,
+    "image_folder": image_folder,
     "mixture2d": mixture2d,
     "mnist": mnist,
+    "webdataset": webdataset,
 }
 
-_READERS = {".npy": "arrays", ".npz": "arrays", ".zip": "edm_zip"}
+# Those of encoded images can give them one by one, of any size.
+COLLECTIONS: dict[str, Callable[..., Collection]] = {
+    "edm_zip": zip_images,
+    "huggingface": table_images,
+    "image_folder": folder_images,
+    "webdataset": shard_images,
+}
 
 
 def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
-    """The data set of a recipe; the path of a .npy, .npz or .zip file or of a folder of IDX files is one, too.
+    """The data set of a recipe; the path of a file or folder in one of the formats is one, too (docs/data.md).
 
     Raises:
         UserError: unknown name, missing or foreign file.
     """
-    data = Component(data) if isinstance(data, str) else data
-    path = Path(data.name)
-    if reader := _READERS.get(path.suffix):
-        data = Component(reader, {"path": data.name, **data.options})
-    elif data.name not in DATASETS and path.is_dir():
-        data = Component("mnist", {"folder": data.name, **data.options})
-    dataset: Dataset = build(data, DATASETS, "data", sigma_data=sigma_data)
+    dataset: Dataset = build(_named(data), DATASETS, "data", sigma_data=sigma_data)
     return dataset
+
+
+def load_collection(data: Component | str) -> Collection:
+    """The same data as images of any sizes, which are decoded one by one.
+
+    Raises:
+        UserError: unknown name, missing or foreign file, or vectors.
+    """
+    data = _named(data)
+    if data.name not in COLLECTIONS:
+        return as_collection(load_data(data))
+    collection: Collection = build(data, COLLECTIONS, "data")
+    return collection
+
+
+def _named(data: Component | str) -> Component:
+    """A path as the format that it is of."""
+    data = Component(data) if isinstance(data, str) else data
+    if data.name in DATASETS or (found := recognised(data.name)) is None:
+        return data
+    kind, argument = found
+    return Component(kind, {argument: data.name, **data.options})
 
 
 def exact_teacher(dataset: Dataset) -> oracles.Oracle:
@@ -56,15 +87,22 @@ def exact_teacher(dataset: Dataset) -> oracles.Oracle:
 
 
 __all__ = [
+    "COLLECTIONS",
     "DATASETS",
+    "Collection",
     "Dataset",
     "arrays",
+    "cifar10",
     "digits",
     "edm_zip",
     "exact_teacher",
+    "huggingface",
+    "image_folder",
     "labels_like",
+    "load_collection",
     "load_data",
     "mixture2d",
     "mnist",
     "rows",
+    "webdataset",
 ]

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import zipfile
 import zlib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+from torch import Tensor
 
-from trigflow.codecs import ImageCodec
+from trigflow.data.collection import Collection, Read, gathered
 from trigflow.data.dataset import Dataset
+from trigflow.data.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, decoded_array, is_picture
 from trigflow.errors import UserError
 
 LABELS = "dataset.json"
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-# What Pillow and numpy raise for a picture or an array that is damaged or foreign.
-_DAMAGE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
 def edm_zip(path: str, sigma_data: float = 0.5, progress: bool = True) -> Dataset:
-    """Images of one size from a zip archive, in the order of their names; into memory.
+    """Images of one size from a zip archive, in the order of their names.
 
     Args:
         path: of the archive: pictures (grey or RGB) or .npy arrays (C, H, W) uint8, and, if there are labels,
@@ -34,65 +34,81 @@ def edm_zip(path: str, sigma_data: float = 0.5, progress: bool = True) -> Datase
         progress: show a bar on stderr.
 
     Raises:
-        UserError: no such file, no archive, no images in it, one that is damaged or of another shape, or labels that do
-            not name each image once.
+        UserError: no such file, no archive, no images in it, one that is damaged, of another shape or larger than
+            MOST_BYTES, or labels that do not name each image once.
+    """
+    return gathered(zip_images(path), sigma_data, progress)
+
+
+def zip_images(path: str) -> Collection:
+    """The images of a zip archive, see edm_zip.
+
+    Raises:
+        UserError: no such file, no archive, no images in it, or labels that do not fit them.
     """
     source = Path(path)
     if not source.is_file():
         raise UserError(f"there is no file {source}")
+    with _opened(source) as archive:
+        names = sorted(name for name in set(archive.namelist()) if _is_image(name))
+        if not names:
+            raise UserError(f"{source} holds no images ({', '.join(SUFFIXES)} or .npy)")
+        labels = _labels(source, archive, names)
+    num_classes = 0 if labels is None else int(labels.max()) + 1
+    entries = partial(_entries, source, names)
+    return Collection(source.stem, str(source), len(names), entries, labels, num_classes, (source,))
+
+
+def _is_image(name: str) -> bool:
+    return is_picture(name) or (name.lower().endswith(".npy") and not name.startswith("__MACOSX/"))
+
+
+@contextlib.contextmanager
+def _opened(source: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(source) as archive:
-            names = sorted(name for name in archive.namelist() if name.lower().endswith((*PICTURES, ".npy")))
-            if not names:
-                raise UserError(f"{source} holds no images ({', '.join(PICTURES)} or .npy)")
-            labels = _labels(source, archive, names)
-            images = _images(source, archive, names, progress)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+            yield archive
+    except UserError:
+        raise
+    except _DAMAGE:
         raise UserError(f"{source} is no zip archive that can be read: it is damaged or foreign") from None
     except OSError as error:
         raise UserError(f"cannot read {source}: {error.strerror or error}") from None
-    num_classes = 0 if labels is None else int(labels.max()) + 1
-    return Dataset(source.stem, images, labels, num_classes, ImageCodec.measure(images, sigma_data))
 
 
-def _images(source: Path, archive: zipfile.ZipFile, names: list[str], progress: bool) -> torch.Tensor:
-    first = _image(source, names[0], archive.read(names[0]))
-    images = torch.empty((len(names), *first.shape), dtype=torch.uint8)
-    bar = tqdm(names, desc=f"reading {source.name}", unit="img", delay=1, disable=not progress)
-    for row, name in enumerate(bar):
-        image = _image(source, name, archive.read(name))
-        if image.shape != first.shape:
-            raise UserError(
-                f"{source}: {name} has the shape {image.shape}, {names[0]} {first.shape}: give images of one size"
-            )
-        images[row] = torch.from_numpy(image)
-    return images
+def _entries(source: Path, names: list[str]) -> Iterator[tuple[str, Read]]:
+    with _opened(source) as archive:
+        for name in names:
+            yield name, partial(_image, source, archive, name)
 
 
-def _image(source: Path, name: str, content: bytes) -> np.ndarray:
-    """(C, H, W) uint8, C = 1 or 3."""
-    try:
-        if name.lower().endswith(".npy"):
-            array = np.load(io.BytesIO(content), allow_pickle=False)
-        else:
-            with Image.open(io.BytesIO(content)) as picture:
-                grey = picture.mode in ("L", "1", "LA")
-                pixels = np.array(picture.convert("L" if grey else "RGB"))
-            array = pixels[None] if grey else pixels.transpose(2, 0, 1)
-    except _DAMAGE as error:
-        raise UserError(f"{source}: {name} is damaged or no image ({type(error).__name__})") from None
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] not in (1, 3) or array.size == 0:
-        raise UserError(
-            f"{source}: {name} holds {array.dtype} of shape {array.shape}, not uint8 (1 or 3, H, W)"
+def _image(source: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """(1 or 3, H, W) uint8."""
+    content = _content(source, archive, name)
+    return (decoded_array if name.lower().endswith(".npy") else decoded)(content, f"{source}: {name}")
+
+
+def _content(source: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    """The bytes of a member; no more than it says, and that within bounds."""
+    size = archive.getinfo(name).file_size
+    if size > MOST_BYTES:
+        raise DamagedPicture(
+            f"{source}: {name} claims {size} bytes, more than {MOST_BYTES}: it is damaged or foreign"
         )
-    return np.ascontiguousarray(array)
+    try:
+        with archive.open(name) as member:
+            return member.read(
+                size + 1
+            )  # `read()` would decompress all that is there, whatever its size says
+    except (*_DAMAGE, OSError):
+        raise DamagedPicture(f"{source}: {name} is damaged: it cannot be decompressed") from None
 
 
-def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> torch.Tensor | None:
+def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> Tensor | None:
     """(N,) int64 in the order of the names, or None."""
     if LABELS not in archive.namelist():
         return None
-    entries = _label_list(source, archive.read(LABELS))
+    entries = _label_list(source, _content(source, archive, LABELS))
     if entries is None:
         return None
     try:
@@ -100,10 +116,9 @@ def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> torch.T
     except (TypeError, ValueError):
         raise _foreign_labels(source) from None
     for name in names:
-        if not (isinstance(found.get(name), int) and 0 <= found[name] < len(names)):
-            raise UserError(
-                f"{source}: {LABELS} has no label 0, 1, 2, ... for {name}, but {found.get(name)!r:.40}"
-            )
+        label = found.get(name)
+        if type(label) is not int or not 0 <= label < len(names):  # isinstance would let true and false in
+            raise UserError(f"{source}: {LABELS} has no label 0, 1, 2, ... for {name}, but {label!r:.40}")
     return torch.tensor([found[name] for name in names])
 
 

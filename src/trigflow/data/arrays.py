@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from trigflow.codecs import Codec, ImageCodec, VectorCodec
+from trigflow.data.cache import is_large, mapped
 from trigflow.data.dataset import Dataset
 from trigflow.errors import UserError, did_you_mean
 
@@ -25,7 +26,7 @@ FORMATS = "images (N, C, H, W) uint8, grey images (N, H, W) uint8, or vectors (N
 
 
 def arrays(path: str, key: str = "", label_key: str = "labels", sigma_data: float = 0.5) -> Dataset:
-    """Images or vectors from a .npy or .npz file.
+    """Images or vectors from a .npy or .npz file; images in a .npy file above 256 MiB stay in it, mapped.
 
     Args:
         path: of the file.
@@ -61,7 +62,7 @@ def _dataset(path: Path, data: np.ndarray, labels: np.ndarray | None, sigma_data
     tensor = torch.from_numpy(data)
     codec: Codec = (ImageCodec if data.dtype == np.uint8 else VectorCodec).measure(tensor, sigma_data)
     if labels is None:
-        return Dataset(path.stem, tensor, None, 0, codec)
+        return Dataset(path.stem, tensor, None, 0, codec, mapped=_is_mapped(data))
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise UserError(
             f"{path}: labels must be integers of shape (N,), not {labels.dtype} of shape {labels.shape}"
@@ -75,12 +76,19 @@ def _dataset(path: Path, data: np.ndarray, labels: np.ndarray | None, sigma_data
     return Dataset(path.stem, tensor, torch.from_numpy(labels.astype(np.int64)), num_classes, codec)
 
 
+def _is_mapped(data: np.ndarray) -> bool:
+    """Whether an array, or what it is a view of, lies in a file."""
+    return isinstance(data, np.memmap)
+
+
 def _read(path: Path, key: str, label_key: str) -> tuple[np.ndarray, np.ndarray | None]:
     """The data and the labels, if any."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     try:
         with path.open("rb") as file:
+            if path.suffix == ".npy" and is_large(path.stat().st_size):
+                return mapped(path), None
             loaded = np.load(file, allow_pickle=False)
             found = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -25,6 +25,7 @@ class Dataset:
         num_classes: 0 without labels.
         codec: between `data` and x_0.
         oracle: the distribution that x_0 comes from, where it is known in closed form.
+        mapped: `data` lies in a file: it is not to be copied as a whole.
 
     Raises:
         UserError: no data, or labels that do not fit it.
@@ -36,6 +37,7 @@ class Dataset:
     num_classes: int
     codec: Codec
     oracle: Oracle | None = None
+    mapped: bool = False
 
     def __post_init__(self) -> None:
         if len(self.data) == 0:
@@ -52,6 +54,18 @@ class Dataset:
     def data_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(self.data.shape[1:])
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same on a device; data that is mapped stays in its file."""
+        return replace(
+            self,
+            data=self.data if self.mapped else self.data.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+        )
+
+    def encoded(self, chosen: Tensor, device: torch.device) -> Tensor:
+        """x_0 (B, ...) float32 on the device, of the rows `chosen` (B,) int64; only they are moved."""
+        return self.codec.encode(self.data[chosen.to(self.data.device)].to(device))
 
 
 @lru_cache(maxsize=2)

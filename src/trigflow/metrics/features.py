@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 from trigflow.config import look_up
 from trigflow.errors import UserError, did_you_mean
 from trigflow.metrics.classifier_net import CARD, WEIGHTS, Classifier, load_classifier
+from trigflow.metrics.efficientnet import EfficientNetLite0
+from trigflow.metrics.published import PUBLISHED
 
 Extractor = Callable[[Tensor], Tensor]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -24,19 +28,30 @@ class Features:
     Attributes:
         name: stated in every report; scores are called FD-<name>.
         extract: stored samples (B, ...) -> (B, D) float.
-        classify: stored samples (B, ...) -> logits (B, num_classes); None when the features know no classes.
+        classify: feature vectors (B, D) -> logits (B, num_classes); None when the features know no classes.
         data_shape: shape of one sample that they accept, None for any.
+        checks_labels: whether the classes are those of the data, so that a sample's top class can be checked.
+        is_inception: whether these are the standard Inception features.
+        batch: samples at once.
     """
 
     name: str
     extract: Extractor
     classify: Extractor | None = None
     data_shape: tuple[int, ...] | None = None
+    checks_labels: bool = True
+    is_inception: bool = False
+    batch: int = 1000
 
     @property
     def score_name(self) -> str:
         """What a distance in these features is called; "FID" is reserved to the standard Inception features."""
-        return f"FD-{self.name}"
+        return "FID" if self.is_inception else f"FD-{self.name}"
+
+    @property
+    def diversity_name(self) -> str:
+        """The key of `classifier_score` in a report; again the paper's name is reserved to the paper's network."""
+        return "inception_score" if self.is_inception else "classifier_score"
 
 
 def pixels(device: torch.device | str = "cpu") -> Features:
@@ -55,8 +70,8 @@ def of_classifier(name: str, net: Classifier, device: torch.device | str = "cpu"
     def extract(samples: Tensor) -> Tensor:
         return net.features(samples.to(device))
 
-    def classify(samples: Tensor) -> Tensor:
-        return net(samples.to(device))  # type: ignore[no-any-return]
+    def classify(features: Tensor) -> Tensor:
+        return net.head(features.to(device))  # type: ignore[no-any-return]
 
     return Features(name, extract, classify, net.data_shape)
 
@@ -67,22 +82,49 @@ def digits_classifier(device: torch.device | str = "cpu") -> Features:
         return of_classifier("digits-classifier", load_classifier(folder, device)[0], device)
 
 
+def efficientnet_lite0(device: torch.device | str = "cpu") -> Features:
+    """1280 features of photographs; needs the extra `efficientnet`, which holds the weights."""
+    net = _frozen(EfficientNetLite0(), device)
+
+    def classify(features: Tensor) -> Tensor:
+        return net.classify(features.to(device))
+
+    return Features(
+        "efficientnet-lite0",
+        lambda samples: net(samples.to(device)),
+        classify,
+        checks_labels=False,
+        batch=100,
+    )
+
+
+# Features that need nothing but their name; those of metrics/published.py need a file.
 FEATURES: dict[str, Callable[[torch.device | str], Features]] = {
     "pixels": pixels,
     "digits-classifier": digits_classifier,
+    "efficientnet-lite0": efficientnet_lite0,
 }
 
 
 def load_features(name: str, device: torch.device | str = "cpu") -> Features:
-    """Features by the name in FEATURES, the path of a classifier (folder or file), or "package.module:Class".
+    """Features by name.
 
-    A class is built without arguments and must be an nn.Module that maps stored samples (B, ...) to features (B, D).
+    Args:
+        name: one in FEATURES, NAME=FILE with one in PUBLISHED, the path of a classifier (folder or file), or
+            "package.module:Class". A class is built without arguments and must be an nn.Module that maps stored samples
+            (B, ...) to features (B, D).
+        device: where they are computed.
 
     Raises:
-        UserError: nothing goes by that name.
+        UserError: nothing goes by that name, or its file is missing, damaged or another one.
     """
     if name in FEATURES:
         return FEATURES[name](device)
+    head, has_file, file = name.partition("=")
+    if head in PUBLISHED:
+        if not has_file:
+            raise UserError(f"features '{name}' need a file of weights: {PUBLISHED[name].advice(name)}")
+        return _of_published(head, Path(file), device)
     if Path(name).exists():
         folder = Path(name).resolve()
         if folder.is_file():
@@ -92,9 +134,28 @@ def load_features(name: str, device: torch.device | str = "cpu") -> Features:
         return of_classifier(folder.name, load_classifier(folder, device)[0], device)
     if ":" in name:
         return _of_module(name, device)
-    hint = did_you_mean(name, FEATURES)
-    raise UserError(
-        f"unknown features '{name}'{hint}: {', '.join(FEATURES)}, a folder, or package.module:Class"
+    known = [*FEATURES, *(f"{known}=FILE" for known in PUBLISHED)]
+    hint = did_you_mean(head, [*FEATURES, *PUBLISHED])
+    raise UserError(f"unknown features '{name}'{hint}: {', '.join(known)}, a folder, or package.module:Class")
+
+
+def _frozen(net: Net, device: torch.device | str) -> Net:
+    return net.to(device).eval().requires_grad_(False)
+
+
+def _of_published(name: str, path: Path, device: torch.device | str) -> Features:
+    """Features by published weights in a file of the user's."""
+    entry = PUBLISHED[name]
+    net = _frozen(entry.load(path, entry.advice(name)), device)
+    head = getattr(net, "classify", None)
+    return Features(
+        name,
+        lambda samples: net(samples.to(device)),
+        None if head is None else lambda features: head(features.to(device)),
+        entry.data_shape,
+        checks_labels=entry.checks_labels,
+        is_inception=entry.is_inception,
+        batch=entry.batch,
     )
 
 
@@ -108,12 +169,12 @@ def _of_module(name: str, device: torch.device | str) -> Features:
         raise UserError(
             f"features '{name}': not a torch.nn.Module, write a class with forward(samples) -> (B, D)"
         )
-    module = module.to(device).eval().requires_grad_(False)
+    module = _frozen(module, device)
     return Features(name, lambda samples: module(samples.to(device)))
 
 
-def extract_features(features: Features, samples: Tensor, batch: int = 1000) -> Tensor:
-    """Features (N, D) float32 on the CPU of stored samples (N, ...).
+def extract_features(features: Features, samples: Tensor, batch: int | None = None) -> Tensor:
+    """Features (N, D) float32 on the CPU of stored samples (N, ...), `batch` at once (default: as the features say).
 
     Raises:
         UserError: features made for data of another shape, or not (B, D).
@@ -123,17 +184,30 @@ def extract_features(features: Features, samples: Tensor, batch: int = 1000) -> 
         raise UserError(
             f"features '{features.name}' are for data {features.data_shape}, not {shape}: use others"
         )
+    parts = torch.split(samples, batch or features.batch)
     with torch.inference_mode():
-        parts = [features.extract(part).float().cpu() for part in torch.split(samples, batch)]
-    if parts[0].ndim != 2:
-        raise UserError(f"features '{features.name}' have shape {tuple(parts[0].shape)}, expected (B, D)")
-    return torch.cat(parts)
+        vectors = [features.extract(part).float().cpu() for part in parts]
+    if vectors[0].ndim != 2:
+        raise UserError(f"features '{features.name}' have shape {tuple(vectors[0].shape)}, expected (B, D)")
+    return torch.cat(vectors)
 
 
-def label_agreement(features: Features, samples: Tensor, labels: Tensor, batch: int = 1000) -> float | None:
-    """Share in [0, 1] of samples whose top class is the requested label; None for features without classes."""
+def class_logits(features: Features, vectors: Tensor) -> Tensor | None:
+    """Logits (N, K) on the CPU of feature vectors (N, D); None for features without classes."""
     if features.classify is None:
         return None
     with torch.inference_mode():
-        top = torch.cat([features.classify(part).argmax(1).cpu() for part in torch.split(samples, batch)])
-    return float((top == labels.cpu()).double().mean())
+        return torch.cat([features.classify(part).float().cpu() for part in torch.split(vectors, 1000)])
+
+
+def label_agreement(features: Features, samples: Tensor, labels: Tensor) -> float | None:
+    """Share in [0, 1] of samples whose top class is the requested label; None for features without such classes."""
+    logits = class_logits(features, extract_features(features, samples))
+    if logits is None or not features.checks_labels:
+        return None
+    return share_of_labels(logits, labels)
+
+
+def share_of_labels(logits: Tensor, labels: Tensor) -> float:
+    """Share in [0, 1] of logits (N, K) whose top class is the label (N,)."""
+    return float((logits.argmax(1) == labels.cpu()).double().mean())

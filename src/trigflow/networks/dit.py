@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .attention import SelfAttention
-from .layers import CONVS, Dropout, Embedding, ModulatedNorm, positive, spatial_dims, unit_init, zero_init
+from .layers import (
+    CONVS,
+    Dropout,
+    Embedding,
+    ModulatedNorm,
+    depth_to_space,
+    positive,
+    spatial_dims,
+    unit_init,
+    zero_init,
+)
 
 
 class Block(nn.Module):
@@ -107,13 +117,5 @@ class DiT(nn.Module):
         tokens = self.patchify(x).flatten(2).transpose(1, 2) + self.position  # (B, C, *grid) -> (B, N, width)
         for block in self.blocks:
             tokens = block(tokens, emb)
-        return self._unpatchify(self.linear_out(self.norm_out(tokens, emb)), x)
-
-    def _unpatchify(self, tokens: Tensor, x: Tensor) -> Tensor:
-        """(B, N, C * patch^dims) -> (B, C, *size): each grid axis is followed by its axis inside the patch."""
-        dims, channels = len(self.grid), x.shape[1]
-        y = tokens.reshape(x.shape[0], *self.grid, channels, *(self.patch,) * dims)
-        order = [0, dims + 1]
-        for axis in range(dims):
-            order += [1 + axis, dims + 2 + axis]
-        return y.permute(order).reshape(x.shape)
+        patches = self.linear_out(self.norm_out(tokens, emb)).transpose(1, 2)
+        return depth_to_space(patches.reshape(len(x), -1, *self.grid), self.patch)

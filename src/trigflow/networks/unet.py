@@ -19,8 +19,10 @@ from .layers import (
     Dropout,
     Embedding,
     ModulatedNorm,
+    depth_to_space,
     pixel_norm,
     positive,
+    space_to_depth,
     spatial_dims,
     unit_init,
     zero_init,
@@ -93,8 +95,10 @@ class UNet(nn.Module):
     convolution) and F as 0.
 
     Args:
-        data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by 2^(levels - 1).
+        data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by patch * 2^(levels - 1).
         num_classes: number of labels, 0 for none; label `num_classes` is the null label.
+        patch: edge of the patches that become the pixels of the first level, 1 for the pixels themselves; 2 makes an
+            image four times cheaper.
         channels: channels of the first level, an even number.
         channel_mult: channels of each level as multiples of `channels`; its length is the number of levels.
         num_blocks: residual blocks in each level.
@@ -117,6 +121,7 @@ class UNet(nn.Module):
         data_shape: tuple[int, ...],
         num_classes: int = 0,
         *,
+        patch: int = 1,
         channels: int = 64,
         channel_mult: Sequence[int] = (1, 2),
         num_blocks: int = 2,
@@ -134,20 +139,26 @@ class UNet(nn.Module):
         self.dims = spatial_dims("unet", data_shape)
         emb_channels = 4 * channels if emb_channels is None else emb_channels
         positive(
-            channels=channels, num_blocks=num_blocks, head_channels=head_channels, emb_channels=emb_channels
+            patch=patch,
+            channels=channels,
+            num_blocks=num_blocks,
+            head_channels=head_channels,
+            emb_channels=emb_channels,
         )
         positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
-        _check_levels(data_shape, len(channel_mult), attention_levels)
+        _check_levels(data_shape, patch, len(channel_mult), attention_levels)
+        self.patch = patch
+        values = data_shape[0] * patch**self.dims
         self.num_classes = num_classes
         self.embedding = Embedding(channels, emb_channels, num_classes, time_embedding, fourier_scale)
         plan = Plan(self.dims, emb_channels, normalization, dropout, head_channels, qk_norm)
         widths = [channels * mult for mult in channel_mult]
         attends = [level in attention_levels for level in range(len(widths))]
-        self.conv_in = unit_init(CONVS[self.dims](data_shape[0], channels, 3, padding=1))
+        self.conv_in = unit_init(CONVS[self.dims](values, channels, 3, padding=1))
         self.down, skips = _way_down(channels, widths, num_blocks, attends, plan)
         self.middle = Stage(widths[-1], widths[-1], plan, middle_attention)
         self.up = _way_up(skips, widths, num_blocks, attends, plan)
-        self.conv_out = zero_init(CONVS[self.dims](widths[0], data_shape[0], 3, padding=1))
+        self.conv_out = zero_init(CONVS[self.dims](widths[0], values, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """F at x_t / sigma_data.
@@ -161,6 +172,7 @@ class UNet(nn.Module):
             (B, C, *size).
         """
         emb = self.embedding(t, labels)
+        x = x if self.patch == 1 else space_to_depth(x, self.patch)
         x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[self.dims]))
         skips = [x]
         for level, stages in enumerate(cast("Iterable[nn.ModuleList]", self.down)):
@@ -177,7 +189,7 @@ class UNet(nn.Module):
             for stage in stages:
                 x = stage(torch.cat([x, skips.pop()], dim=1), emb)
         output: Tensor = self.conv_out(F.silu(pixel_norm(x)))
-        return output
+        return output if self.patch == 1 else depth_to_space(output, self.patch)
 
 
 def _way_down(
@@ -210,13 +222,15 @@ def _way_up(
     return levels
 
 
-def _check_levels(data_shape: tuple[int, ...], levels: int, attention_levels: Sequence[int]) -> None:
+def _check_levels(
+    data_shape: tuple[int, ...], patch: int, levels: int, attention_levels: Sequence[int]
+) -> None:
     """Sizes halve evenly, and attention stands only where there is a level."""
-    factor = 2 ** max(levels - 1, 0)
+    factor = patch * 2 ** max(levels - 1, 0)
     if levels < 1 or any(size % factor for size in data_shape[1:]):
         raise UserError(
-            f"a unet with {levels} levels in channel_mult needs at least one and sizes divisible by {factor}, "
-            f"not {tuple(data_shape[1:])}; change the length of channel_mult"
+            f"a unet of patch {patch} with {levels} levels in channel_mult needs at least one and sizes divisible by "
+            f"{factor}, not {tuple(data_shape[1:])}; change patch or the length of channel_mult"
         )
     for level in attention_levels:
         if level not in range(levels):

@@ -1,0 +1,118 @@
+"""Decoded images on the disk, mapped into memory: a large data set costs its decoding once, and no memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from trigflow.errors import UserError
+
+MAPPED_BYTES = 2**28  # data that is larger is mapped, not read
+
+
+def is_large(size: float) -> bool:
+    """Whether data of so many bytes is to be mapped rather than read."""
+    return size > MAPPED_BYTES
+
+
+def cache_folder() -> Path:
+    """$TRIGFLOW_CACHE, else $XDG_CACHE_HOME/trigflow, else ~/.cache/trigflow."""
+    if chosen := os.environ.get("TRIGFLOW_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trigflow"
+
+
+def cache_key(files: Iterable[Path], options: Iterable[object]) -> str:
+    """A name for what is decoded from these files, in this order and with these options; it changes as they do."""
+    digest = hashlib.sha256()
+    for file in files:
+        state = file.stat()
+        digest.update(repr((str(file.resolve()), state.st_size, state.st_mtime_ns)).encode())
+    digest.update(repr(list(options)).encode())
+    return digest.hexdigest()[:32]
+
+
+def mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped into memory.
+
+    It may be written to, which changes the memory of this process alone: torch warns of read-only arrays.
+
+    Raises:
+        OSError, ValueError: no such file, or it is damaged.
+    """
+    array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
+    return array
+
+
+def cached_images(key: str, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> np.ndarray:
+    """Mapped uint8 images of a former start, or else of `images`, which are then written to the cache.
+
+    A file of another size or shape is damaged, and made anew.
+
+    Args:
+        key: see cache_key.
+        shape: (N, C, H, W) of all of them.
+        images: the N images (C, H, W); not looked at when the cache has them.
+
+    Raises:
+        UserError: the cache cannot be written, or one of the images cannot be had.
+    """
+    path = cache_folder() / f"{key}.npy"
+    try:
+        found = mapped(path)
+        if found.shape == shape and found.dtype == np.uint8:
+            return found
+    except (OSError, ValueError, EOFError, SyntaxError):
+        pass  # none yet, or a damaged one
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, shape, images)
+        return mapped(path)
+    except OSError as error:
+        size = np.prod(shape, dtype=float) / 2**30
+        raise UserError(
+            f"cannot write {size:.1f} GiB of decoded images to {path}: {error.strerror or error}; "
+            "set TRIGFLOW_CACHE to a folder with room"
+        ) from None
+
+
+def _write(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
+    """The whole file or nothing. Plain writes: a full disk is an error here, and would kill through a map."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    try:
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in images:
+                file.write(image.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cached_levels(key: str, size: int) -> list[int] | None:
+    """How often each grey level occurs among the `size` pixels of the images under this key, if it was kept."""
+    try:
+        levels = json.loads((cache_folder() / f"{key}.json").read_text())["levels"]
+        whole = len(levels) == 256 and all(type(n) is int and n >= 0 for n in levels) and sum(levels) == size
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return levels if whole else None
+
+
+def keep_levels(key: str, levels: list[int]) -> None:
+    """Keeps them for cached_levels; without room for so little, they are counted again next time."""
+    path = cache_folder() / f"{key}.json"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps({"levels": levels}))
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""Images that are still encoded, one after the other; and all of them as a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trigflow.codecs import ImageCodec, grey_levels
+from trigflow.data.cache import cache_key, cached_images, cached_levels, is_large, keep_levels
+from trigflow.data.dataset import Dataset
+from trigflow.data.picture import DamagedPicture
+from trigflow.errors import UserError
+
+Read = Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Images of any sizes, of which one at a time is decoded.
+
+    Args:
+        name: for reports.
+        source: where they are, for errors.
+        count: of images, >= 1.
+        entries: begins at the first image: a name, and a function that decodes the image (1 or 3, H, W) uint8 or raises
+            DamagedPicture. It must be called before the next entry is asked for.
+        labels: (count,) int64 in 0..num_classes-1, or None.
+        num_classes: 0 without labels.
+        classes: their names, () where there are none.
+        files: that the images come from.
+    """
+
+    name: str
+    source: str
+    count: int
+    entries: Callable[[], Iterator[tuple[str, Read]]]
+    labels: Tensor | None
+    num_classes: int
+    files: tuple[Path, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    def options(self) -> list[object]:
+        """What, beside the files, decides which images these are."""
+        return [self.source, self.count]
+
+
+def gathered(collection: Collection, sigma_data: float, progress: bool = True) -> Dataset:
+    """All images as a data set; one above cache.MAPPED_BYTES (256 MiB) is decoded into a file and mapped.
+
+    Raises:
+        UserError: an image is damaged or of another size than the first, or the cache cannot be written.
+    """
+    entries = collection.entries()  # named, so that it and its file stay open until the first image is read
+    name, read = next(entries)
+    first = read()
+    shape = (collection.count, *first.shape)
+    images = _same_size(collection, name, first, progress)
+    if not is_large(float(np.prod(shape, dtype=float))):
+        data = np.empty(shape, np.uint8)
+        for row, image in enumerate(images):
+            data[row] = image
+        pixels = torch.from_numpy(data)
+        codec = ImageCodec.measure(pixels, sigma_data)
+        return Dataset(collection.name, pixels, collection.labels, collection.num_classes, codec)
+    key = cache_key(collection.files, collection.options())
+    pixels = torch.from_numpy(cached_images(key, shape, images))
+    codec = ImageCodec.of_levels(_levels(key, pixels), sigma_data)
+    return Dataset(collection.name, pixels, collection.labels, collection.num_classes, codec, mapped=True)
+
+
+def _levels(key: str, pixels: Tensor) -> list[int]:
+    if (levels := cached_levels(key, pixels.numel())) is None:
+        levels = grey_levels(pixels)
+        keep_levels(key, levels)
+    return levels
+
+
+def _same_size(
+    collection: Collection, first_name: str, first: np.ndarray, progress: bool
+) -> Iterator[np.ndarray]:
+    bar = tqdm(
+        collection.entries(),
+        total=collection.count,
+        desc=f"reading {collection.name}",
+        unit="img",
+        delay=1,
+        disable=not progress,
+    )
+    for name, read in bar:
+        image = read()
+        if image.shape != first.shape:
+            raise UserError(
+                f"{collection.source}: {name} has the shape {image.shape}, {first_name} {first.shape}: "
+                "`trigflow data prepare` gives images one size"
+            )
+        yield image
+
+
+def as_collection(dataset: Dataset) -> Collection:
+    """Images that are decoded already.
+
+    Raises:
+        UserError: the data are vectors.
+    """
+    if dataset.data.dtype != torch.uint8 or dataset.data.ndim != 4 or dataset.data.shape[1] not in (1, 3):
+        shape = tuple(dataset.data.shape)
+        raise UserError(
+            f"{dataset.name} holds {dataset.data.dtype} of shape {shape}: give images, grey or RGB"
+        )
+
+    def entries() -> Iterator[tuple[str, Read]]:
+        for row, image in enumerate(dataset.data):
+            yield f"image {row}", image.numpy
+
+    return Collection(
+        dataset.name, dataset.name, len(dataset.data), entries, dataset.labels, dataset.num_classes
+    )
+
+
+def file_content(path: Path, where: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DamagedPicture: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedPicture(f"cannot read {where}: {error.strerror or error}") from None
+
+
+def class_labels(source: object, labels: list[int], num_classes: int = 0) -> tuple[Tensor, int]:
+    """Labels as a tensor, and the number of classes (default: the largest label and one).
+
+    Raises:
+        UserError: a label is negative, or larger than the number of samples or classes allows.
+    """
+    lowest, highest = min(labels), max(labels)
+    allowed = num_classes or len(labels)
+    if lowest < 0 or highest >= allowed:
+        wrong = lowest if lowest < 0 else highest
+        raise UserError(f"{source} has the label {wrong}: number the classes 0, 1, 2, ... below {allowed}")
+    return torch.tensor(labels), num_classes or highest + 1

@@ -1,0 +1,98 @@
+"""Folders of picture files; sub-folders are classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trigflow.data.collection import Collection, Read, file_content, gathered
+from trigflow.data.dataset import Dataset
+from trigflow.data.picture import SUFFIXES, decoded, is_picture
+from trigflow.errors import UserError
+
+_SPLITS = {"train", "training", "test", "val", "valid", "validation"}
+
+
+def image_folder(path: str, sigma_data: float = 0.5, progress: bool = True) -> Dataset:
+    """Pictures of one size in a folder: its sub-folders, sorted by name, are the classes; without any, no labels.
+
+    Args:
+        path: of the folder.
+        sigma_data: standard deviation of x_0.
+        progress: show a bar on stderr.
+
+    Raises:
+        UserError: no such folder, no pictures, one that is damaged or of another size (`trigflow data prepare`
+            gives them one), pictures beside sub-folders, or splits (train, test) for sub-folders.
+    """
+    return gathered(folder_images(path), sigma_data, progress)
+
+
+def folder_images(path: str) -> Collection:
+    """The pictures of a folder, see image_folder; those of a class in the order of their names.
+
+    Raises:
+        UserError: no such folder, no pictures, or sub-folders that are no classes.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    try:
+        flat = [folder / name for name in sorted(os.listdir(folder)) if is_picture(name)]
+        classes = {} if flat else _classes(folder)
+        if flat and any(is_picture(name) for inner in _folders(folder) for name in os.listdir(inner)):
+            raise UserError(f"{folder} holds pictures and folders of pictures: give one or the other")
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror or error}") from None
+    files = flat or [file for members in classes.values() for file in members]
+    if not files:
+        raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+    numbers = [number for number, members in enumerate(classes.values()) for _ in members]
+    return Collection(
+        folder.resolve().name,
+        str(folder),
+        len(files),
+        partial(_entries, folder, files),
+        torch.tensor(numbers) if numbers else None,
+        len(classes),
+        tuple(files),
+        tuple(classes),
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    inner = (entry for entry in folder.iterdir() if entry.is_dir())
+    return sorted(entry for entry in inner if not entry.name.startswith((".", "__MACOSX")))
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """The pictures of each class, at any depth."""
+    folders = _folders(folder)
+    if folders and all(inner.name.lower() in _SPLITS for inner in folders):
+        names = ", ".join(inner.name for inner in folders)
+        raise UserError(f"{folder} holds splits, not classes: give one of its folders ({names})")
+    found = {inner.name: _pictures_below(inner) for inner in folders}
+    for name, members in found.items():
+        if not members and any(found.values()):
+            raise UserError(f"{folder / name} holds no pictures: remove it, or give it some")
+    return found
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    return sorted(
+        Path(place) / name for place, _, names in os.walk(folder) for name in names if is_picture(name)
+    )
+
+
+def _entries(folder: Path, files: list[Path]) -> Iterator[tuple[str, Read]]:
+    for file in files:
+        yield str(file.relative_to(folder)), partial(_image, file)
+
+
+def _image(file: Path) -> np.ndarray:
+    return decoded(file_content(file, str(file)), str(file))

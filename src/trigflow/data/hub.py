@@ -1,0 +1,298 @@
+"""Data sets of Hugging Face: Parquet files, folders of `save_to_disk`, and names on the hub."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trigflow.data.collection import Collection, Read, class_labels, gathered
+from trigflow.data.dataset import Dataset
+from trigflow.data.picture import MOST_BYTES, DamagedPicture, decoded
+from trigflow.errors import UserError, did_you_mean
+
+HUB = "hf:"
+_EXTRA = "needs the library {}: pip install 'trigflow[hub]'"
+_SPLITS = ("train", "test", "validation", "valid", "val", "dev")
+_ROWS = 64  # decoded from a file at once
+
+
+def huggingface(
+    path: str,
+    split: str = "train",
+    image_key: str = "",
+    label_key: str | None = "",
+    sigma_data: float = 0.5,
+    progress: bool = True,
+) -> Dataset:
+    """Images of one size from a data set in Hugging Face's formats; needs pyarrow: pip install 'trigflow[hub]'.
+
+    Args:
+        path: a .parquet or .arrow file, a folder of them, a folder of `save_to_disk`, or hf:owner/name, whose Parquet
+            files are downloaded into the cache of huggingface_hub.
+        split: of the files of a folder or of the hub, those whose names or folders say so.
+        image_key: column of encoded images (default: the only one).
+        label_key: column of integers (default: the only one, if there is one; null: no labels).
+        sigma_data: standard deviation of x_0.
+        progress: show a bar on stderr.
+
+    Raises:
+        UserError: a library or a file is missing, a file is damaged or foreign, a column is ambiguous, or an image is
+            damaged or of another size.
+    """
+    return gathered(table_images(path, split, image_key, label_key), sigma_data, progress)
+
+
+def table_images(
+    path: str, split: str = "train", image_key: str = "", label_key: str | None = ""
+) -> Collection:
+    """The images of tables, see huggingface.
+
+    Raises:
+        UserError: a library or a file is missing, a file is damaged or foreign, or a column is ambiguous.
+    """
+    files = _download(path.removeprefix(HUB), split) if path.startswith(HUB) else _local(Path(path), split)
+    schema = _schema(files[0])
+    image_key = _image_column(path, schema, image_key)
+    label = _label_column(path, schema, label_key)
+    _check_columns(files, schema, [image_key, *([label] if label else [])])
+    count = sum(_count(file) for file in files)
+    if not count:
+        raise UserError(f"{path} is empty: it has no rows")
+    classes = _feature(schema, label).get("names") or () if label else ()
+    labels, num_classes = class_labels(path, _labels(files, label), len(classes)) if label else (None, 0)
+    name = path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+    entries = partial(_entries, files, image_key)
+    source = f"{path} ({image_key})"  # the column belongs to the cache's key
+    return Collection(
+        name, source, count, entries, labels, num_classes, tuple(files), tuple(map(str, classes))
+    )
+
+
+# Files
+
+
+def _local(path: Path, split: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"there is no file or folder {path}")
+    if (path / "dataset_dict.json").is_file():
+        inner = path / split
+        if not inner.is_dir():
+            splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+            raise UserError(
+                f"{path} has no split '{split}'{did_you_mean(split, splits)}: {', '.join(splits)}"
+            )
+        path = inner
+    found = sorted(path.rglob("*.parquet")) or sorted(path.glob("*.arrow"))
+    names = [str(file.relative_to(path)) for file in found]
+    chosen = _of_split(str(path), names, split)
+    return [path / name for name in chosen]
+
+
+def _of_split(source: str, names: list[str], split: str) -> list[str]:
+    """The files of a split; all of them, if no name speaks of splits."""
+    if not names:
+        raise UserError(f"{source} holds no .parquet or .arrow files")
+    splits = {name: _split_of(name, split) for name in names}
+    known = sorted({found for found in splits.values() if found})
+    if not known:
+        return names
+    if split not in known:
+        raise UserError(f"{source} has no split '{split}'; there are: {', '.join(known)}")
+    return [name for name in names if splits[name] == split]
+
+
+def _split_of(name: str, wanted: str) -> str:
+    """ "data/train-00000-of-00002.parquet", "default/train/0000.parquet" -> "train"; "" where no split is named."""
+    words = [Path(name).stem.split("-")[0], *reversed(Path(name).parts[:-1])]
+    return next((word for word in words if word in (*_SPLITS, wanted)), "")
+
+
+def _download(name: str, split: str) -> list[Path]:
+    """The Parquet files of a data set on the hub, in the cache of huggingface_hub; said on stderr before it is done."""
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        raise UserError(f"{HUB}{name} {_EXTRA.format('huggingface_hub')}") from None
+    if name.count("/") != 1:
+        raise UserError(f"'{HUB}{name}' is no name on the hub: give hf:owner/name")
+    try:
+        revision, names = next(_parquet_names(hub, name), ("", []))
+        chosen = _of_split(f"{HUB}{name}", names, split)
+        print(f"downloading {len(chosen)} files of {HUB}{name} ({split})", file=sys.stderr)
+        get = partial(hub.hf_hub_download, name, repo_type="dataset", revision=revision)
+        return [Path(get(file)) for file in chosen]
+    except UserError:
+        raise
+    except Exception as error:  # of the network, of the service, or of the library
+        what = str(error).strip().split("\n")[0]
+        raise UserError(f"cannot get {HUB}{name}: {type(error).__name__}: {what}") from None
+
+
+def _parquet_names(hub: Any, name: str) -> Iterator[tuple[str, list[str]]]:
+    """Its own Parquet files, else those that the hub makes of every data set."""
+    for revision in ("main", "refs/convert/parquet"):
+        names = hub.HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
+        if found := sorted(file for file in names if file.endswith(".parquet")):
+            yield revision, found
+
+
+# Tables
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path} {_EXTRA.format('pyarrow')}") from None
+    return pyarrow
+
+
+def _foreign(path: Path, error: Exception) -> UserError:
+    if isinstance(error, OSError) and error.strerror:
+        return UserError(f"cannot read {path}: {error.strerror}")
+    return UserError(f"{path} is no {path.suffix or 'Arrow'} file of a data set: it is damaged or foreign")
+
+
+def _stream(pa: Any, path: Path) -> Any:
+    """`save_to_disk` writes streams, other writers files."""
+    try:
+        return pa.ipc.open_stream(pa.memory_map(str(path)))
+    except pa.ArrowInvalid:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        return pa.RecordBatchReader.from_batches(
+            file.schema, map(file.get_batch, range(file.num_record_batches))
+        )
+
+
+def _schema(path: Path) -> Any:
+    pa = _pyarrow(path)
+    try:
+        return pa.parquet.read_schema(path) if path.suffix == ".parquet" else _stream(pa, path).schema
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _foreign(path, error) from None
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
+    """The rows of a file, some at a time, of these columns."""
+    pa = _pyarrow(path)
+    try:
+        if path.suffix == ".parquet":
+            with pa.parquet.ParquetFile(path) as file:
+                yield from file.iter_batches(_ROWS, columns=columns)
+            return
+        for batch in _stream(pa, path):
+            for first in range(0, batch.num_rows, _ROWS):
+                yield batch.slice(first, _ROWS).select(columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _foreign(path, error) from None
+
+
+def _count(path: Path) -> int:
+    pa = _pyarrow(path)
+    if path.suffix != ".parquet":
+        return sum(batch.num_rows for batch in _batches(path, []))
+    try:
+        return int(pa.parquet.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _foreign(path, error) from None
+
+
+def _feature(schema: Any, key: str) -> dict[str, Any]:
+    """What the writer said of a column: {"_type": "ClassLabel", "names": [...]}; {} if nothing."""
+    try:
+        found = json.loads(schema.metadata[b"huggingface"])["info"]["features"][key]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _image_column(path: str, schema: Any, key: str) -> str:
+    found = [field.name for field in schema if _holds_images(field.type)]
+    if key and key not in found:
+        raise UserError(
+            f"{path} has no column of images '{key}'{did_you_mean(key, found)}; there are: {found}"
+        )
+    if not key and len(found) != 1:
+        what = (
+            f"several columns of images, choose one by image_key: {found}" if found else "no column of images"
+        )
+        raise UserError(f"{path} has {what}")
+    return key or found[0]
+
+
+def _holds_images(kind: Any) -> bool:
+    """Encoded bytes, alone or in {"bytes": ..., "path": ...}."""
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _label_column(path: str, schema: Any, key: str | None) -> str:
+    """The column of labels; "" for none."""
+    import pyarrow.types as types
+
+    if key is None:
+        return ""
+    found = [field.name for field in schema if types.is_integer(field.type)]
+    if key:
+        if key not in found:
+            raise UserError(
+                f"{path} has no column of integers '{key}'{did_you_mean(key, found)}; there are: {found}"
+            )
+        return key
+    marked = [name for name in found if _feature(schema, name).get("_type") == "ClassLabel"]
+    candidates = marked or found
+    if len(candidates) > 1:
+        raise UserError(
+            f"{path} has several columns of integers: choose one by label_key, or null: {candidates}"
+        )
+    return candidates[0] if candidates else ""
+
+
+def _check_columns(files: list[Path], schema: Any, columns: list[str]) -> None:
+    for file in files[1:]:
+        other = _schema(file)
+        for name in columns:
+            if name not in other.names or other.field(name).type != schema.field(name).type:
+                raise UserError(f"{file}: its column '{name}' is not that of {files[0].name}")
+
+
+def _labels(files: list[Path], key: str) -> list[int]:
+    labels = [label for file in files for batch in _batches(file, [key]) for label in batch[key].to_pylist()]
+    if None in labels:
+        raise UserError(
+            f"{files[0].parent}: row {labels.index(None)} has no '{key}': label_key=null ignores them"
+        )
+    return labels
+
+
+def _entries(files: list[Path], key: str) -> Iterator[tuple[str, Read]]:
+    for file in files:
+        numbers = itertools.count()
+        for batch in _batches(file, [key]):
+            for value in batch[key].to_pylist():
+                name = f"{file.name} row {next(numbers)}"
+                yield name, partial(_image, value, f"{file}: row {name.rsplit(' ', 1)[1]}")
+
+
+def _image(value: Any, where: str) -> np.ndarray:
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(content, bytes):
+        raise DamagedPicture(f"{where} holds no bytes of an image, but at most the path of one")
+    if len(content) > MOST_BYTES:
+        raise DamagedPicture(f"{where} has {len(content)} bytes, more than {MOST_BYTES}")
+    return decoded(content, where)

@@ -1,0 +1,53 @@
+"""A look at images: their statistics, and some of them spread over the whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trigflow.data.collection import Collection
+from trigflow.data.picture import DamagedPicture
+from trigflow.data.prepare import resized
+from trigflow.data.statistics import Statistics, label_at
+from trigflow.errors import UserError
+
+_MIXED = 64  # pixels: the side of shown images that have different sizes
+
+
+def inspect(collection: Collection, shown: int, progress: bool = True) -> tuple[Statistics, Tensor]:
+    """Statistics, in which damaged images are counted, and at most `shown` images (n, C, H, W) uint8.
+
+    Raises:
+        UserError: the source cannot be read, or all images are damaged.
+    """
+    statistics = Statistics()
+    chosen: list[np.ndarray] = []
+    every = max(1, -(-collection.count // shown))
+    bar = tqdm(
+        collection.entries(),
+        total=collection.count,
+        unit="img",
+        desc="looking",
+        delay=1,
+        disable=not progress,
+    )
+    for row, (name, read) in enumerate(bar):
+        try:
+            image = read()
+        except DamagedPicture:
+            statistics.damaged.append(name)
+            continue
+        statistics.add(image, label_at(collection.labels, row))
+        if row % every == 0 or not chosen:
+            chosen.append(image.copy())
+    if not chosen:
+        raise UserError(f"{collection.source}: all of its {collection.count} images are damaged")
+    return statistics, _of_one_shape(chosen[:shown])
+
+
+def _of_one_shape(images: list[np.ndarray]) -> Tensor:
+    if len({image.shape for image in images}) > 1:
+        images = [np.broadcast_to(resized(image, _MIXED), (3, _MIXED, _MIXED)) for image in images]
+    return torch.from_numpy(np.stack(images))

@@ -1,0 +1,255 @@
+"""Images of any format and any sizes -> one zip archive in EDM's layout, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from trigflow.data.archive import LABELS
+from trigflow.data.collection import Collection
+from trigflow.data.picture import DamagedPicture, decoded
+from trigflow.data.statistics import Statistics, label_at
+from trigflow.errors import UserError
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of every member: the archive depends on the images alone
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to the images.
+
+    Args:
+        size: of the sides in pixels; None leaves images as they are, which must then be of one size.
+        rgb: write all in RGB (default: as the first is; grey images among RGB ones become RGB).
+        skip_damaged: leave damaged images out (default: stop).
+    """
+
+    size: int | None = None
+    rgb: bool = False
+    skip_damaged: bool = False
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    """Shorter side to `size`, then the square in the middle.
+
+    As ADM does for ImageNet, whose preprocessing EDM2 and sCM take over: halved with a box filter while the shorter
+    side is twice the size or more, then Pillow's bicubic filter, which is antialiased.
+
+    Args:
+        image: (1 or 3, H, W) uint8.
+        size: >= 1.
+
+    Returns:
+        (1 or 3, size, size) uint8.
+    """
+    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    wide, high = (max(size, round(side * scale)) for side in picture.size)
+    picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = (wide - size) // 2, (high - size) // 2
+    pixels = np.array(picture.crop((left, top, left + size, top + size)))
+    return pixels[None] if len(image) == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def prepare(
+    collection: Collection, out: Path, how: Preparation, resume: bool = False, progress: bool = True
+) -> Statistics:
+    """Writes an EDM archive: PNGs, stored, and dataset.json with the labels.
+
+    Until it is whole there is a folder `out`.part beside it; with `resume` it is gone on with, and the archive is byte
+    for byte that of a run without a stop.
+
+    Args:
+        collection: the images.
+        out: path of the archive, .zip.
+        how: what is done to the images.
+        resume: go on with a run that was stopped.
+        progress: show a bar on stderr.
+
+    Returns:
+        Statistics of the images as written.
+
+    Raises:
+        UserError: the archive exists, an image is damaged or of another size, or no space.
+        KeyboardInterrupt: Ctrl-C; the text says how to go on.
+    """
+    if out.suffix != ".zip":
+        raise UserError(f"--out {out}: give a name that ends in .zip")
+    if out.exists():
+        raise UserError(f"{out} exists already: give another --out, or remove it")
+    try:
+        with _Part(out, _settings(collection, how), resume) as part:
+            _convert(collection, how, part, progress)
+            statistics = part.finish(collection, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "stopped, what is done is kept; the same command with --resume goes on"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out}: {error.strerror or error}; what is done is kept, --resume goes on"
+        ) from None
+    return statistics
+
+
+def _settings(collection: Collection, how: Preparation) -> dict[str, Any]:
+    """What must be the same for a run to go on."""
+    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in collection.files]
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return asdict(how) | {"source": collection.source, "count": collection.count, "files": digest}
+
+
+def _convert(collection: Collection, how: Preparation, part: _Part, progress: bool) -> None:
+    """From the first image that is not done yet to the last."""
+    done = len(part.lines)
+    shape = next((tuple(line["shape"]) for line in part.lines if line["shape"]), None)
+    entries = itertools.islice(collection.entries(), done, None)
+    bar = tqdm(
+        entries, total=collection.count, initial=done, unit="img", desc="preparing", disable=not progress
+    )
+    for name, read in bar:
+        try:
+            image = _fitted(read(), how, shape, f"{collection.source}: {name}")
+        except DamagedPicture:
+            if not how.skip_damaged:
+                raise
+            part.add(name, None)
+            continue
+        shape = image.shape
+        part.add(name, image)
+
+
+def _fitted(image: np.ndarray, how: Preparation, shape: tuple[int, ...] | None, where: str) -> np.ndarray:
+    """The image as it is written, of the shape that the first had."""
+    if how.size:
+        image = resized(image, how.size)
+    channels = 3 if how.rgb else len(image) if shape is None else shape[0]
+    if len(image) == 1 and channels == 3:
+        image = image.repeat(3, axis=0)
+    if len(image) != channels:
+        raise UserError(f"{where} is in RGB, the first image is grey: say --rgb")
+    if shape is not None and image.shape != shape:
+        raise UserError(
+            f"{where} has the shape {image.shape}, the first image {shape}: give them one by --size"
+        )
+    return image
+
+
+class _Part:
+    """The folder of a run under way: all PNGs in one file, and a line for each image in another.
+
+    A line is written after its PNG, so that what the lines tell of is there, also after `kill -9`.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], resume: bool) -> None:
+        self.out, self.settings = out, settings
+        self.folder = out.with_name(out.name + ".part")
+        if self.folder.exists() and not resume:
+            raise UserError(
+                f"{self.folder} is of a run that was stopped: --resume goes on with it, or remove it"
+            )
+        self.lines: list[dict[str, Any]] = []
+
+    def __enter__(self) -> _Part:
+        head = json.dumps(self.settings) + "\n"
+        images, index = self.folder / "images", self.folder / "index.jsonl"
+        whole = self._restore(index, images) if index.exists() else 0
+        self.folder.mkdir(exist_ok=True)
+        self.images: BinaryIO = images.open("ab")
+        self.images.truncate(sum(line["length"] for line in self.lines))
+        self.index: BinaryIO = index.open("ab")
+        self.index.truncate(whole)
+        if not whole:
+            self.index.write(head.encode())
+            self.index.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.images.close()
+        self.index.close()
+
+    def _restore(self, index: Path, images: Path) -> int:
+        """Reads the lines whose images are there; returns how many bytes they and the head take."""
+        there = images.stat().st_size if images.exists() else 0
+        rows = [row for row in index.read_bytes().splitlines(keepends=True) if row.endswith(b"\n")]
+        if not rows:
+            return 0
+        try:
+            head, *lines = [json.loads(row) for row in rows]
+        except ValueError:
+            raise UserError(f"{self.folder} is damaged: remove it") from None
+        if head != self.settings:
+            raise UserError(f"{self.folder} is of other images or options: remove it, or give another --out")
+        kept = len(rows[0])
+        for row, line in zip(rows[1:], lines, strict=True):
+            there -= line["length"]
+            if there < 0:
+                break
+            self.lines.append(line)
+            kept += len(row)
+        return kept
+
+    def add(self, name: str, image: np.ndarray | None) -> None:
+        """One image, or None for a damaged one."""
+        content = b"" if image is None else _png(image)
+        self.images.write(content)
+        self.images.flush()
+        shape = None if image is None else image.shape
+        line = {"name": name, "length": len(content), "shape": shape}
+        self.index.write((json.dumps(line) + "\n").encode())
+        self.index.flush()
+        self.lines.append(line)
+
+    def finish(self, collection: Collection, progress: bool) -> Statistics:
+        """Makes the archive of the parts, and removes them."""
+        statistics, labels = Statistics(), []
+        whole = self.folder / "archive.zip"
+        with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+            bar = tqdm(
+                self._contents(), total=len(self.lines), unit="img", desc="packing", disable=not progress
+            )
+            for row, (line, content) in enumerate(bar):
+                if not content:
+                    statistics.damaged.append(line["name"])
+                    continue
+                number = f"{statistics.count:08d}"
+                name, label = f"{number[:5]}/img{number}.png", label_at(collection.labels, row)
+                labels.append([name, label])
+                statistics.add(decoded(content, name), label)
+                archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
+            table = {"labels": None if collection.labels is None else labels}
+            archive.writestr(zipfile.ZipInfo(LABELS, _EPOCH), json.dumps(table))
+        if not statistics.count:
+            raise UserError(f"{collection.source}: all of its {len(self.lines)} images are damaged")
+        with whole.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(whole, self.out)
+        for left in self.folder.iterdir():
+            left.unlink()
+        self.folder.rmdir()
+        return statistics
+
+    def _contents(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        with (self.folder / "images").open("rb") as file:
+            for line in self.lines:
+                yield line, file.read(line["length"])
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, "png")
+    return buffer.getvalue()

@@ -1,0 +1,371 @@
+"""Formats of encoded images: read as they are, refused in one line where they are damaged, cut, empty or foreign."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+from trigflow import recipes
+from trigflow.config import Component
+from trigflow.data import Dataset, cache, load_collection, load_data, picture
+from trigflow.data.picture import DamagedPicture, decoded
+from trigflow.errors import UserError
+from trigflow.train import train
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), dtype=np.uint8)
+LABELS = [0, 1, 2, 0, 1, 2]
+
+
+def png(image: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "png", **options)
+    return buffer.getvalue()
+
+
+PNGS = [png(image) for image in IMAGES]
+
+
+def refused(path: Path | str, words: str = ".", **options: Any) -> str:
+    with pytest.raises(UserError, match=words) as caught:
+        load_data(Component(str(path), options))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Pictures
+
+
+def saved(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_palettes_become_rgb_and_alpha_is_dropped() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    expected = [[10, 200], [20, 100], [30, 50]]
+    assert decoded(saved(palette), "a")[:, 0].tolist() == expected
+    palette.info["transparency"] = b"\x00\xff"
+    assert decoded(saved(palette), "a")[:, 0].tolist() == expected
+    assert decoded(saved(palette.convert("RGBA")), "a")[:, 0].tolist() == expected
+
+
+def test_deep_and_enormous_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DamagedPicture, match="a has more than 8 bits"):
+        decoded(saved(Image.fromarray(np.zeros((2, 2), np.uint16))), "a")
+    monkeypatch.setattr(picture, "MOST_PIXELS", 19)
+    with pytest.raises(DamagedPicture, match="claims 4x5 pixels"):
+        decoded(PNGS[0], "a")
+
+
+# Writers of each format
+
+
+def write_folder(path: Path, contents: list[bytes]) -> Path:
+    for row, content in enumerate(contents):
+        inner = path / "images" / "cab"[LABELS[row]]
+        inner.mkdir(parents=True, exist_ok=True)
+        (inner / f"{row}.png").write_bytes(content)
+    (path / "images").mkdir(exist_ok=True)
+    return path / "images"
+
+
+def write_tar(path: Path, contents: list[bytes]) -> Path:
+    with tarfile.open(path / "images.tar", "w") as archive:
+        for row, content in enumerate(contents):
+            for name, body in ((f"x/{row}.jpg.png", content), (f"x/{row}.cls", str(LABELS[row]).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(body)
+                archive.addfile(member, io.BytesIO(body))
+    return path / "images.tar"
+
+
+def table(contents: list[bytes]) -> Any:
+    pa = pytest.importorskip("pyarrow")
+    images = pa.array([{"bytes": content, "path": None} for content in contents], IMAGE(pa))
+    labels = pa.array(LABELS[: len(contents)], pa.int64())
+    features = {"label": {"_type": "ClassLabel", "names": ["c", "a", "b"]}, "image": {"_type": "Image"}}
+    info = json.dumps({"info": {"features": features}})
+    return pa.table({"image": images, "label": labels}).replace_schema_metadata({"huggingface": info})
+
+
+def IMAGE(pa: Any) -> Any:
+    return pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write_parquet(path: Path, contents: list[bytes]) -> Path:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(table(contents), path / "images.parquet")
+    return path / "images.parquet"
+
+
+def write_arrow(path: Path, contents: list[bytes]) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    data = table(contents)
+    with pa.OSFile(str(path / "images.arrow"), "wb") as file, pa.ipc.new_stream(file, data.schema) as stream:
+        stream.write_table(data)
+    return path / "images.arrow"
+
+
+WRITERS: dict[str, Callable[[Path, list[bytes]], Path]] = {
+    "folder": write_folder,
+    "tar": write_tar,
+    "parquet": write_parquet,
+    "arrow": write_arrow,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_images_and_labels(kind: str, tmp_path: Path) -> None:
+    dataset = load_data(str(WRITERS[kind](tmp_path, PNGS)))
+    order = sorted(range(6), key=lambda row: ("cab"[LABELS[row]], row)) if kind == "folder" else range(6)
+    assert torch.equal(dataset.data, torch.from_numpy(IMAGES[list(order)]))
+    assert dataset.labels is not None and dataset.num_classes == 3 and dataset.name == "images"
+    wanted = ["abc".index("cab"[LABELS[row]]) if kind == "folder" else LABELS[row] for row in order]
+    assert dataset.labels.tolist() == wanted and not dataset.mapped
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("content", [b"", b"GIF89a", PNGS[1][:60], png(IMAGES[0][:, :3])])
+def test_a_damaged_cut_empty_or_foreign_picture(kind: str, content: bytes, tmp_path: Path) -> None:
+    path = WRITERS[kind](tmp_path, [PNGS[0], content, *PNGS[2:]])
+    assert "images" in refused(path, "is damaged or no image|has the shape")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_no_pictures(kind: str, tmp_path: Path) -> None:
+    refused(WRITERS[kind](tmp_path, []), "images")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "arrow"])
+def test_a_damaged_cut_empty_or_foreign_file(kind: str, tmp_path: Path) -> None:
+    path = WRITERS[kind](tmp_path, PNGS)
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[: len(whole) // 2], b"x" * 5000):
+        path.write_bytes(content)
+        assert path.name in refused(path)
+
+
+def test_shards_by_pattern_and_folder_and_what_does_not_fit(tmp_path: Path) -> None:
+    for number in range(3):
+        os.replace(write_tar(tmp_path, PNGS), tmp_path / f"s-{number:03d}.tar")
+    for name, count in (("s-{000..001}.tar", 12), ("s-*.tar", 18), ("s-{000,002}.tar", 12), ("", 18)):
+        assert len(load_data(str(tmp_path / name)).data) == count
+    refused(tmp_path / "s-{002..003}.tar", r"there is no file .*s-003\.tar")
+    refused(tmp_path / "s-{3..1}.tar", "must go up")
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        member = tarfile.TarInfo("a.cls")
+        member.size = 3
+        archive.addfile(member, io.BytesIO(b"cat"))
+    refused(tmp_path / "bad.tar", "holds no label")
+
+
+def test_columns_splits_and_folders_of_tables(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    data = table(PNGS)
+    (tmp_path / "data").mkdir()
+    for name, part in (("train-00000-of-00001", data), ("test-00000-of-00001", data.slice(0, 2))):
+        parquet.write_table(part, tmp_path / "data" / f"{name}.parquet")
+    assert len(load_data(str(tmp_path)).data) == 6
+    assert len(load_data(Component(str(tmp_path), {"split": "test"})).data) == 2
+    assert load_data(Component(str(tmp_path), {"label_key": None})).labels is None
+    refused(tmp_path, "no split 'dev'; there are: test, train", split="dev")
+    refused(tmp_path, "did you mean 'image'", image_key="imag")
+    refused(tmp_path, "did you mean 'label'", label_key="labels")
+    twice = data.append_column("other", data["image"]).append_column("id", data["label"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    refused(tmp_path / "twice.parquet", "several columns of images")
+    assert load_data(Component(str(tmp_path / "twice.parquet"), {"image_key": "other"})).num_classes == 3
+
+
+def test_folders_that_are_no_classes(tmp_path: Path) -> None:
+    refused(tmp_path, "a folder may hold IDX files")
+    for name in ("train", "test"):
+        write_folder(tmp_path / name, PNGS)
+        os.rename(tmp_path / name / "images", tmp_path / "x")
+        os.rmdir(tmp_path / name)
+        os.rename(tmp_path / "x", tmp_path / name)
+    refused(tmp_path, "holds splits, not classes")
+    (tmp_path / "train" / "d").mkdir()
+    refused(tmp_path / "train", "d holds no pictures")
+    (tmp_path / "train" / "0.png").write_bytes(PNGS[0])
+    refused(tmp_path / "train", "pictures and folders of pictures")
+    for row, content in enumerate(PNGS):
+        (tmp_path / "test" / "a" / f"flat{row}.png").write_bytes(content)
+    assert load_data(str(tmp_path / "test" / "a")).labels is None
+
+
+# CIFAR-10
+
+
+def write_cifar(path: Path, **changes: Any) -> Path:
+    data = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
+    batch = {b"data": data, b"labels": [3, 1, 9, 0]} | {key.encode(): value for key, value in changes.items()}
+    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
+        (path / name).write_bytes(pickle.dumps(batch, protocol=3))
+    return path
+
+
+def test_cifar10(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    train, test = load_data(str(tmp_path)), load_data(Component(str(tmp_path), {"split": "test"}))
+    assert train.data.shape == (20, 3, 32, 32) and test.data.shape == (4, 3, 32, 32)
+    assert test.labels is not None and test.labels.tolist() == [3, 1, 9, 0] and test.num_classes == 10
+    (tmp_path / "data_batch_3").unlink()
+    refused(tmp_path, "holds no data_batch_3")
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": [3, 1, 9]},
+        {"labels": [3, 1, 9, 10]},
+        {"labels": [3, 1, 9, True]},
+        {"data": np.zeros((4, 7), np.uint8)},
+        {"data": np.zeros((0, 3072), np.uint8), "labels": []},
+        {"data": Evil()},
+        {"data": b"x"},
+    ],
+)
+def test_foreign_batches(changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "data_batch_1" in refused(write_cifar(tmp_path, **changes))
+    assert not (tmp_path / "evil").exists()
+
+
+def test_damaged_batches(tmp_path: Path) -> None:
+    whole = (write_cifar(tmp_path) / "data_batch_1").read_bytes()
+    for content in (b"", b"hello", whole[:500], whole[:-1], pickle.dumps([1])):
+        (tmp_path / "data_batch_1").write_bytes(content)
+        assert "data_batch_1" in refused(tmp_path)
+
+
+# Large data
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything counts as large; returns the folder of the cache."""
+    monkeypatch.setattr(cache, "MAPPED_BYTES", 100)
+    monkeypatch.setenv("TRIGFLOW_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_large_data_is_decoded_once_and_mapped(kind: str, small: Path, tmp_path: Path) -> None:
+    path = str(WRITERS[kind](tmp_path, PNGS))
+    first = load_data(path)
+    (kept,) = small.glob("*.npy")
+    when = kept.stat().st_mtime_ns
+    again = load_data(path)
+    assert (
+        first.mapped and again.mapped and torch.equal(first.data, again.data) and again.codec == first.codec
+    )
+    assert kept.stat().st_mtime_ns == when and len(list(small.iterdir())) == 2
+    for content in (b"", b"\x93NUMPY", kept.read_bytes()[:-1]):
+        kept.unlink()
+        kept.write_bytes(content)
+        assert torch.equal(load_data(path).data, first.data)
+    next(small.glob("*.json")).write_text("[")
+    assert load_data(path).codec == first.codec
+
+
+def test_a_mapped_array_gives_the_rows_of_one_in_memory(small: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", IMAGES)
+    np.savez(tmp_path / "a.npz", IMAGES)
+    mapped, read = load_data(str(tmp_path / "a.npy")), load_data(str(tmp_path / "a.npz"))
+    assert mapped.mapped and not read.mapped
+    chosen = torch.tensor([4, 0, 4])
+    assert torch.equal(mapped.encoded(chosen, torch.device("cpu")), read.encoded(chosen, torch.device("cpu")))
+    assert mapped.to(torch.device("cpu")).data.data_ptr() == mapped.data.data_ptr()
+
+
+def test_a_cache_that_cannot_be_written(small: Path, tmp_path: Path) -> None:
+    small.write_text("a file")
+    refused(write_tar(tmp_path, PNGS), "set TRIGFLOW_CACHE")
+
+
+def test_a_run_on_mapped_data_is_bit_for_bit_that_on_data_in_memory(small: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", IMAGES)
+    np.savez(tmp_path / "a.npz", IMAGES)
+    models = []
+    for number, name in enumerate(("a.npy", "a.npz")):
+        changes = [*TINY, f"data={tmp_path / name}", "train.label_dropout=0"]
+        if number:  # the codec of mapped data is measured in the same way, as long as it is small
+            assert load_data(str(tmp_path / "a.npy")).codec == load_data(str(tmp_path / name)).codec
+        folder = train(
+            recipes.get("digits-teacher", changes), tmp_path / str(number), device="cpu", progress=False
+        )
+        models.append((folder / "model.safetensors").read_bytes())
+    assert models[0] == models[1]
+
+
+class FakeHub:
+    """What is used of huggingface_hub."""
+
+    def __init__(self, folder: Path, files: dict[str, list[str]]) -> None:
+        self.folder, self.files = folder, files
+
+    def HfApi(self) -> FakeHub:
+        return self
+
+    def list_repo_files(self, name: str, repo_type: str, revision: str) -> list[str]:
+        if name == "a/none":
+            raise ConnectionError("no network\nat all")
+        return self.files[revision]
+
+    def hf_hub_download(self, name: str, file: str, repo_type: str, revision: str) -> str:
+        return str(self.folder / Path(file).name)
+
+
+def test_names_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path, PNGS)
+    hub = FakeHub(tmp_path, {"main": ["x.csv"], "refs/convert/parquet": ["default/train/images.parquet"]})
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert len(load_data("hf:a/b").data) == 6
+    assert "downloading 1 files of hf:a/b (train)" in capsys.readouterr().err
+    refused("hf:a/b", "no split 'test'", split="test")
+    refused("hf:ab", "give hf:owner/name")
+    refused("hf:a/none", "cannot get hf:a/none: ConnectionError: no network")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused("hf:a/b", r"pip install 'trigflow\[hub\]'")
+
+
+def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path, PNGS)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    refused(path, r"needs the library pyarrow: pip install 'trigflow\[hub\]'")
+
+
+def test_collections_of_decoded_data() -> None:
+    collection = load_collection("digits")
+    name, read = next(collection.entries())
+    assert (name, read().shape, collection.count) == ("image 0", (1, 8, 8), 1797)
+    with pytest.raises(UserError, match="give images"):
+        load_collection("mixture2d")
+
+
+def test_datasets_are_the_same_type(tmp_path: Path) -> None:
+    assert isinstance(load_data(str(write_folder(tmp_path, PNGS))), Dataset)
