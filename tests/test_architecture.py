@@ -15,7 +15,9 @@ SOURCE = Path(trigflow.__file__).parent
 
 # The first part of a module's name below `trigflow` -> its floor.
 FLOORS = {
-    **dict.fromkeys(("version", "errors", "randomness", "dual", "ema", "config", "devices", "machine"), 1),
+    **dict.fromkeys(
+        ("version", "errors", "randomness", "dual", "ema", "config", "devices", "machine", "files"), 1
+    ),
     **dict.fromkeys(
         ("flow", "schedules", "oracles", "codecs", "guidance", "metrics", "networks", "data", "recipe"), 2
     ),

@@ -18,14 +18,13 @@ from trigflow.checkpoint import (
     load_model,
     load_tensors,
     new_precond,
-    read_json,
     read_state,
     save_model,
-    write_atomically,
     write_state,
 )
 from trigflow.config import Component
 from trigflow.errors import UserError
+from trigflow.files import read_json, write_atomically
 from trigflow.recipe import PrecondConfig, SamplingConfig
 
 TENSORS = {

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
-from trigflow.networks.layers import Dropout, seed_dropout
+from trigflow.networks.layers import Dropout, depth_to_space, seed_dropout, space_to_depth
 from trigflow.randomness import SampleRandom
 
 UNET: dict[str, Any] = {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1}
@@ -22,6 +22,7 @@ CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "mlp-image": ("mlp", (2, 4, 4), MLP),
     "unet-1d": ("unet", (2, 8), UNET),
     "unet-2d": ("unet", (2, 4, 8), UNET | {"attention_levels": (0, 1)}),
+    "unet-patches": ("unet", (2, 4, 8), UNET | {"patch": 2}),
     "unet-3d": ("unet", (1, 4, 4, 2), UNET | {"middle_attention": False}),
     "dit-1d": ("dit", (2, 8), DIT),
     "dit-2d": ("dit", (2, 4, 8), DIT),
@@ -186,3 +187,13 @@ def test_options_out_of_range_are_named(
 ) -> None:
     with pytest.raises(UserError, match=message):
         NETWORKS[name](shape, **options)
+
+
+@pytest.mark.parametrize("size", [(6,), (4, 6), (2, 4, 6)])
+def test_patches_as_channels_and_back(size: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *size)
+    deep = space_to_depth(x, 2)
+    assert deep.shape == (2, 3 * 2 ** len(size), *(edge // 2 for edge in size))
+    assert torch.equal(depth_to_space(deep, 2), x)
+    if len(size) == 2:
+        assert torch.equal(deep, nn.functional.pixel_unshuffle(x, 2))

@@ -1,15 +1,10 @@
-"""Files that survive: the state of a run for going on with it, and a model for sampling.
-
-Each file is written beside its place, flushed to the disk and renamed, so that it is there as a whole or not at all.
-"""
+"""Files that survive: the state of a run for going on with it, and a model for sampling."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -22,93 +17,13 @@ from torch import Tensor, nn
 
 from trigflow.config import STRICT_KEYS, Component, build, check_trusted, to_json, validate
 from trigflow.errors import UserError
+from trigflow.files import clear_os_errors, read_json, write_atomically, write_json
 from trigflow.networks import NETWORKS
 from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import PrecondConfig, SamplingConfig
 
 Tensors = Mapping[str, Tensor]
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-
-
-# Writing
-
-
-@contextlib.contextmanager
-def clear_os_errors(action: str, path: Path) -> Iterator[None]:
-    """Turns an error of the file system (no space, no permission) into one line: "cannot <action> <path>: ..."."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot {action} {path}: {error.strerror or error}") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing.
-
-    Raises:
-        UserError: no space, no permission, no such folder.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with clear_os_errors("write", path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder last (Windows keeps no handle of a folder: there the rename alone must do)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, data: object) -> None:
-    """Indented JSON, atomically."""
-    write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """JSON data.
-
-    Raises:
-        UserError: no such file, or not JSON.
-    """
-    with clear_os_errors("read", path):
-        content = path.read_bytes()
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):  # also a number of thousands of digits, or brackets without end
-        raise UserError(f"{path} is damaged: it does not hold JSON") from None
-
-
-def make_folder(path: Path) -> None:
-    """The folder and those above it.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    with clear_os_errors("make the folder", path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
-def is_occupied(path: Path, but: Callable[[str], bool] = lambda name: False) -> bool:
-    """Whether there is a folder with something in it, other than what `but` names.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    with clear_os_errors("read", path):
-        return path.is_dir() and any(not but(entry.name) for entry in path.iterdir())
 
 
 # State of a run: safetensors with the rest as JSON in the header, and a digest of both

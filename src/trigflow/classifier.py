@@ -12,9 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.checkpoint import is_occupied, make_folder, write_atomically, write_json
 from trigflow.data import Dataset
 from trigflow.errors import UserError
+from trigflow.files import is_occupied, make_folder, write_atomically, write_json
 from trigflow.metrics.classifier_net import CARD, WEIGHTS, Classifier
 
 HELD_OUT = 0.2

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from trigflow import diagram, recipes
-from trigflow.checkpoint import make_folder, read_json, write_atomically, write_json
 from trigflow.config import first_difference
 from trigflow.errors import UserError
 from trigflow.evaluate import evaluate
+from trigflow.files import make_folder, read_json, write_atomically, write_json
 from trigflow.model import Model, load
 from trigflow.pictures import panels, png
 from trigflow.report import to_markdown, write_report

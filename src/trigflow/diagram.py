@@ -16,7 +16,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
-from trigflow.checkpoint import write_atomically
+from trigflow.files import write_atomically
 from trigflow.pictures import png
 
 PATH_COLOUR = "#2563a8"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.checkpoint import is_occupied, make_folder
 from trigflow.config import Component, check_trusted, validate
 from trigflow.data import Dataset, load_data
 from trigflow.errors import UserError
+from trigflow.files import is_occupied, make_folder
 from trigflow.machine import describe_machine
 from trigflow.measure import (
     SPLITS,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.checkpoint import clear_os_errors
+from trigflow.files import clear_os_errors
 
 # What the bar tells, of all that is logged.
 SHOWN = ("loss", "tangent_norm", "flow_map_median")

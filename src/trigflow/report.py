@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from trigflow.checkpoint import make_folder, write_atomically, write_json
+from trigflow.files import make_folder, write_atomically, write_json
 from trigflow.pictures import panels, png
 
 Report = Mapping[str, Any]

@@ -13,23 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trigflow.checkpoint import (
-    CheckpointFolder,
-    DamagedFile,
-    clear_os_errors,
-    is_occupied,
-    make_folder,
-    read_card,
-    read_json,
-    read_state,
-    save_model,
-    write_atomically,
-    write_json,
-    write_state,
-)
+from trigflow.checkpoint import CheckpointFolder, DamagedFile, read_card, read_state, save_model, write_state
 from trigflow.config import first_difference, to_json, validate
 from trigflow.ema import EMASnapshot, reconstruct
 from trigflow.errors import UserError
+from trigflow.files import clear_os_errors, is_occupied, make_folder, read_json, write_atomically, write_json
 from trigflow.recipe import Recipe
 
 LOCK = ".lock"

@@ -55,7 +55,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.out.suffix not in ENDINGS:
         raise UserError(f"--out {args.out}: the name must end in one of {', '.join(ENDINGS)}")
-    from trigflow.checkpoint import make_folder
+    from trigflow.files import make_folder
     from trigflow.model import load
 
     model = load(args.model, args.device, args.trust_code)
@@ -74,7 +74,7 @@ def _write(samples: Tensor, labels: Tensor | None, file: Path) -> None:
     """The whole file or nothing."""
     import numpy as np
 
-    from trigflow.checkpoint import write_atomically
+    from trigflow.files import write_atomically
     from trigflow.pictures import save_grid
 
     if file.suffix == ".png":

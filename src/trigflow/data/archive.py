@@ -97,9 +97,8 @@ def _content(source: Path, archive: zipfile.ZipFile, name: str) -> bytes:
         )
     try:
         with archive.open(name) as member:
-            return member.read(
-                size + 1
-            )  # `read()` would decompress all that is there, whatever its size says
+            # `read()` would decompress all that is there, whatever its size says.
+            return member.read(size + 1)
     except (*_DAMAGE, OSError):
         raise DamagedPicture(f"{source}: {name} is damaged: it cannot be decompressed") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from trigflow.errors import UserError
+from trigflow.files import replacing, write_atomically
 
 MAPPED_BYTES = 2**28  # data that is larger is mapped, not read
 
@@ -82,19 +84,12 @@ def cached_images(key: str, shape: tuple[int, ...], images: Iterable[np.ndarray]
 
 
 def _write(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
-    """The whole file or nothing. Plain writes: a full disk is an error here, and would kill through a map."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Plain writes: a full disk is an error here, and would kill through a map."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    try:
-        with temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for image in images:
-                file.write(image.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in images:
+            file.write(image.tobytes())
 
 
 def cached_levels(key: str, size: int) -> list[int] | None:
@@ -109,10 +104,5 @@ def cached_levels(key: str, size: int) -> list[int] | None:
 
 def keep_levels(key: str, levels: list[int]) -> None:
     """Keeps them for cached_levels; without room for so little, they are counted again next time."""
-    path = cache_folder() / f"{key}.json"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps({"levels": levels}))
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(UserError):
+        write_atomically(cache_folder() / f"{key}.json", json.dumps({"levels": levels}).encode())

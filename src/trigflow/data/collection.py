@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +45,12 @@ class Collection:
     files: tuple[Path, ...] = ()
     classes: tuple[str, ...] = ()
 
-    def options(self) -> list[object]:
-        """What, beside the files, decides which images these are."""
-        return [self.source, self.count]
+    def walk(self, description: str, progress: bool) -> Iterable[tuple[str, Read]]:
+        """All entries, under a bar if it takes longer than a second."""
+        bar: Iterable[tuple[str, Read]] = tqdm(
+            self.entries(), description, self.count, unit="img", delay=1, disable=not progress
+        )
+        return bar
 
 
 def gathered(collection: Collection, sigma_data: float, progress: bool = True) -> Dataset:
@@ -68,7 +71,7 @@ def gathered(collection: Collection, sigma_data: float, progress: bool = True) -
         pixels = torch.from_numpy(data)
         codec = ImageCodec.measure(pixels, sigma_data)
         return Dataset(collection.name, pixels, collection.labels, collection.num_classes, codec)
-    key = cache_key(collection.files, collection.options())
+    key = cache_key(collection.files, [collection.source, collection.count])
     pixels = torch.from_numpy(cached_images(key, shape, images))
     codec = ImageCodec.of_levels(_levels(key, pixels), sigma_data)
     return Dataset(collection.name, pixels, collection.labels, collection.num_classes, codec, mapped=True)
@@ -84,15 +87,7 @@ def _levels(key: str, pixels: Tensor) -> list[int]:
 def _same_size(
     collection: Collection, first_name: str, first: np.ndarray, progress: bool
 ) -> Iterator[np.ndarray]:
-    bar = tqdm(
-        collection.entries(),
-        total=collection.count,
-        desc=f"reading {collection.name}",
-        unit="img",
-        delay=1,
-        disable=not progress,
-    )
-    for name, read in bar:
+    for name, read in collection.walk(f"reading {collection.name}", progress):
         image = read()
         if image.shape != first.shape:
             raise UserError(

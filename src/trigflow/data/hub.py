@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -193,9 +192,9 @@ def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
         for batch in _stream(pa, path):
             for first in range(0, batch.num_rows, _ROWS):
                 yield batch.slice(first, _ROWS).select(columns)
+    except UserError:  # is a ValueError
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise _foreign(path, error) from None
 
 
@@ -282,11 +281,9 @@ def _labels(files: list[Path], key: str) -> list[int]:
 
 def _entries(files: list[Path], key: str) -> Iterator[tuple[str, Read]]:
     for file in files:
-        numbers = itertools.count()
-        for batch in _batches(file, [key]):
-            for value in batch[key].to_pylist():
-                name = f"{file.name} row {next(numbers)}"
-                yield name, partial(_image, value, f"{file}: row {name.rsplit(' ', 1)[1]}")
+        values = (value for batch in _batches(file, [key]) for value in batch[key].to_pylist())
+        for row, value in enumerate(values):
+            yield f"{file.name} row {row}", partial(_image, value, f"{file}: row {row}")
 
 
 def _image(value: Any, where: str) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from trigflow.data.collection import Collection
 from trigflow.data.picture import DamagedPicture
@@ -25,15 +24,7 @@ def inspect(collection: Collection, shown: int, progress: bool = True) -> tuple[
     statistics = Statistics()
     chosen: list[np.ndarray] = []
     every = max(1, -(-collection.count // shown))
-    bar = tqdm(
-        collection.entries(),
-        total=collection.count,
-        unit="img",
-        desc="looking",
-        delay=1,
-        disable=not progress,
-    )
-    for row, (name, read) in enumerate(bar):
+    for row, (name, read) in enumerate(collection.walk("looking", progress)):
         try:
             image = read()
         except DamagedPicture:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +51,19 @@ def decoded(content: bytes, where: str) -> np.ndarray:
         DamagedPicture: damaged, foreign, of more than MOST_PIXELS pixels or of 16 bits a channel (Pillow would cut them
             down to 8 unasked).
     """
+    with _damage_told(where), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return checked(_pixels(content, where), where)
+
+
+@contextlib.contextmanager
+def _damage_told(where: str) -> Iterator[None]:
+    """Whatever Pillow and numpy raise, as one line."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return checked(_pixels(content, where), where)
+        yield
+    except UserError:  # is a ValueError
+        raise
     except _DAMAGE as error:
-        if isinstance(error, UserError):
-            raise
         raise DamagedPicture(f"{where} is damaged or no image ({type(error).__name__})") from None
 
 
@@ -81,12 +89,8 @@ def decoded_array(content: bytes, where: str) -> np.ndarray:
     Raises:
         DamagedPicture: it is damaged, or holds something else.
     """
-    try:
+    with _damage_told(where):
         return checked(np.load(io.BytesIO(content), allow_pickle=False), where)
-    except _DAMAGE as error:
-        if isinstance(error, UserError):
-            raise
-        raise DamagedPicture(f"{where} is damaged or no image ({type(error).__name__})") from None
 
 
 def checked(array: np.ndarray, where: str) -> np.ndarray:

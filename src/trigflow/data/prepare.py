@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from trigflow.data.archive import LABELS
+from trigflow.data.cache import cache_key
 from trigflow.data.collection import Collection
 from trigflow.data.picture import DamagedPicture, decoded
 from trigflow.data.statistics import Statistics, label_at
@@ -54,7 +54,7 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
     Returns:
         (1 or 3, size, size) uint8.
     """
-    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    picture = _picture(image)
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)
@@ -108,9 +108,8 @@ def prepare(
 
 def _settings(collection: Collection, how: Preparation) -> dict[str, Any]:
     """What must be the same for a run to go on."""
-    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in collection.files]
-    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    return asdict(how) | {"source": collection.source, "count": collection.count, "files": digest}
+    files = cache_key(collection.files, ())
+    return asdict(how) | {"source": collection.source, "count": collection.count, "files": files}
 
 
 def _convert(collection: Collection, how: Preparation, part: _Part, progress: bool) -> None:
@@ -249,7 +248,11 @@ class _Part:
                 yield line, file.read(line["length"])
 
 
+def _picture(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+
+
 def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, "png")
+    _picture(image).save(buffer, "png")
     return buffer.getvalue()

@@ -18,6 +18,7 @@ from trigflow.data.collection import Collection, Read, class_labels, gathered
 from trigflow.data.dataset import Dataset
 from trigflow.data.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, is_picture
 from trigflow.errors import UserError
+from trigflow.files import clear_os_errors
 
 _BLOCK = 512  # bytes: a tar file is made of blocks, and ends with empty ones
 _MOST_LABEL_BYTES = 2**20
@@ -122,17 +123,16 @@ def _index(shard: Path) -> list[_Sample]:
             if file.tell() < 2 * _BLOCK:
                 raise _foreign(shard)
             file.seek(-_BLOCK, 2)
-            if any(
-                file.read(_BLOCK)
-            ):  # tarfile takes a shard that was cut between two members for a whole one
+            # tarfile takes a shard that was cut between two members for a whole one.
+            if any(file.read(_BLOCK)):
                 raise _foreign(shard)
         with tarfile.open(shard, "r:") as archive:
             members = (member for member in archive if member.isreg() and not member.issparse())
             groups = itertools.groupby(members, key=lambda member: _split(member.name)[0])
             found = [_sample(shard, archive, key, list(group)) for key, group in groups]
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:  # is a ValueError
+        raise
+    except (tarfile.TarError, EOFError, ValueError, OverflowError):
         raise _foreign(shard) from None
     except OSError as error:
         raise UserError(f"cannot read {shard}: {error.strerror or error}") from None
@@ -186,10 +186,8 @@ def _label(shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> in
 
 def _entries(samples: list[_Sample]) -> Iterator[tuple[str, Read]]:
     for shard, group in itertools.groupby(samples, key=lambda sample: sample.shard):
-        try:
+        with clear_os_errors("read", shard):
             file = shard.open("rb")
-        except OSError as error:
-            raise UserError(f"cannot read {shard}: {error.strerror or error}") from None
         with file:
             for sample in group:
                 yield sample.key, partial(_image, file.fileno(), sample)

@@ -11,6 +11,7 @@ deviation. Output: the class token after the last normalisation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trigflow.metrics.images import imagenet_standard, resized_bicubic, rgb
-from trigflow.metrics.weights import fill, read_weights
+from trigflow.metrics.weights import filled
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,4 @@ def load_dinov2(path: Path, wanted: str, size: Size) -> DinoV2:
     Raises:
         UserError: the file cannot be read, or does not fit.
     """
-    tensors, network = read_weights(path, wanted), DinoV2(size)
-    tensors.pop("mask_token", None)
-    fill(network, tensors, path, wanted)
-    return network
+    return filled(partial(DinoV2, size), path, wanted, unused=("mask_token",))

@@ -14,14 +14,11 @@ et al., 2016, arXiv 1606.03498, do in their code).
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trigflow.metrics.images import rgb
-from trigflow.metrics.weights import fill, read_weights
 
 SIZE = 299
 
@@ -173,14 +170,3 @@ class Inception(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """(B, 2048) -> logits (B, 1008), without the bias."""
         return features @ self.fc.weight.T
-
-
-def load_inception(path: Path, wanted: str) -> Inception:
-    """The network with the weights of a file.
-
-    Raises:
-        UserError: the file cannot be read, or does not fit.
-    """
-    tensors, network = read_weights(path, wanted), Inception()
-    fill(network, tensors, path, wanted)
-    return network

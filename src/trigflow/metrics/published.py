@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import nn
 
 from trigflow.metrics.dinov2 import BASE, GIANT, LARGE, SMALL, Size, load_dinov2
-from trigflow.metrics.inception import load_inception
-from trigflow.metrics.resnet_cifar import load_resnet
+from trigflow.metrics.inception import Inception
+from trigflow.metrics.resnet_cifar import CifarResNet
+from trigflow.metrics.weights import filled
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Published:
 
 def _resnet(depth: int, file: str) -> Published:
     return Published(
-        partial(load_resnet, depth=depth),
+        partial(filled, partial(CifarResNet, depth)),
         f"64 features of a ResNet-{depth} that knows CIFAR-10",
         file,
         "https://github.com/akamaster/pytorch_resnet_cifar10",
@@ -66,7 +67,7 @@ PUBLISHED: dict[str, Published] = {
     "resnet20": _resnet(20, "resnet20-12fca82f.th"),
     "resnet56": _resnet(56, "resnet56-4bfd9763.th"),
     "inception": Published(
-        load_inception,
+        partial(filled, Inception),
         "2048 features of the standard Inception-v3: the FID",
         "pt_inception-2015-12-05-6726825d.pth",
         "https://github.com/mseitzer/pytorch-fid/releases",

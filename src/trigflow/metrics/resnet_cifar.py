@@ -8,14 +8,11 @@ mean and standard deviation.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trigflow.metrics.images import imagenet_standard, rgb
-from trigflow.metrics.weights import fill, read_weights
 
 
 class _Block(nn.Module):
@@ -70,14 +67,3 @@ class CifarResNet(nn.Module):
         """(B, 64) -> logits (B, 10) of CIFAR-10's classes in their usual order."""
         logits: Tensor = self.linear(features)
         return logits
-
-
-def load_resnet(path: Path, wanted: str, depth: int) -> CifarResNet:
-    """The network with the weights of a file.
-
-    Raises:
-        UserError: the file cannot be read, or does not fit.
-    """
-    tensors, network = read_weights(path, wanted), CifarResNet(depth)
-    fill(network, tensors, path, wanted)
-    return network

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trigflow.errors import UserError
+
+Net = TypeVar("Net", bound=nn.Module)
 
 # Counts batches in training; older files lack it, and no feature depends on it.
 _UNUSED = "num_batches_tracked"
@@ -39,6 +42,23 @@ def read_weights(path: Path, wanted: str) -> dict[str, Tensor]:
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()):
         raise UserError(f"{path} holds more than a state_dict's tensors: give {wanted}")
     return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def filled(build: Callable[[], Net], path: Path, wanted: str, unused: Collection[str] = ()) -> Net:
+    """A network with the weights of a file, which is read before the network is built.
+
+    Args:
+        build: makes the network.
+        path, wanted: as in read_weights.
+        unused: names in the file that the network has no use for.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit.
+    """
+    tensors = read_weights(path, wanted)
+    network = build()
+    fill(network, {name: value for name, value in tensors.items() if name not in unused}, path, wanted)
+    return network
 
 
 def _is_torchscript(path: Path) -> bool:

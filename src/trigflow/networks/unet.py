@@ -172,7 +172,7 @@ class UNet(nn.Module):
             (B, C, *size).
         """
         emb = self.embedding(t, labels)
-        x = x if self.patch == 1 else space_to_depth(x, self.patch)
+        x = space_to_depth(x, self.patch)
         x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[self.dims]))
         skips = [x]
         for level, stages in enumerate(cast("Iterable[nn.ModuleList]", self.down)):
@@ -189,7 +189,7 @@ class UNet(nn.Module):
             for stage in stages:
                 x = stage(torch.cat([x, skips.pop()], dim=1), emb)
         output: Tensor = self.conv_out(F.silu(pixel_norm(x)))
-        return output if self.patch == 1 else depth_to_space(output, self.patch)
+        return depth_to_space(output, self.patch)
 
 
 def _way_down(
