@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from trigflow import oracles
-from trigflow.config import Component, build
+from trigflow.config import Component, build, validate
 from trigflow.data.archive import edm_zip, zip_images
 from trigflow.data.arrays import arrays
 from trigflow.data.cifar import cifar10
@@ -44,11 +45,16 @@ COLLECTIONS: dict[str, Callable[..., Collection]] = {
 def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
     """The data set of a recipe; the path of a file or folder in one of the formats is one, too (docs/data.md).
 
+    Besides its own options, every data set has `labels`: false leaves them out, for a model without classes.
+
     Raises:
         UserError: unknown name, missing or foreign file.
     """
-    dataset: Dataset = build(_named(data), DATASETS, "data", sigma_data=sigma_data)
-    return dataset
+    named = _named(data)
+    options = dict(named.options)
+    keep_labels = validate(bool, options.pop("labels", True), "data.labels")
+    dataset: Dataset = build(Component(named.name, options), DATASETS, "data", sigma_data=sigma_data)
+    return dataset if keep_labels else replace(dataset, labels=None, num_classes=0)
 
 
 def load_collection(data: Component | str) -> Collection:

@@ -1,0 +1,49 @@
+"""Recipes: a function for each, returning all that a run depends on. A new one is a function and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trigflow.config import apply_overrides
+from trigflow.errors import UserError, did_you_mean
+from trigflow.recipe import Recipe
+from trigflow.recipes.cifar10 import (
+    cifar10_scd,
+    cifar10_sct,
+    cifar10_small_scd,
+    cifar10_small_teacher,
+    cifar10_teacher,
+)
+from trigflow.recipes.digits import digits_scd, digits_sct, digits_teacher
+from trigflow.recipes.mixture2d import mixture2d_scd, mixture2d_sct, mixture2d_teacher
+from trigflow.recipes.mnist import mnist_scd, mnist_sct, mnist_teacher
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "digits-teacher": digits_teacher,
+    "digits-scd": digits_scd,
+    "digits-sct": digits_sct,
+    "mnist-teacher": mnist_teacher,
+    "mnist-scd": mnist_scd,
+    "mnist-sct": mnist_sct,
+    "mixture2d-teacher": mixture2d_teacher,
+    "mixture2d-scd": mixture2d_scd,
+    "mixture2d-sct": mixture2d_sct,
+    "cifar10-teacher": cifar10_teacher,
+    "cifar10-scd": cifar10_scd,
+    "cifar10-sct": cifar10_sct,
+    "cifar10-small-teacher": cifar10_small_teacher,
+    "cifar10-small-scd": cifar10_small_scd,
+}
+
+
+def get(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name, with changes `key=value`.
+
+    Raises:
+        UserError: unknown recipe or key, a value of a wrong type or out of range.
+    """
+    if name not in RECIPES:
+        raise UserError(
+            f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}; there are: {', '.join(RECIPES)}"
+        )
+    return apply_overrides(RECIPES[name](), overrides)
