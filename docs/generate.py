@@ -1,7 +1,7 @@
 """Writes what the documentation takes from elsewhere: `make docs`. A test holds it up to date.
 
 docs/commands.md comes from the parser; the tables in README.md, between `<!-- NAME -->` and `<!-- end -->`, from
-results/.
+results/; the cards of the shipped models, src/trigflow/pretrained/README.md, from their files and results/.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import trigflow
 from trigflow import cli
+from trigflow.model import SHIPPED
 
 HERE = Path(__file__).parent
 COMMANDS = HERE / "commands.md"
 README = HERE.parent / "README.md"
 RESULTS = HERE.parent / "results"
+CARDS = HERE.parent / "src" / "trigflow" / "pretrained" / "README.md"
 
 
 def describe(action: argparse.Action) -> str:
@@ -53,9 +56,9 @@ def _markdown(head: str, rows: list[list[str]]) -> str:
     return "\n".join([f"| {head} |", align, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def digits() -> str:
-    """The shipped student beside its teacher."""
-    report = _result("digits.json")
+def beside_teacher(name: str, title: str) -> str:
+    """A shipped student beside its teacher, from results/NAME.json."""
+    report = _result(f"{name}.json")
     rows = []
     for row in [*report["teachers"], *report["students"]]:
         student = "fd_ratio" in row
@@ -71,10 +74,21 @@ def digits() -> str:
                 f"{row['esc_ratio']:.1%}" if student else "100%",
             ]
         )
+    rows.append(_real_row(report))
+    return _markdown(f"{title} | FD | ratio | labels | ms a sample | speedup | sampling compute", rows)
+
+
+def _real_row(report: Any) -> list[str]:
+    """What a perfect model would get: held-out data where there is some, else two halves of the data."""
+    if test := report.get("real_test"):
+        agreement = f"{test['label_agreement']:.1%}"
+        return [f"real test data, {test['num']}", f"{test['fd']:.3f}", "-", agreement, *["-"] * 3]
     real = report["real_vs_real"]
-    spread = f"{real['fd']:.3f} ({real['fd_range'][0]:.3f} .. {real['fd_range'][1]:.3f})"
-    rows.append([f"two halves of the real data, {real['num']} each", spread, *["-"] * 5])
-    return _markdown("8x8 digits | FD | ratio | labels | ms a sample | speedup | sampling compute", rows)
+    return [
+        f"two halves of the real data, {real['num']} each",
+        f"{real['fd']:.3f} ({real['fd_range'][0]:.3f} .. {real['fd_range'][1]:.3f})",
+        *["-"] * 5,
+    ]
 
 
 def in_steps(steps: int) -> str:
@@ -111,7 +125,12 @@ def train_step() -> str:
     return _markdown(head, lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"digits": digits, "mixture2d": mixture2d, "train_step": train_step}
+TABLES: dict[str, Callable[[], str]] = {
+    "digits": lambda: beside_teacher("digits", "8x8 digits"),
+    "mnist": lambda: beside_teacher("mnist", "MNIST, 28x28"),
+    "mixture2d": mixture2d,
+    "train_step": train_step,
+}
 
 
 def with_tables(text: str) -> str:
@@ -122,6 +141,57 @@ def with_tables(text: str) -> str:
     return text
 
 
+# What the files of a shipped model do not tell.
+_DATA = {
+    "digits": (
+        "scikit-learn's 1,797 digits of 8x8 pixels (UCI, Alpaydin and Kaynak, 1998; CC BY 4.0)",
+        "A part of the UCI test set, by 43 writers.",
+    ),
+    "mnist": (
+        "MNIST, 60,000 training images of 28x28 pixels (LeCun, Cortes and Burges; given as CC BY-SA 3.0)",
+        "Digits of American census employees and pupils: other hands write other digits.",
+    ),
+}
+
+
+def cards() -> str:
+    """A card for each shipped model."""
+    parts = [
+        "# The models in this package",
+        "Made by `make docs` from the models' own files and from results/. Weights: Apache-2.0. They show the method on two "
+        "cores: a toy's images, no use beyond research and teaching.",
+    ]
+    return "\n\n".join([*parts, *map(_card, SHIPPED)]) + "\n"
+
+
+def _card(name: str) -> str:
+    model = trigflow.load(name, "cpu")
+    card, recipe = model.card, model.card.recipe
+    data, limits = _DATA[card.data]
+    report = _result(f"{card.data}.json")
+    rows = report["students"] if model.is_student else report["teachers"]
+    scores = "; ".join(
+        f"{row['fd']:.3f} ({row['fd_range'][0]:.3f} .. {row['fd_range'][1]:.3f}) with {row['nfe']} NFE, "
+        f"{row['label_agreement']:.1%} of the labels"
+        for row in rows
+    )
+    teacher = f", distilled from `{name}-teacher`" if model.is_student else ""
+    facts = {
+        "What": f"{SHIPPED[name]}; classes 0 to {card.num_classes - 1}",
+        "Network": f"{card.network.name}, {model.num_parameters:,} parameters, sigma_data {card.precond.sigma_data}",
+        "Training": f"`trigflow train {card.name}`{teacher}, {card.nimg:,} images in batches of "
+        f"{recipe['train']['batch']}, seed {recipe['train']['seed']}",
+        "Data": data,
+        report[
+            "score"
+        ]: f"{scores} (median and range of {report['seeds']} seeds of {report['num_samples']:,} samples)",
+        "Limits": f"{limits} Some samples are no digit, or another one than asked for (see the labels).",
+    }
+    lines = [f"- **{head}**: {text}" for head, text in facts.items()]
+    return "\n".join([f"## {name}", "", *lines])
+
+
 if __name__ == "__main__":
+    CARDS.write_text(cards())
     COMMANDS.write_text(commands())
     README.write_text(with_tables(README.read_text()))

@@ -32,6 +32,14 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests leave nothing in the user's cache, and take nothing from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIGFLOW_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
     """Every test starts from the same generator and leaves the default type and gradients as it found them."""

@@ -25,7 +25,8 @@ FLOORS = {
     **dict.fromkeys(("objectives", "optim", "checkpoint"), 4),
     **dict.fromkeys(("assembly", "run_folder", "progress", "synthetic", "train"), 5),
     **dict.fromkeys(("model", "pictures", "classifier", "measure", "report", "evaluate"), 5),
-    **dict.fromkeys(("recipes", "diagram", "demo", "doctor"), 6),
+    **dict.fromkeys(("training_compute", "reference", "figures", "page"), 5),
+    **dict.fromkeys(("recipes", "diagram", "demo", "doctor", "studies"), 6),
     **dict.fromkeys(("commands", "cli", "__main__"), 7),
 }
 

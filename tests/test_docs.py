@@ -42,10 +42,15 @@ def test_the_list_of_commands_is_up_to_date() -> None:
 
 def test_the_tables_are_those_of_the_results() -> None:
     readme = (ROOT / "README.md").read_text()
-    for name in ("digits", "mixture2d", "train_step"):
+    for name in ("digits", "mnist", "mixture2d", "train_step"):
         assert f"<!-- {name} -->" in readme and (ROOT / "results" / f"{name}.json").exists()
     made = runpy.run_path(str(ROOT / "docs" / "generate.py"))["with_tables"](readme)
     assert readme == made, "run `make docs`"
+
+
+def test_the_cards_of_the_shipped_models_are_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "generate.py"))["cards"]()
+    assert (ROOT / "src" / "trigflow" / "pretrained" / "README.md").read_text() == made, "run `make docs`"
 
 
 def test_the_readme_is_short() -> None:

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gaussian_models import S_0, SIGMA_DATA, Student, Teacher, gaussian_model
+from test_idx import idx
 
 from trigflow import evaluate as evaluate_module
 from trigflow.checkpoint import save_model
 from trigflow.codecs import IdentityCodec
-from trigflow.data import Dataset, digits
+from trigflow.data import Dataset, digits, load_data
 from trigflow.errors import UserError
 from trigflow.evaluate import evaluate
 from trigflow.machine import commit, describe_machine
-from trigflow.measure import contender, draw_labels, new_trial, score_all
+from trigflow.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.metrics import Features, load_features
 
 STUDENT_KEYS = {
     *("method", "steps", "nfe", "fd", "fd_range", "fd_ratio", "label_agreement"),
     *("seconds_per_sample", "speedup", "esc", "esc_ratio"),
+    *("latency_seconds", "latency_speedup", "training_forwards", "training_share"),
 }
 TEACHER_KEYS = {
     *("name", "sampler", "guidance_scale", "nfe", "fd", "fd_range", "seconds_per_sample", "params", "esc"),
+    *("latency_seconds", "training_forwards"),
 }
 
 
@@ -70,7 +75,10 @@ def test_the_report_keeps_its_contract() -> None:
         assert row["fd_ratio"] == row["fd"] / teacher["fd"]
         assert row["esc_ratio"] == pytest.approx(steps / 63)
         assert row["speedup"] == teacher["seconds_per_sample"] / row["seconds_per_sample"]
-        assert row["seconds_per_sample"] > 0
+        assert row["latency_speedup"] == teacher["latency_seconds"] / row["latency_seconds"]
+        assert row["latency_seconds"] > row["seconds_per_sample"] > 0
+        assert row["training_forwards"] is None and row["training_share"] is None  # the cards do not tell
+    assert "real_test" not in report and "test_ratio" not in teacher
     assert report["real_vs_real"]["num"] == 2000
     assert json.loads(json.dumps(report)) == report
 
@@ -141,6 +149,48 @@ def test_the_classifier_score_is_reported_by_its_name(
     assert row[right] == pytest.approx(1) and report["real_vs_real"][right] == pytest.approx(1)
     assert wrong not in row and row["label_agreement"] is None
     assert report["score"] == ("FID" if inception else "FD-own")
+
+
+def test_held_out_data_is_scored_in_the_place_of_samples() -> None:
+    """Of another sd: FD = 2 (sd - S_0)^2 for two independent elements."""
+    report = run(steps=[1], test_data=gaussian_data(3000, std=0.5))
+    test = report["real_test"]
+    assert (test["data"], test["num"], test["label_agreement"]) == ("gaussian", 3000, None)
+    assert test["fd"] == pytest.approx(2 * (0.5 - S_0) ** 2, rel=0.05)
+    assert test["kernel_distance"] > 0 and 0 < test["precision"] < test["recall"] <= 1
+    for row in report["teachers"] + report["students"]:
+        assert row["test_ratio"] == row["fd"] / test["fd"]
+    with pytest.raises(UserError, match="the test data is gaussian itself"):
+        run(test_data=gaussian_data(), teacher="none")
+    with pytest.raises(UserError, match="give data of one kind"):
+        run(test_data="digits", teacher="none")
+
+
+def test_the_test_part_of_mnist_is_found(tmp_path: Path) -> None:
+    """Of data that is named; of a Dataset only what is given."""
+    for part, count in (("train", 50), ("t10k", 20)):
+        images = np.random.default_rng(count).integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx((np.arange(count) % 10).astype(np.uint8)))
+    few: dict[str, Any] = {"steps": [1], "num": 20, "seeds": 1, "progress": False, "teacher": "none"}
+    report = evaluate("digits", data=str(tmp_path), features="digits-classifier", **few)
+    test = report["real_test"]
+    assert (test["num"], test["data"]) == (20, "mnist") and 0 <= test["label_agreement"] <= 1
+    assert test["classifier_score"] >= 1
+    assert "real_test" not in evaluate("digits", data=load_data(str(tmp_path)), **few)
+    (tmp_path / "t10k-images-idx3-ubyte").unlink()
+    assert "real_test" not in evaluate("digits", data=str(tmp_path), **few)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_time_is_that_of_a_whole_call_over_its_samples(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second at each look."""
+    ticks = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    one = contender(gaussian_model(Student), 1, None)
+    assert seconds_per_sample([one, one], batch) == [1 / batch] * 2
+    with pytest.raises(UserError, match="batch is 0"):
+        seconds_per_sample([one], 0)
 
 
 def test_a_teacher_alone() -> None:

@@ -215,6 +215,20 @@ def test_noise_conditioning(c_noise: str) -> None:
     assert value[1] == pytest.approx(0.5 if c_noise == "t" else math.log(0.5 * math.tan(0.5)) / 4)
 
 
+@pytest.mark.parametrize("c_noise", ["t", "edm"])
+def test_the_noise_conditioning_has_a_derivative(c_noise: str) -> None:
+    """Along t alone, by dual numbers and by finite differences."""
+    net = small_precond("mlp")
+    net.c_noise = c_noise  # type: ignore[assignment]
+    x, t = torch.randn(4, 6, dtype=torch.float64), torch.tensor([0.1, 0.5, 1.0, 1.5], dtype=torch.float64)
+    along = (torch.zeros_like(x), torch.ones_like(t))
+    dual, difference = (
+        value_and_tangent(net, (x, t), along, mode=mode).tangent for mode in ("dual", "finite_difference")
+    )
+    assert torch.allclose(dual, difference, rtol=1e-5, atol=1e-7)
+    assert dual.abs().min() > 0
+
+
 @pytest.mark.parametrize("options", [{"sigma_data": 0.0}, {"sigma_data": -1.0}, {"c_noise": "log"}])
 def test_bad_preconditioning_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(UserError):

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from trigflow.errors import UserError
-from trigflow.report import draw_pictures, headline, table, to_html, to_markdown, write_report
+from trigflow.figures import draw_pictures
+from trigflow.report import cost_table, headline, quality_table, to_html, to_markdown, write_report
 
 
 def report(**changes: Any) -> dict[str, Any]:
     cost = {"seconds_per_sample": 0.02, "params": 1_000_000, "guidance_scale": 1.0, "label_agreement": None}
+    cost |= {"latency_seconds": 0.3}
     teacher = cost | {"name": "t & t", "method": "diffusion", "sampler": "heun", "steps": 32, "nfe": 63}
     teacher |= {"fd": 1.5, "fd_range": [1.25, 2.0], "esc": 0.063}
     student = cost | {
@@ -28,6 +30,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "fd": 2.0,
     }
     student |= {"seconds_per_sample": 0.0005, "fd_ratio": 4 / 3, "speedup": 40.0, "label_agreement": 0.975}
+    student |= {"latency_seconds": 0.012, "latency_speedup": 25.0, "training_share": 0.2}
     students = [student | {"steps": n, "nfe": n, "esc": n / 1000, "esc_ratio": n / 63} for n in (1, 2, 4)]
     return {
         "model": "<s>",
@@ -57,35 +60,55 @@ def report(**changes: Any) -> dict[str, Any]:
 SAMPLES = {"t": torch.zeros(4, 1, 8, 8, dtype=torch.uint8), "s": torch.ones(4, 1, 8, 8, dtype=torch.uint8)}
 
 
-def test_table_says_every_number() -> None:
-    head, teacher, one, two, _, real = table(report())
-    assert len({len(row) for row in (head, teacher, one, two, real)}) == 1
-    told = dict(zip(head, two, strict=True))
-    assert told == {
-        "model": "<s> (sCD)",
-        "steps": "2",
-        "NFE": "2",
+def told(table: list[list[str]], row: int) -> dict[str, str]:
+    assert len({len(cells) for cells in table}) == 1
+    return dict(zip(table[0], table[row], strict=True))
+
+
+def test_the_tables_say_every_number() -> None:
+    quality, cost = quality_table(report()), cost_table(report())
+    model = {"model": "<s> (sCD)", "steps": "2", "NFE": "2"}
+    assert told(quality, 3) == model | {
         "FD-digits-classifier": "2",
         "range": "1.75 .. 2.5",
         "ratio": "1.33",
         "labels": "97.5%",
+    }
+    assert told(cost, 3) == model | {
         "ms / sample": "0.5",
         "speedup": "40.0x",
+        "ms, batch 1": "12",
+        "speedup, batch 1": "25.0x",
         "ESC": "0.002",
         "ESC ratio": "3.2%",
+        "training": "20%",
     }
-    assert teacher[:3] == ["t & t (heun)", "32", "63"] and teacher[5] == "-"
-    assert real[0] == "real data, halves of 898" and real[3] == "3"
+    assert quality[1][:3] == ["t & t (heun)", "32", "63"] and quality[1][5] == "-"
+    assert quality[-1][0] == "real data, halves of 898" and quality[-1][3] == "3"
+    assert len(cost) == len(quality) - 1 and told(cost, 1)["training"] == "-"
+
+
+def test_held_out_real_data_is_a_row_and_a_line() -> None:
+    test = {"data": "digits", "num": 500, "fd": 1.0, "label_agreement": 0.99, "kernel_distance": 0.1}
+    teacher = report()["teachers"][0] | {"test_ratio": 1.5}
+    with_test = report(real_test=test, teachers=[teacher])
+    table = quality_table(with_test)
+    row = told(table, -2)
+    assert (row["model"], row["range"], row["FD-digits-classifier"]) == ("held-out real data, 500", "-", "1")
+    assert (row["labels"], told(table, 1)["over test"]) == ("99.0%", "1.50")
+    assert "500 samples of digits that no model was trained on" in to_markdown(with_test)
+    for name in ("fd-compute.png", "fd-steps.png"):
+        assert draw_pictures(with_test, {})[name] != draw_pictures(report(), {})[name]
 
 
 def test_the_classifier_score_is_told_beside_the_datas_own() -> None:
-    told = report()
-    told["students"][0]["classifier_score"] = 9.126
-    told["real_vs_real"]["classifier_score"] = 9.5
-    head, teacher, one, *_, real = table(told)
+    scored = report()
+    scored["students"][0]["classifier_score"] = 9.126
+    scored["real_vs_real"]["classifier_score"] = 9.5
+    head, teacher, one, *_, real = quality_table(scored)
     place = head.index("classifier score")
     assert (teacher[place], one[place], real[place]) == ("-", "9.13", "9.50")
-    assert "all of the real data" in to_markdown(told) and "Inception score" not in head
+    assert "all of the real data" in to_markdown(scored) and "Inception score" not in head
 
 
 def test_headline() -> None:
@@ -102,10 +125,11 @@ def test_headline() -> None:
     assert headline(report(students=report()["students"][2:])).startswith("<s>: 2 with 4 evaluations")
 
 
-def test_markdown_is_one_table_with_its_pictures() -> None:
+def test_markdown_is_two_tables_with_their_pictures() -> None:
     text = to_markdown(report(), ["samples.png"])
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 7 and len({line.count("|") for line in lines}) == 1
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert [len(lines) for lines in tables] == [7, 6]
+    assert all(len({line.count("|") for line in lines}) == 1 for lines in tables)
     assert text.startswith("# <s> beside t & t\n") and "(samples.png)" in text
     for fact in ("1797 real samples", "64 numbers", "unknown (not a checkout)", "A note.", "2 threads"):
         assert fact in text
@@ -154,6 +178,7 @@ def test_everything_is_written(tmp_path: Path) -> None:
     assert names == [
         "fd-compute.png",
         "fd-steps.png",
+        "latency.png",
         "report.html",
         "report.json",
         "report.md",
@@ -163,7 +188,7 @@ def test_everything_is_written(tmp_path: Path) -> None:
 
 
 def test_no_student_no_curves() -> None:
-    assert list(draw_pictures(report(students=[]), SAMPLES)) == ["samples.png"]
+    assert list(draw_pictures(report(students=[]), SAMPLES)) == ["samples.png", "latency.png"]
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class Signalling:
     trains: tuple[str, ...] = ("net",)
     needs_teacher: bool = True
     is_consistency: bool = True
+    forwards_per_image: float = 3.0
 
     def __call__(
         self, nets: Mapping[str, TrigFlowPrecond], batch: Batch, nimg: int, random: SampleRandom

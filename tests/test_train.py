@@ -114,6 +114,7 @@ class Two:
     trains: tuple[str, ...] = ("net", "score")
     needs_teacher: bool = False
     is_consistency: bool = False
+    forwards_per_image: float = 3.0
 
     def __call__(
         self, nets: Mapping[str, TrigFlowPrecond], batch: Batch, nimg: int, random: SampleRandom
@@ -283,6 +284,7 @@ class Broken:
     trains: tuple[str, ...] = ("net",)
     needs_teacher: bool = False
     is_consistency: bool = False
+    forwards_per_image: float = 3.0
 
     def __call__(
         self, nets: Mapping[str, TrigFlowPrecond], batch: Batch, nimg: int, random: SampleRandom

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class Diverged(UserError):
+    """A training whose loss or gradient is no longer finite."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """A hint to append to an error: " (did you mean 'x'?)", or "" when nothing is close."""
     matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from trigflow.config import Component, check_trusted, validate
-from trigflow.data import Dataset, load_data
+from trigflow.data import Dataset, held_out_part, load_data
 from trigflow.errors import UserError
+from trigflow.figures import in_steps
 from trigflow.files import is_occupied, make_folder
 from trigflow.machine import describe_machine
 from trigflow.measure import (
@@ -25,15 +26,18 @@ from trigflow.measure import (
     contender,
     new_trial,
     score_all,
+    score_held_out,
     seconds_per_sample,
 )
 from trigflow.metrics import FlowMapError, load_features
 from trigflow.model import SHIPPED, Model, load
 from trigflow.pictures import drawable
-from trigflow.report import in_steps, write_report
+from trigflow.report import write_report
+from trigflow.training_compute import training_forwards, training_share
 
 METHODS = {"scd": "sCD", "sct": "sCT"}
 NO_TEACHER = "none"
+DEFAULT_FEATURES = {"digits": "digits-classifier"}
 GRID_SAMPLES, SCATTER_SAMPLES = 50, 2000
 
 Row = dict[str, Any]
@@ -53,6 +57,7 @@ def evaluate(
     batch: int = 250,
     progress: bool = True,
     trust_code: bool = False,
+    test_data: Dataset | str | None = None,
 ) -> Row:
     """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
 
@@ -72,6 +77,8 @@ def evaluate(
         batch: samples computed at once.
         progress: draw a bar.
         trust_code: as in `load`, for models named by strings.
+        test_data: real data that the model was not trained on, a row of its own beside the models (default: the test
+            part of data that has one and lies here; none for data that is given as a Dataset).
 
     Returns:
         What report.json holds; ratios are against the reference teacher, None without one.
@@ -81,16 +88,17 @@ def evaluate(
     """
     _check_numbers(steps, num, seeds, batch)
     model = model if isinstance(model, Model) else load(model, device, trust_code)
-    reference, notes = _teacher(model, teacher, trust_code)
-    dataset = _dataset(model, data, trust_code)
+    reference, notes = reference_teacher(model, teacher, trust_code)
+    source = data if data is not None else trained_on(model, trust_code)
+    dataset, held_out = real_data(model, source), _held_out(model, source, test_data)
     known = load_features(features or default_features(dataset), model.device)
-    trial = new_trial(dataset, known, num, seeds, batch)
+    trial = new_trial(dataset, known, num, seeds, batch, progress)
+    real_test = None if held_out is None else _real_test(trial, held_out, progress)
     teachers = [contender(reference, None, guidance_scale)] if reference else []
-    # Guidance belongs to the teacher: a student has learned its guided paths, and jumps in one evaluation.
-    students = [contender(model, count, None) for count in steps] if model.is_student else []
+    students = _students(model, steps)
     if out is not None:
         _make_report_folder(Path(out))
-    report = _measure(trial, model, teachers, students, progress)
+    report = _measure(trial, model, teachers, students, real_test, progress)
     report["notes"] = notes + _notes(trial)
     if out is not None:
         write_report(report, _panels(teachers + students), Path(out))
@@ -98,6 +106,11 @@ def evaluate(
 
 
 # Preparation
+
+
+def _students(model: Model, steps: Sequence[int]) -> list[Contender]:
+    """Unguided: guidance belongs to the teacher, a student has learned its guided paths."""
+    return [contender(model, count, None) for count in steps] if model.is_student else []
 
 
 def _make_report_folder(out: Path) -> None:
@@ -116,7 +129,7 @@ def _check_numbers(steps: Sequence[int], num: int, seeds: int, batch: int) -> No
         raise UserError(f"steps {list(steps)}: a number stands there twice")
 
 
-def _teacher(
+def reference_teacher(
     model: Model, teacher: Model | str | Path | None, trust_code: bool
 ) -> tuple[Model | None, list[str]]:
     """The reference teacher, and what is to say where there is none; a teacher is its own reference."""
@@ -155,18 +168,32 @@ def _fitting(model: Model, teacher: Model) -> Model:
     return teacher
 
 
-def _dataset(model: Model, data: Dataset | str | None, trust_code: bool) -> Dataset:
-    """The given data, or what the model was trained on.
+def trained_on(model: Model, trust_code: bool) -> Component:
+    """The data of the model's card; code that only the card names is refused."""
+    component = validate(Component, model.card.recipe.get("data", {"name": model.card.data}), "data")
+    if not trust_code:
+        check_trusted(component, "data", model.name)
+    return component
+
+
+def _held_out(
+    model: Model, data: Dataset | Component | str, test_data: Dataset | str | None
+) -> Dataset | None:
+    """The given test data, or the test part of what is named; nothing that is not on this disk."""
+    if isinstance(test_data, Dataset):
+        return test_data
+    if test_data is not None:
+        return load_data(test_data, model.precond.sigma_data)
+    part = None if isinstance(data, Dataset) else held_out_part(data)
+    return None if part is None else load_data(part, model.precond.sigma_data)
+
+
+def real_data(model: Model, data: Dataset | Component | str) -> Dataset:
+    """Real data of the model's shape.
 
     Raises:
-        UserError: data of another shape than the model's.
+        UserError: data of another shape.
     """
-    if data is None:
-        trained_on = model.card.recipe.get("data", {"name": model.card.data})
-        component = validate(Component, trained_on, "data")
-        if not trust_code:
-            check_trusted(component, "data", model.name)
-        data = load_data(component, model.precond.sigma_data)
     dataset = data if isinstance(data, Dataset) else load_data(data, model.precond.sigma_data)
     if dataset.data_shape != model.card.data_shape:
         theirs, ours = dataset.data_shape, model.card.data_shape
@@ -178,7 +205,7 @@ def _dataset(model: Model, data: Dataset | str | None, trust_code: bool) -> Data
 
 def default_features(dataset: Dataset) -> str:
     """The shipped classifier for the data that it was trained on, pixels for anything else."""
-    return "digits-classifier" if dataset.name == "digits" else "pixels"
+    return DEFAULT_FEATURES.get(dataset.name, "pixels")
 
 
 def _notes(trial: Trial) -> list[str]:
@@ -197,15 +224,21 @@ def _notes(trial: Trial) -> list[str]:
 
 
 def _measure(
-    trial: Trial, model: Model, teachers: list[Contender], students: list[Contender], progress: bool
+    trial: Trial,
+    model: Model,
+    teachers: list[Contender],
+    students: list[Contender],
+    real_test: Row | None,
+    progress: bool,
 ) -> Row:
-    everyone = teachers + students
+    everyone, name = teachers + students, trial.features.diversity_name
     scores = score_all(trial, everyone, progress)
-    seconds = seconds_per_sample(everyone)
-    name = trial.features.diversity_name
-    rows = [_row(*measured, name) for measured in zip(everyone, scores, seconds, strict=True)]
+    times = zip(seconds_per_sample(everyone), seconds_per_sample(everyone, batch=1), strict=True)
+    rows = [_row(*measured, name) for measured in zip(everyone, scores, times, strict=True)]
     for row, one in zip(rows, everyone, strict=True):
-        row.update(_flow_map_error(trial, one))
+        row.update(_flow_map_error(trial, one) | _training(one.model, teachers))
+        if real_test and real_test["fd"] > 0:
+            row["test_ratio"] = row["fd"] / real_test["fd"]
     reference = rows[0] if teachers else None
     return {
         "model": model.name,
@@ -221,6 +254,7 @@ def _measure(
         "real_vs_real": _spread(trial.halves)
         | {"splits": SPLITS, "num": trial.real.num // 2}
         | ({} if trial.real_diversity is None else {name: trial.real_diversity}),
+        **({} if real_test is None else {"real_test": real_test}),
         "timing": {"batch": TIMING_BATCH, "repeats": TIMING_REPEATS},
         "machine": describe_machine(model.device),
     }
@@ -230,12 +264,34 @@ def _spread(fds: list[float]) -> Row:
     return {"fd": statistics.median(fds), "fd_range": [min(fds), max(fds)]}
 
 
-def _row(one: Contender, scores: Scores, seconds: float, diversity_name: str) -> Row:
+def _real_test(trial: Trial, held_out: Dataset, progress: bool) -> Row:
+    scores = score_held_out(trial, held_out, progress)
+    quality = _quality(scores, trial.features.diversity_name)
+    return {"data": held_out.name, "num": len(held_out.data), "fd": scores.fds[0]} | quality
+
+
+def _training(model: Model, teachers: list[Contender]) -> Row:
+    """What the training cost, and for a student beside a teacher its share of the teacher's."""
+    teacher = teachers[0].model if teachers else None
+    cost: Row = {"training_forwards": training_forwards(model, teacher if model.is_student else None)}
+    if model.is_student:
+        cost["training_share"] = None if teacher is None else training_share(model, teacher)
+    return cost
+
+
+def _row(one: Contender, scores: Scores, seconds: tuple[float, float], diversity_name: str) -> Row:
     own = {"name": one.model.name, "method": METHODS.get(one.model.card.objective, one.model.card.objective)}
     plan = {"sampler": one.plan.sampler, "guidance_scale": one.plan.guidance_scale, "steps": one.plan.steps}
+    quality = _spread(scores.fds) | {"fds": scores.fds} | _quality(scores, diversity_name)
+    cost = {"seconds_per_sample": seconds[0], "latency_seconds": seconds[1]}
+    cost |= {"params": one.model.num_parameters, "esc": one.esc}
+    return own | plan | {"nfe": one.nfe} | quality | cost
+
+
+def _quality(scores: Scores, diversity_name: str) -> Row:
+    """All but the Frechet distances, medians over the seeds."""
     agreement = statistics.median(scores.agreements) if scores.agreements else None
-    quality = _spread(scores.fds) | {"fds": scores.fds, "label_agreement": agreement}
-    quality["kernel_distance"] = statistics.median(scores.kernels)
+    quality = {"label_agreement": agreement, "kernel_distance": statistics.median(scores.kernels)}
     if scores.neighbours:
         quality["precision"] = statistics.median(one.precision for one in scores.neighbours)
         quality["recall"] = statistics.median(one.recall for one in scores.neighbours)
@@ -243,8 +299,7 @@ def _row(one: Contender, scores: Scores, seconds: float, diversity_name: str) ->
         quality[diversity_name] = statistics.median(scores.diversities)
     if scores.sliced:
         quality["sliced_wasserstein"] = statistics.median(scores.sliced)
-    cost = {"seconds_per_sample": seconds, "params": one.model.num_parameters, "esc": one.esc}
-    return own | plan | {"nfe": one.nfe} | quality | cost
+    return quality
 
 
 def _flow_map_error(trial: Trial, one: Contender) -> dict[str, float]:
@@ -259,10 +314,11 @@ def _flow_map_error(trial: Trial, one: Contender) -> dict[str, float]:
 def _beside(student: Row, teacher: Row | None) -> Row:
     """Ratios to the reference teacher, None without one."""
     if teacher is None:
-        return {"fd_ratio": None, "speedup": None, "esc_ratio": None}
+        return dict.fromkeys(("fd_ratio", "speedup", "latency_speedup", "esc_ratio"))
     return {
         "fd_ratio": student["fd"] / teacher["fd"] if teacher["fd"] > 0 else None,
         "speedup": teacher["seconds_per_sample"] / student["seconds_per_sample"],
+        "latency_speedup": teacher["latency_seconds"] / student["latency_seconds"],
         "esc_ratio": student["esc"] / teacher["esc"],
     }
 

@@ -101,9 +101,9 @@ def sigma_from_t(t: float, sigma_data: float) -> float: ...
 def sigma_from_t(t: Tensor, sigma_data: float) -> Tensor: ...
 def sigma_from_t(t: float | Tensor, sigma_data: float) -> float | Tensor:
     """EDM's noise level: sigma = sigma_data tan(t); finite and positive even where rounding puts t past pi/2."""
-    if isinstance(t, Tensor):
-        return sigma_data * torch.sin(t) / torch.cos(t).clamp(min=torch.finfo(t.dtype).eps / 2)
-    return sigma_data * math.tan(t)
+    if isinstance(t, int | float):  # a Dual is no Tensor, but computes as one
+        return sigma_data * math.tan(t)
+    return sigma_data * torch.sin(t) / torch.cos(t).clamp(min=torch.finfo(t.dtype).eps / 2)
 
 
 @overload
@@ -112,6 +112,6 @@ def t_from_sigma(sigma: float, sigma_data: float) -> float: ...
 def t_from_sigma(sigma: Tensor, sigma_data: float) -> Tensor: ...
 def t_from_sigma(sigma: float | Tensor, sigma_data: float) -> float | Tensor:
     """t = arctan(sigma / sigma_data), the inverse of `sigma_from_t`."""
-    if isinstance(sigma, Tensor):
-        return torch.atan(sigma / sigma_data)
-    return math.atan(sigma / sigma_data)
+    if isinstance(sigma, int | float):
+        return math.atan(sigma / sigma_data)
+    return torch.atan(sigma / sigma_data)

@@ -17,14 +17,14 @@ from trigflow.errors import UserError
 from trigflow.metrics.diversity import classifier_score
 from trigflow.metrics.features import Features, class_logits, extract_features, share_of_labels
 from trigflow.metrics.flow_map import sliced_wasserstein
-from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, halves_distance, moments
+from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, moments
 from trigflow.metrics.kernel import kernel_distance
 from trigflow.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from trigflow.model import Model, Plan
+from trigflow.reference import MOST_NEIGHBOURS, data_digest, reference
 
 SPLITS = 5
 TIMING_BATCH, TIMING_REPEATS = 64, 5
-MOST_NEIGHBOURS = 10_000  # features on each side of a metric whose cost grows with their square
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,16 @@ class Trial:
     real_diversity: float | None = None
 
 
-def new_trial(dataset: Dataset, features: Features, num: int, seeds: int, batch: int) -> Trial:
-    """A trial against all of the data.
+def new_trial(
+    dataset: Dataset, features: Features, num: int, seeds: int, batch: int, progress: bool = False
+) -> Trial:
+    """A trial against all of the data, whose side of it comes from the cache if it was measured before.
 
     Raises:
         UserError: features for data of another shape, or fewer than four real samples.
     """
-    if len(dataset.data) < 4:
-        raise UserError(
-            f"{dataset.name}: {len(dataset.data)} real samples are too few for a score, give 4 or more"
-        )
-    real = extract_features(features, dataset.data)
-    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:MOST_NEIGHBOURS]
-    halves = halves_distance(real, SPLITS)
-    logits = class_logits(features, real)
-    diversity = None if logits is None else classifier_score(logits)
-    return Trial(dataset, features, moments(real), real[order], halves, num, seeds, batch, diversity)
+    real = reference(dataset, features, SPLITS, progress)
+    return Trial(dataset, features, real.moments, real.some, real.halves, num, seeds, batch, real.diversity)
 
 
 @dataclass(frozen=True)
@@ -117,6 +111,27 @@ class Scores:
     sliced: list[float]
 
 
+def score_held_out(trial: Trial, held_out: Dataset, progress: bool = False) -> Scores:
+    """Real data that is no part of the trial's, all of it, in the place of samples: what a perfect model would get.
+
+    Raises:
+        UserError: data of another shape, fewer than four samples, or the trial's data itself.
+    """
+    if held_out.data_shape != trial.dataset.data_shape:
+        raise UserError(
+            f"the test data {held_out.name} has the shape {held_out.data_shape}, {trial.dataset.name} "
+            f"{trial.dataset.data_shape}: give data of one kind"
+        )
+    if data_digest(held_out) == data_digest(trial.dataset):
+        raise UserError(f"the test data is {trial.dataset.name} itself: give data that is held out")
+    found = reference(held_out, trial.features, splits=0, progress=progress)
+    scores = Scores([frechet_distance_of_moments(trial.real, found.moments)], [], [], [], [], [])
+    _compare_pairs(trial, found.some, scores)
+    scores.diversities.extend([] if found.diversity is None else [found.diversity])
+    scores.agreements.extend([] if found.agreement is None else [found.agreement])
+    return scores
+
+
 def score_all(trial: Trial, contenders: Sequence[Contender], progress: bool = True) -> list[Scores]:
     """Scores of each contender over all seeds; the bar counts network evaluations, so its rate is even."""
     total = sum(one.nfe for one in contenders) * trial.num * trial.seeds
@@ -131,10 +146,7 @@ def _score(trial: Trial, one: Contender, bar: tqdm[Any]) -> Scores:
         labels = draw_labels(trial, one.model, seed)
         samples, features = _generate(trial, one, seed, labels, bar)
         scores.fds.append(frechet_distance_of_moments(trial.real, moments(features)))
-        few = features[:MOST_NEIGHBOURS]
-        scores.kernels.append(kernel_distance(trial.real_features, few))
-        if min(len(trial.real_features), len(few)) > NEIGHBOURS:
-            scores.neighbours.append(precision_recall(trial.real_features, few))
+        _compare_pairs(trial, features[:MOST_NEIGHBOURS], scores)
         logits = class_logits(trial.features, features)
         if logits is not None:
             scores.diversities.append(classifier_score(logits))
@@ -143,6 +155,13 @@ def _score(trial: Trial, one: Contender, bar: tqdm[Any]) -> Scores:
         if len(trial.dataset.data_shape) == 1:
             scores.sliced.append(_sliced_to_data(trial, samples, seed))
     return scores
+
+
+def _compare_pairs(trial: Trial, few: Tensor, scores: Scores) -> None:
+    """Adds what looks at pairs of feature vectors; `few` (n, D) are MOST_NEIGHBOURS at most."""
+    scores.kernels.append(kernel_distance(trial.real_features, few))
+    if min(len(trial.real_features), len(few)) > NEIGHBOURS:
+        scores.neighbours.append(precision_recall(trial.real_features, few))
 
 
 def _generate(
@@ -172,16 +191,25 @@ def draw_labels(trial: Trial, model: Model, seed: int) -> Tensor | None:
     return labels_like(trial.dataset, trial.num, seed)
 
 
-def seconds_per_sample(contenders: Sequence[Contender]) -> list[float]:
-    """Median seconds a sample of each contender.
+def seconds_per_sample(contenders: Sequence[Contender], batch: int = TIMING_BATCH) -> list[float]:
+    """Median seconds a sample of each contender, in calls of `batch` samples; of one sample: its latency.
 
-    A whole sampling call is timed, noise and decoding included, on TIMING_BATCH samples; after one call of each to
-    warm up, TIMING_REPEATS rounds call them in turn, so that a busy moment of the machine meets all of them.
+    A whole sampling call is timed, noise and decoding included; after one call of each to warm up, TIMING_REPEATS
+    rounds call them in turn, so that a busy moment of the machine meets all of them.
+
+    Args:
+        contenders: to time.
+        batch: samples of a call, >= 1.
+
+    Raises:
+        UserError: batch < 1.
     """
+    if batch < 1:
+        raise UserError(f"batch is {batch}: give 1 or more")
     times: list[list[float]] = [[] for _ in contenders]
     for repeat in range(1 + TIMING_REPEATS):
         for one, taken in zip(contenders, times, strict=True):
             start = time.perf_counter()
-            list(one.model.sample_batches(TIMING_BATCH, one.plan, seed=repeat, batch=TIMING_BATCH))
-            taken.append((time.perf_counter() - start) / TIMING_BATCH)
+            list(one.model.sample_batches(batch, one.plan, seed=repeat, batch=batch))
+            taken.append((time.perf_counter() - start) / batch)
     return [statistics.median(taken[1:]) for taken in times]

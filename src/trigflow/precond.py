@@ -96,7 +96,8 @@ class TrigFlowPrecond(nn.Module):
             F, of the shape of x_t and about unit variance.
         """
         output: Tensor = self.network(x_t / self.sigma_data, self.noise_conditioning(t), **cond)
-        return output
+        # Under autocast a network may answer in half precision; what follows is the sampler's or the loss's arithmetic.
+        return output.to(x_t.dtype) if torch.is_autocast_enabled(x_t.device.type) else output
 
     def velocity(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """dx_t/dt = sigma_data F of the probability flow, shape of x_t."""
@@ -109,5 +110,6 @@ class TrigFlowPrecond(nn.Module):
 
     def logvar(self, t: Tensor) -> Tensor:
         """The adaptive weight's u(t), shape (B,)."""
-        weight: Tensor = self.adaptive_weight(t)
+        with torch.autocast(t.device.type, enabled=False):
+            weight: Tensor = self.adaptive_weight(t)
         return weight

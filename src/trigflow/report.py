@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
+from trigflow.figures import CAPTIONS, draw_pictures, in_steps
 from trigflow.files import make_folder, write_atomically, write_json
-from trigflow.pictures import panels, png
+from trigflow.page import html_figure, html_page, html_table, markdown_table
 
 Report = Mapping[str, Any]
 Row = list[str]
-
-TEACHER_COLOUR, STUDENT_COLOUR, REAL_COLOUR = "#2563a8", "#d1495b", "#777777"
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
-th, td { padding: 0.35rem 0.6rem; text-align: right; border-bottom: 1px solid #d5dbe3; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-.wide { overflow-x: auto; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #52606d; font-size: 0.92rem; }
-"""
 
 
 def write_report(report: Report, samples: Mapping[str, Tensor], folder: Path) -> None:
@@ -54,12 +39,6 @@ def write_report(report: Report, samples: Mapping[str, Tensor], folder: Path) ->
 
 # Text
 
-CAPTIONS = {
-    "samples.png": "Samples from the same noises and labels: the same place is the same noise.",
-    "fd-compute.png": "Quality against effective sampling compute (billions of parameters x evaluations).",
-    "fd-steps.png": "Quality against sampling steps.",
-}
-
 
 def headline(report: Report) -> str:
     """One sentence: the student with the most steps up to two, beside its teacher."""
@@ -77,11 +56,6 @@ def headline(report: Report) -> str:
         return f"{row['method']} in {steps}: {row['fd']:.4g} ({setting}). No teacher: no ratios."
     beside = f"{row['fd_ratio']:.2f} times its teacher's, {row['speedup']:.0f} times faster"
     return f"{row['method']} in {steps}: {row['fd']:.4g}, {beside} ({setting})."
-
-
-def in_steps(steps: int) -> str:
-    """ "1 step", "2 steps"."""
-    return f"{steps} step{'s' if steps > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -106,14 +80,29 @@ def _number(head: str, key: str, form: str, scale: float = 1.0) -> Column:
     return Column(head, cell, key)
 
 
-def _columns(score: str) -> list[Column]:
-    return [
-        Column("model", _name),
-        _number("steps", "steps", "{:.0f}"),
-        _number("NFE", "nfe", "{:.0f}"),
+def _name(row: Mapping[str, Any]) -> str:
+    kind = row.get("method") if "fd_ratio" in row else row.get("sampler")
+    return f"{row['name']} ({kind})" if kind else str(row["name"])
+
+
+def _range(row: Mapping[str, Any]) -> str:
+    return "{:.4g} .. {:.4g}".format(*row["fd_range"]) if "fd_range" in row else "-"
+
+
+_MODEL = (
+    Column("model", _name),
+    _number("steps", "steps", "{:.0f}"),
+    _number("NFE", "nfe", "{:.0f}"),
+)
+
+
+def _quality(score: str) -> tuple[Column, ...]:
+    return (
+        *_MODEL,
         _number(score, "fd", "{:.4g}"),
-        Column("range", lambda row: _range(row["fd_range"])),
+        Column("range", _range),
         _number("ratio", "fd_ratio", "{:.2f}"),
+        _number("over test", "test_ratio", "{:.2f}"),
         _number("kernel distance", "kernel_distance", "{:.2g}"),
         _number("precision", "precision", "{:.2f}"),
         _number("recall", "recall", "{:.2f}"),
@@ -123,38 +112,42 @@ def _columns(score: str) -> list[Column]:
         _number("sliced W2", "sliced_wasserstein", "{:.4g}"),
         _number("map error, median", "flow_map_median", "{:.3g}"),
         _number("map error, RMS", "flow_map_rms", "{:.3g}"),
-        _number("ms / sample", "seconds_per_sample", "{:.3g}", 1000),
-        _number("speedup", "speedup", "{:.1f}x"),
-        _number("ESC", "esc", "{:.3g}"),
-        _number("ESC ratio", "esc_ratio", "{:.1%}"),
-    ]
+    )
 
 
-OPTIONAL = (
-    *("kernel_distance", "precision", "recall", "inception_score", "classifier_score"),
-    *("sliced_wasserstein", "flow_map_median", "flow_map_rms"),
+_COST = (
+    *_MODEL,
+    _number("ms / sample", "seconds_per_sample", "{:.3g}", 1000),
+    _number("speedup", "speedup", "{:.1f}x"),
+    _number("ms, batch 1", "latency_seconds", "{:.3g}", 1000),
+    _number("speedup, batch 1", "latency_speedup", "{:.1f}x"),
+    _number("ESC", "esc", "{:.3g}"),
+    _number("ESC ratio", "esc_ratio", "{:.1%}"),
+    _number("training", "training_share", "{:.0%}"),
 )
 
 
-def table(report: Report) -> list[Row]:
-    """Head and rows: teachers, students, the noise floor of the real data."""
+def quality_table(report: Report) -> list[Row]:
+    """Head and rows: teachers, students, held-out real data, the noise floor of the real data."""
     real = report["real_vs_real"]
-    rows = [*report["teachers"], *report["students"], real | {"name": f"real data, halves of {real['num']}"}]
-    columns = [
-        column
-        for column in _columns(report["score"])
-        if column.key not in OPTIONAL or any(row.get(column.key) is not None for row in rows)
-    ]
-    return [[column.head for column in columns], *([column.cell(row) for column in columns] for row in rows)]
+    rows = [*report["teachers"], *report["students"], *_held_out(report)]
+    rows.append(real | {"name": f"real data, halves of {real['num']}"})
+    return _table(_quality(report["score"]), rows)
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    kind = row.get("method") if "fd_ratio" in row else row.get("sampler")
-    return f"{row['name']} ({kind})" if kind else str(row["name"])
+def cost_table(report: Report) -> list[Row]:
+    """Head and rows: teachers, students."""
+    return _table(_COST, [*report["teachers"], *report["students"]])
 
 
-def _range(ends: Sequence[float]) -> str:
-    return f"{ends[0]:.4g} .. {ends[1]:.4g}"
+def _table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+    return [[column.head for column in shown], *([column.cell(row) for column in shown] for row in rows)]
+
+
+def _held_out(report: Report) -> list[Mapping[str, Any]]:
+    test = report.get("real_test")
+    return [test | {"name": f"held-out real data, {test['num']}"}] if test else []
 
 
 def facts(report: Report) -> list[str]:
@@ -168,16 +161,38 @@ def facts(report: Report) -> list[str]:
         " It is biased upwards by about 1/n: compare only at the same number of samples and in the same features.",
         "The kernel distance has no such bias: equal distributions have 0 in the mean. Precision: share of the samples"
         " that lie where data lies; recall: share of the data that the samples reach (at most 10,000 on each side).",
-        "Two random halves of the real data give the last row: with fewer samples in each, its bias is larger.",
+        "Two random halves of the real data give a row, too: with fewer samples in each, its bias is larger.",
+        *_test_facts(report),
         f"Reference teacher: {report['reference_teacher'] or 'none, so there are no ratios'}. NFE: evaluations of the"
         f" network for a sample, counted. ESC: effective sampling compute. Guidance: {', '.join(map(str, scale))}.",
-        f"Time: whole calls of {timing['batch']} samples, median of {timing['repeats']} interleaved rounds after a"
-        f" warm-up; {machine['cpu']}, {machine['threads']} threads, device {machine['device']},"
+        f"Time: whole calls of {timing['batch']} samples, and of one, medians of {timing['repeats']} interleaved rounds"
+        f" after a warm-up; {machine['cpu']}, {machine['threads']} threads, device {machine['device']},"
         f" torch {machine['torch']}.",
         f"trigflow {machine['trigflow']}, commit {machine['commit'] or 'unknown (not a checkout)'}.",
+        *_training_facts(report),
         *_diversity_facts(report),
         *_flow_map_facts(report),
         *report["notes"],
+    ]
+
+
+def _test_facts(report: Report) -> list[str]:
+    test = report.get("real_test")
+    if not test:
+        return []
+    return [
+        f"Held-out real data: {test['num']} samples of {test['data']} that no model was trained on, in the place of"
+        " samples: about what a perfect model would get. Over test: a model's distance over theirs."
+    ]
+
+
+def _training_facts(report: Report) -> list[str]:
+    if not any(row.get("training_share") for row in report["students"]):
+        return []
+    return [
+        "Training: FLOPs of the student's training over those of its teacher's, which come on top: images x passes"
+        " through the network (diffusion 3, sCT 4, sCD 5, with a guided teacher 6), weighted by a pass's FLOPs, and"
+        " the samples that the teacher made for it."
     ]
 
 
@@ -186,7 +201,7 @@ def _diversity_facts(report: Report) -> list[str]:
         return []
     return [
         "Inception or classifier score: exp(mean KL(p(y|x) || p(y))), over all samples at once; larger is surer and"
-        " more varied. The last row has it for all of the real data."
+        " more varied. The row of the halves has it for all of the real data."
     ]
 
 
@@ -201,10 +216,8 @@ def _flow_map_facts(report: Report) -> list[str]:
 
 def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
     """The report as Markdown, with links to pictures beside it."""
-    head, *rows = table(report)
-    align = "|" + "|".join([":--"] + ["--:"] * (len(head) - 1)) + "|"
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    parts = [f"# {title(report)}", headline(report), "\n".join([f"| {' | '.join(head)} |", align, *lines])]
+    parts = [f"# {title(report)}", headline(report)]
+    parts += [markdown_table(table) for table in (quality_table(report), cost_table(report))]
     parts += [f"![{CAPTIONS[name]}]({name})" for name in pictures]
     return "\n\n".join([*parts, "\n".join(f"- {fact}" for fact in facts(report))]) + "\n"
 
@@ -221,108 +234,6 @@ def title(report: Report) -> str:
 
 def to_html(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The report as one HTML file: pictures are embedded, nothing is fetched."""
-    head, *rows = table(report)
-    lines = "".join(_html_row(row, "td") for row in rows)
-    body = [
-        f"<h1>{html.escape(title(report))}</h1>",
-        f"<p>{html.escape(headline(report))}</p>",
-        f'<div class="wide"><table>{_html_row(head, "th")}{lines}</table></div>',
-        *(_html_figure(CAPTIONS[name], content) for name, content in pictures.items()),
-        "<ul>" + "".join(f"<li>{html.escape(fact)}</li>" for fact in facts(report)) + "</ul>",
-    ]
-    start = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    start += '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    start += f"<title>{html.escape(title(report))}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-    return start + "\n".join(body) + "\n</body>\n</html>\n"
-
-
-def _html_row(cells: Row, tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
-
-
-def _html_figure(caption: str, content: bytes) -> str:
-    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    text = html.escape(caption)
-    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
-# Pictures
-
-
-def draw_pictures(report: Report, samples: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """File name -> PNG."""
-    pictures = {"samples.png": png(panels(samples))} if samples else {}
-    if report["students"]:
-        pictures["fd-compute.png"] = png(_fd_against_compute(report))
-        pictures["fd-steps.png"] = png(_fd_against_steps(report))
-    return pictures
-
-
-def _fd_against_compute(report: Report) -> Figure:
-    figure, axes = _plot(report, "effective sampling compute (billions of parameters x NFE)")
-    for row in report["teachers"]:
-        _points(axes, [row], "esc", TEACHER_COLOUR, f"{row['name']}, {row['nfe']} NFE")
-    _students(axes, report, "esc")
-    axes.set_xscale("log")
-    axes.set_xmargin(0.1)
-    return _finish(figure, axes)
-
-
-def _fd_against_steps(report: Report) -> Figure:
-    figure, axes = _plot(report, "sampling steps")
-    for row in report["teachers"]:
-        axes.axhline(row["fd"], color=TEACHER_COLOUR, label=f"{row['name']}, {row['nfe']} NFE")
-        axes.axhspan(*row["fd_range"], color=TEACHER_COLOUR, alpha=0.15, lw=0)
-    _students(axes, report, "steps")
-    axes.set_xscale("log", base=2)
-    steps = sorted({row["steps"] for row in report["students"]})
-    axes.set_xticks(steps, [str(step) for step in steps])
-    return _finish(figure, axes)
-
-
-def _plot(report: Report, label: str) -> tuple[Figure, Axes]:
-    """An empty plot with the line below which a score cannot be told from the data's own scatter."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    real = report["real_vs_real"]
-    axes.axhline(
-        real["fd"], color=REAL_COLOUR, ls="--", label=f"two halves of the real data ({real['num']} each)"
-    )
-    axes.set_xlabel(label)
-    axes.set_ylabel(f"{report['score']}, n = {report['num_samples']}")
-    axes.set_yscale("log")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _finish(figure: Figure, axes: Axes) -> Figure:
-    """Plain numbers at 1, 2, 5 of each decade, and a range wide enough to hold one of them; the legend above all."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low / 1.3, high * 1.3)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    figure.legend(loc="outside upper center", frameon=False, ncols=2, fontsize=9)
-    return figure
-
-
-def _students(axes: Axes, report: Report, key: str) -> None:
-    """A line for each method, labelled with its numbers of steps."""
-    for method in dict.fromkeys(row["method"] for row in report["students"]):
-        rows = [row for row in report["students"] if row["method"] == method]
-        _points(
-            axes, rows, key, STUDENT_COLOUR, f"{method}: {', '.join(str(row['steps']) for row in rows)} steps"
-        )
-
-
-def _points(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, colour: str, label: str) -> None:
-    fd = [row["fd"] for row in rows]
-    below = [row["fd"] - row["fd_range"][0] for row in rows]
-    above = [row["fd_range"][1] - row["fd"] for row in rows]
-    x = [row[key] for row in rows]
-    for row in rows:
-        place = (row[key], row["fd"])
-        axes.annotate(
-            in_steps(row["steps"]), place, (0, 8), textcoords="offset points", ha="center", fontsize=8
-        )
-    axes.errorbar(x, fd, yerr=[below, above], fmt="o-", color=colour, capsize=3, ms=5, label=label)
+    parts = [html_table(quality_table(report), "Quality"), html_table(cost_table(report), "Cost")]
+    parts += [html_figure(CAPTIONS[name], content) for name, content in pictures.items()]
+    return html_page(title(report), [headline(report)], parts, facts(report))

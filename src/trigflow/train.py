@@ -18,7 +18,7 @@ from trigflow.codecs import codec_from_json
 from trigflow.data import rows
 from trigflow.devices import resolve_device
 from trigflow.ema import EMA, EMASnapshot, HalfLifeEMA, PowerEMA
-from trigflow.errors import UserError
+from trigflow.errors import Diverged, UserError
 from trigflow.objectives import Batch, LossOutput
 from trigflow.optim import (
     learning_rate,
@@ -222,7 +222,9 @@ class Run:
     def _accumulate(self, first: int, size: int, due: Mapping[str, Trained]) -> LossOutput:
         """Adds the gradients of images first .. first + size - 1, weighted as their share of the batch."""
         batch, random = self._batch(first, size)
-        output = self.parts.objective(self.parts.nets, batch, self.nimg, random)
+        low = self.recipe.train.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            output = self.parts.objective(self.parts.nets, batch, self.nimg, random)
         share = size / self.recipe.train.batch
         names = [name for name in output.losses if name in due]
         for name in names:
@@ -253,7 +255,7 @@ class Run:
         worst = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
         where = "largest loss at image" if loss[worst].isfinite() else "image"
         step = self.nimg // self.recipe.train.batch
-        raise UserError(
+        raise Diverged(
             f"objective '{self.recipe.objective.name}' has no finite loss or gradient for '{name}' at step "
             f"{step} ({where} {self.nimg + int(worst)}, t = {t[worst].item():.4f}, "
             f"loss {loss[worst].item():g}); the state before it is kept in {self.folder.path}; "

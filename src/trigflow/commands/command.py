@@ -61,6 +61,12 @@ def integers(lowest: int) -> Callable[[str], list[int]]:
     return lambda text: [one(part) for part in text.split(",")]
 
 
+def numbers(lowest: float) -> Callable[[str], list[float]]:
+    """An argument type: numbers with commas between them, each as in `number`."""
+    one = number(lowest)
+    return lambda text: [one(part) for part in text.split(",")]
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="a shipped model (`trigflow list models`) or the folder of a run"

@@ -39,6 +39,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", help="the real data (default: what the model was trained on)")
     parser.add_argument(
+        "--test-data",
+        metavar="DATA",
+        help="real data that was held out, for a row of its own (default: the test part of the data, if it has one)",
+    )
+    parser.add_argument(
         "--guidance-scale", type=number(0.0), help="guidance of the teacher, 1 = none (default: its own)"
     )
     parser.add_argument(
@@ -67,6 +72,7 @@ def _run(args: argparse.Namespace) -> int:
         guidance_scale=args.guidance_scale,
         device=args.device,
         trust_code=args.trust_code,
+        test_data=args.test_data,
     )
     print(to_markdown(report))
     if args.out is not None:

@@ -8,7 +8,7 @@ from functools import partial
 
 from trigflow.commands.command import Command
 
-KINDS = ("models", "recipes", "datasets", "networks", "objectives", "samplers", "features")
+KINDS = ("models", "recipes", "datasets", "networks", "objectives", "samplers", "features", "studies")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def _describe(thing: object) -> str:
 
 
 def _tables() -> dict[str, Mapping[str, object]]:
-    from trigflow import data, metrics, model, networks, objectives, recipes, samplers
+    from trigflow import data, metrics, model, networks, objectives, recipes, samplers, studies
 
     return {
         "models": model.SHIPPED,
@@ -37,6 +37,7 @@ def _tables() -> dict[str, Mapping[str, object]]:
         "samplers": samplers.SAMPLERS,
         "features": metrics.FEATURES
         | {f"{name}=FILE": f"{one.summary} ({one.file})" for name, one in metrics.PUBLISHED.items()},
+        "studies": studies.STUDIES,
     }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from trigflow import oracles
 from trigflow.config import Component, build, validate
+from trigflow.data import cifar, hub, idx
 from trigflow.data.archive import edm_zip, zip_images
 from trigflow.data.arrays import arrays
 from trigflow.data.cifar import cifar10
@@ -42,6 +44,14 @@ COLLECTIONS: dict[str, Callable[..., Collection]] = {
 }
 
 
+# Those that have a part for training and one for testing, and whether the latter lies at a path.
+TEST_PARTS: dict[str, Callable[[Path], bool]] = {
+    "cifar10": cifar.has_test_part,
+    "huggingface": hub.has_test_part,
+    "mnist": idx.has_test_part,
+}
+
+
 def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
     """The data set of a recipe; the path of a file or folder in one of the formats is one, too (docs/data.md).
 
@@ -70,6 +80,20 @@ def load_collection(data: Component | str) -> Collection:
     return collection
 
 
+def held_out_part(data: Component | str) -> Component | None:
+    """The test part that lies beside a training part; None where there is none.
+
+    Of a name on the hub there is none either: nothing is downloaded that was not named.
+    """
+    named = _named(data)
+    path = named.options.get("folder", named.options.get("path"))
+    if named.name not in TEST_PARTS or named.options.get("split", "train") != "train":
+        return None
+    if not isinstance(path, str) or not TEST_PARTS[named.name](Path(path)):
+        return None
+    return Component(named.name, {**named.options, "split": "test"})
+
+
 def _named(data: Component | str) -> Component:
     """A path as the format that it is of."""
     data = Component(data) if isinstance(data, str) else data
@@ -95,6 +119,7 @@ def exact_teacher(dataset: Dataset) -> oracles.Oracle:
 __all__ = [
     "COLLECTIONS",
     "DATASETS",
+    "TEST_PARTS",
     "Collection",
     "Dataset",
     "arrays",
@@ -102,6 +127,7 @@ __all__ = [
     "digits",
     "edm_zip",
     "exact_teacher",
+    "held_out_part",
     "huggingface",
     "image_folder",
     "labels_like",

@@ -49,6 +49,11 @@ def cifar10(folder: str, split: Literal["train", "test"] = "train", sigma_data: 
     return Dataset("cifar10", pixels, labels, _CLASSES, ImageCodec.measure(pixels, sigma_data))
 
 
+def has_test_part(folder: Path) -> bool:
+    """Whether the folder holds the 10,000 images for testing."""
+    return all((folder / name).is_file() for name in _FILES["test"])
+
+
 def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one file."""
     batch = _unpickled(path)

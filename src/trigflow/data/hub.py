@@ -115,6 +115,15 @@ def _split_of(name: str, wanted: str) -> str:
     return next((word for word in words if word in (*_SPLITS, wanted)), "")
 
 
+def has_test_part(path: Path) -> bool:
+    """Whether a folder has files of the split "test"; names on the hub are not looked up."""
+    if str(path).startswith(HUB) or not path.is_dir():
+        return False
+    if (path / "dataset_dict.json").is_file():
+        return (path / "test").is_dir()
+    return any(_split_of(str(file.relative_to(path)), "test") == "test" for file in path.rglob("*.parquet"))
+
+
 def _download(name: str, split: str) -> list[Path]:
     """The Parquet files of a data set on the hub, in the cache of huggingface_hub; said on stderr before it is done."""
     try:

@@ -93,9 +93,20 @@ def _content(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def has_test_part(folder: Path) -> bool:
+    """Whether the folder holds the 10,000 images for testing."""
+    names = _names(f"{_PREFIX['test']}-images", 3)
+    return any((folder / name).is_file() for name in names)
+
+
+def _names(stem: str, rank: int) -> list[str]:
+    """Those that are in use for one of the four files."""
+    return [f"{stem}{mark}idx{rank}-ubyte{compressed}" for compressed in ("", ".gz") for mark in ("-", ".")]
+
+
 def _find(folder: Path, stem: str, rank: int) -> Path:
     """The file under one of the names that are in use."""
-    names = [f"{stem}{mark}idx{rank}-ubyte{compressed}" for compressed in ("", ".gz") for mark in ("-", ".")]
+    names = _names(stem, rank)
     for name in names:
         if (folder / name).is_file():
             return folder / name

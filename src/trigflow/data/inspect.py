@@ -21,20 +21,23 @@ def inspect(collection: Collection, shown: int, progress: bool = True) -> tuple[
     Raises:
         UserError: the source cannot be read, or all images are damaged.
     """
-    statistics = Statistics()
+    statistics, why = Statistics(), ""
     chosen: list[np.ndarray] = []
     every = max(1, -(-collection.count // shown))
     for row, (name, read) in enumerate(collection.walk("looking", progress)):
         try:
             image = read()
-        except DamagedPicture:
+        except DamagedPicture as damage:
             statistics.damaged.append(name)
+            why = why or str(damage)
             continue
         statistics.add(image, label_at(collection.labels, row))
         if row % every == 0 or not chosen:
             chosen.append(image.copy())
     if not chosen:
-        raise UserError(f"{collection.source}: all of its {collection.count} images are damaged")
+        raise UserError(
+            f"{collection.source}: all of its {collection.count} images are damaged, the first: {why}"
+        )
     return statistics, _of_one_shape(chosen[:shown])
 
 

@@ -18,6 +18,7 @@ MOST_PIXELS = 2**26  # of one picture: a file of a kilobyte can claim to hold mo
 MOST_BYTES = 2**28  # of one file within an archive, uncompressed
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_PNG_END = b"IEND\xaeB`\x82"  # type and checksum of the last chunk
 _GREY = ("L", "1", "LA")
 _COLOURS = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 # What Pillow and numpy raise for a picture or an array that is damaged or foreign.
@@ -73,6 +74,9 @@ def _pixels(content: bytes, where: str) -> np.ndarray:
             raise DamagedPicture(
                 f"{where} claims {picture.width}x{picture.height} pixels, more than {MOST_PIXELS}: make it smaller"
             )
+        # Pillow does not ask for the end, if all pixels are there.
+        if picture.format == "PNG" and _PNG_END not in content:
+            raise DamagedPicture(f"{where} is damaged or no image (a PNG without its end)")
         deep = picture.format == "PNG" and content[24] == 16  # the bit depth in the PNG's first chunk
         if deep or picture.mode not in (*_GREY, *_COLOURS):
             raise DamagedPicture(f"{where} has more than 8 bits a channel: convert it to 8 bits")

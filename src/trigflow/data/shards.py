@@ -120,7 +120,7 @@ def _index(shard: Path) -> list[_Sample]:
     try:
         with shard.open("rb") as file:
             file.seek(0, 2)
-            if file.tell() < 2 * _BLOCK:
+            if file.tell() < 2 * _BLOCK or file.tell() % _BLOCK:
                 raise _foreign(shard)
             file.seek(-_BLOCK, 2)
             # tarfile takes a shard that was cut between two members for a whole one.

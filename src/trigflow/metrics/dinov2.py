@@ -134,6 +134,12 @@ class DinoV2(nn.Module):
         self.blocks = nn.Sequential(*(Block(size) for _ in range(size.depth)))
         self.norm = nn.LayerNorm(size.width, eps=1e-6)
 
+    @property
+    def preparation(self) -> str:
+        """What happens to an image before the first layer."""
+        side = self.size.image
+        return f"{side}x{side}, bicubic with smoothing, ImageNet's mean and std"
+
     def positions(self) -> Tensor:
         """(1, 1 + n^2, width): the embedding of the class token, and those of the grid brought to n patches a side.
 

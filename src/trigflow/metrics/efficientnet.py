@@ -26,6 +26,8 @@ class EfficientNetLite0(nn.Module):
         UserError: the extra is not installed.
     """
 
+    preparation = f"{SIZE}x{SIZE}, bicubic with smoothing, (byte - 127) / 128"
+
     def __init__(self) -> None:
         super().__init__()
         try:

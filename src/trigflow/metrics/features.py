@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -33,6 +34,10 @@ class Features:
         checks_labels: whether the classes are those of the data, so that a sample's top class can be checked.
         is_inception: whether these are the standard Inception features.
         batch: samples at once.
+        identity: what happens to a sample on its way (how it is resized and scaled, by which code), so that equal
+            identities and equal tensors of `network` mean equal features; "" if that is not known, and then what is
+            measured of the real data is not kept for the next time.
+        network: the module that `extract` and `classify` run, whose tensors belong to the identity; None for none.
     """
 
     name: str
@@ -42,6 +47,8 @@ class Features:
     checks_labels: bool = True
     is_inception: bool = False
     batch: int = 1000
+    identity: str = ""
+    network: nn.Module | None = None
 
     @property
     def score_name(self) -> str:
@@ -61,7 +68,7 @@ def pixels(device: torch.device | str = "cpu") -> Features:
         scale = 255.0 if samples.dtype == torch.uint8 else 1.0
         return samples.to(device).flatten(1).float() / scale
 
-    return Features("pixels", extract)
+    return Features("pixels", extract, identity="pixels: bytes / 255")
 
 
 def of_classifier(name: str, net: Classifier, device: torch.device | str = "cpu") -> Features:
@@ -73,13 +80,24 @@ def of_classifier(name: str, net: Classifier, device: torch.device | str = "cpu"
     def classify(features: Tensor) -> Tensor:
         return net.head(features.to(device))  # type: ignore[no-any-return]
 
-    return Features(name, extract, classify, net.data_shape)
+    identity = f"classifier: {net.to_json()}"
+    return Features(name, extract, classify, net.data_shape, identity=identity, network=net)
 
 
-def digits_classifier(device: torch.device | str = "cpu") -> Features:
-    """The 64 features of the classifier of scikit-learn's 8x8 digits that comes with the package."""
-    with resources.as_file(resources.files("trigflow") / "pretrained" / "digits-classifier") as folder:
-        return of_classifier("digits-classifier", load_classifier(folder, device)[0], device)
+def shipped_classifier(name: str, images: str) -> Callable[[torch.device | str], Features]:
+    """The features of a classifier that comes with the package, as an entry of FEATURES.
+
+    Args:
+        name: of the features, and of the folder pretrained/<name>.
+        images: what it knows, in words.
+    """
+
+    def features(device: torch.device | str = "cpu") -> Features:
+        with resources.as_file(resources.files("trigflow") / "pretrained" / name) as folder:
+            return of_classifier(name, load_classifier(folder, device)[0], device)
+
+    features.__doc__ = f"The 64 features of the classifier of {images} that comes with the package."
+    return features
 
 
 def efficientnet_lite0(device: torch.device | str = "cpu") -> Features:
@@ -95,13 +113,15 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> Features:
         classify,
         checks_labels=False,
         batch=100,
+        identity=f"efficientnet-lite0: {net.preparation}",
+        network=net,
     )
 
 
 # Features that need nothing but their name; those of metrics/published.py need a file.
 FEATURES: dict[str, Callable[[torch.device | str], Features]] = {
     "pixels": pixels,
-    "digits-classifier": digits_classifier,
+    "digits-classifier": shipped_classifier("digits-classifier", "scikit-learn's 8x8 digits"),
     "efficientnet-lite0": efficientnet_lite0,
 }
 
@@ -156,6 +176,8 @@ def _of_published(name: str, path: Path, device: torch.device | str) -> Features
         checks_labels=entry.checks_labels,
         is_inception=entry.is_inception,
         batch=entry.batch,
+        identity=f"{name}: {net.preparation}",
+        network=net,
     )
 
 
@@ -170,7 +192,18 @@ def _of_module(name: str, device: torch.device | str) -> Features:
             f"features '{name}': not a torch.nn.Module, write a class with forward(samples) -> (B, D)"
         )
     module = _frozen(module, device)
-    return Features(name, lambda samples: module(samples.to(device)))
+    return Features(
+        name, lambda samples: module(samples.to(device)), identity=_code_of(module), network=module
+    )
+
+
+def _code_of(module: nn.Module) -> str:
+    """The name and the text of a module's class; "" where there is no text (typed into an interpreter)."""
+    kind = type(module)
+    try:
+        return f"{kind.__module__}:{kind.__qualname__}\n{inspect.getsource(kind)}"
+    except (OSError, TypeError):
+        return ""
 
 
 def extract_features(features: Features, samples: Tensor, batch: int | None = None) -> Tensor:

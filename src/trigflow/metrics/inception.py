@@ -142,6 +142,8 @@ class BlockE(nn.Module):
 class Inception(nn.Module):
     """uint8 images -> 2048 pooled features -> 1008 logits."""
 
+    preparation = f"{SIZE}x{SIZE}, bilinear without smoothing, scaled to -1..1"
+
     def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = _Conv(3, 32, 3, stride=2, valid=True)

@@ -42,6 +42,8 @@ class CifarResNet(nn.Module):
         depth: 6 n + 2, for n blocks in each of three stages of 16, 32 and 64 channels.
     """
 
+    preparation = "as they are, ImageNet's mean and std"
+
     def __init__(self, depth: int) -> None:
         super().__init__()
         count = (depth - 2) // 6

@@ -223,13 +223,15 @@ class Embedding(nn.Module):
         self.label = nn.Embedding(num_classes + 1, emb_channels) if num_classes else None
 
     def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        # The sinusoids are taken in the precision of t; only their values are rounded to the network's.
-        waves = self.time(t).to(self.first.weight.dtype)
-        emb = self.second(F.silu(self.first(waves)))
-        if self.label is None:
-            _no_labels(labels)
-            return F.silu(emb)
-        return F.silu(emb + self.label(self._or_null(labels, t)))
+        # The sinusoids are taken in the precision of t; only their values are rounded to the network's weights', and not
+        # at all by autocast: half precision cannot tell near times apart.
+        with torch.autocast(t.device.type, enabled=False):
+            waves = self.time(t).to(self.first.weight.dtype)
+            emb = self.second(F.silu(self.first(waves)))
+            if self.label is None:
+                _no_labels(labels)
+                return F.silu(emb)
+            return F.silu(emb + self.label(self._or_null(labels, t)))
 
     def _or_null(self, labels: Tensor | None, t: Tensor) -> Tensor:
         if labels is not None:

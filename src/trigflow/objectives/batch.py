@@ -57,6 +57,14 @@ class Objective(Protocol):
     def is_consistency(self) -> bool:
         """Whether the network learns to jump to data (a consistency model), or the velocity of a path (a diffusion)."""
 
+    @property
+    def forwards_per_image(self) -> float:
+        """Cost of an image of training in forward passes of the network; a teacher is taken to be as large.
+
+        Counted are matrix products and convolutions: a forward pass is 1, the backward pass 2 (gradients of inputs and
+        of weights), the tangent along a forward pass 1.
+        """
+
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
         """The loss of each trained network.
 

@@ -64,6 +64,11 @@ class Diffusion:
     def is_consistency(self) -> bool:
         return False
 
+    @property
+    def forwards_per_image(self) -> float:
+        """3: forward and backward."""
+        return 3.0
+
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
         net, x_0 = nets["net"], batch.x_0
         t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)

@@ -121,6 +121,13 @@ class SCM:
     def is_consistency(self) -> bool:
         return True
 
+    @property
+    def forwards_per_image(self) -> float:
+        """4: value, tangent and backward; and the teacher's forward pass, twice where it is guided."""
+        if self.velocity == "data":
+            return 4.0
+        return 5.0 if self.guidance_scale == 1 else 6.0
+
     def tangent_warmup(self, nimg: int, step_images: int) -> float:
         """The paper's r = min(1, progress / H) after nimg images, in steps of step_images."""
         length = self.warmup * (step_images if self.warmup_unit == "steps" else 1)

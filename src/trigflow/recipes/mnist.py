@@ -6,11 +6,10 @@ from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.recipes.constants import FOURIER, LINEAR_DECAY, STABLE
 
-# 0.055 GFLOP and 0.42 million parameters; at equal time it leaves MLPs and transformers far behind (docs/LOG.md).
-_NETWORK = Component(
-    "unet",
-    {"patch": 2, "channels": 28, "channel_mult": [1, 2], "num_blocks": 1, "emb_channels": 96, **FOURIER},
-)
+# 0.07 GFLOP and 0.52 million parameters. At equal time convolutions leave MLPs and transformers far behind, and a
+# multiple of 16 channels is what bfloat16 wants (docs/LOG.md).
+_OPTIONS = {"patch": 2, "channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "emb_channels": 96}
+_NETWORK = Component("unet", {**_OPTIONS, "middle_attention": False, **FOURIER})
 _DATA = Component("mnist", {"folder": "data/mnist"})
 
 
@@ -27,7 +26,12 @@ def mnist_teacher() -> Recipe:
         network=_NETWORK,
         objective=Component("diffusion", {"P_mean": -0.8, "P_std": 1.5}),
         train=TrainConfig(
-            total_nimg=256 * 12_000, batch=256, label_dropout=0.1, log_nimg=25_600, checkpoint_nimg=128_000
+            total_nimg=256 * 12_000,
+            batch=256,
+            label_dropout=0.1,
+            precision="bfloat16",
+            log_nimg=25_600,
+            checkpoint_nimg=128_000,
         ),
         optimizer=OptimizerConfig(lr=3e-3, schedule=LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=100_000),
@@ -46,7 +50,13 @@ def mnist_scd() -> Recipe:
         data=_DATA,
         network=_NETWORK,
         objective=Component("scd", {**STABLE, "warmup": 256 * 3_000, "warmup_unit": "images"}),
-        train=TrainConfig(total_nimg=256 * 12_000, batch=256, log_nimg=25_600, checkpoint_nimg=128_000),
+        train=TrainConfig(
+            total_nimg=256 * 12_000,
+            batch=256,
+            precision="bfloat16",
+            log_nimg=25_600,
+            checkpoint_nimg=128_000,
+        ),
         optimizer=OptimizerConfig(lr=7e-4, schedule=LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=100_000),
         sampling=SamplingConfig(grid_nimg=512_000),
@@ -65,7 +75,13 @@ def mnist_sct() -> Recipe:
         network=_NETWORK,
         objective=Component("sct", {**STABLE, "warmup": 256 * 3_000, "warmup_unit": "images"}),
         init="scratch",
-        train=TrainConfig(total_nimg=256 * 12_000, batch=256, log_nimg=25_600, checkpoint_nimg=128_000),
+        train=TrainConfig(
+            total_nimg=256 * 12_000,
+            batch=256,
+            precision="bfloat16",
+            log_nimg=25_600,
+            checkpoint_nimg=128_000,
+        ),
         optimizer=OptimizerConfig(lr=3e-4, schedule=LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=100_000),
         sampling=SamplingConfig(grid_nimg=512_000),

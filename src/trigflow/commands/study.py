@@ -1,0 +1,93 @@
+"""`trigflow study`: an experiment over many models or trainings, which goes on where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from trigflow.commands.command import Command, add_device, add_out_folder, integer, integers, number, numbers
+from trigflow.errors import UserError, did_you_mean
+
+# Flags that belong to some studies only; a study's own defaults stand where none is given.
+OWN = ("teacher", "features", "data", "num", "seeds", "steps", "shares", "guidance_scale")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "study", metavar="NAME", help="which study: steps, speed, scaling, ablation or compute"
+    )
+    parser.add_argument(
+        "subject",
+        metavar="MODEL_OR_DATA",
+        help="steps, speed: a student, shipped or the folder of a run; scaling, ablation, compute: a data set with the "
+        "recipes NAME-teacher and NAME-scd",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="studies that train: change a field of both recipes, or of one: teacher.key=value, student.key=value",
+    )
+    add_out_folder(parser, "runs/scaling")
+    parser.add_argument("--seeds", type=integer(1), help="repetitions of everything (default: 3)")
+    parser.add_argument("--num", type=integer(2), help="samples for each score (default: 5000)")
+    parser.add_argument("--features", help="what the Frechet distance is taken in, as in evaluate")
+    parser.add_argument(
+        "--teacher", help="steps, speed: the teacher (default: the one it was distilled from)"
+    )
+    parser.add_argument("--data", help="steps, speed: the real data (default: what the model was trained on)")
+    parser.add_argument(
+        "--steps", type=integers(1), help="steps, speed: the student's (default: 1,2,4,8 and 1,2)"
+    )
+    parser.add_argument(
+        "--guidance-scale", type=number(0.0), help="steps, speed: guidance of the guided teacher, 1 = none"
+    )
+    parser.add_argument(
+        "--shares",
+        type=numbers(0.0),
+        help="compute: shares of the teacher's training compute (default: 0.1,0.2,0.5,1,2,5)",
+    )
+    parser.add_argument(
+        "--jobs", type=integer(1), help="trainings at once, with one thread each (default: one for each core)"
+    )
+    add_device(parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from trigflow.studies import STUDIES, carry_out
+
+    if args.study not in STUDIES:
+        hint = did_you_mean(args.study, STUDIES)
+        raise UserError(f"unknown study '{args.study}'{hint}; there are: {', '.join(STUDIES)}")
+    study = STUDIES[args.study]
+    given = _given(args, study)
+    carry_out(study(args.subject, **given), args.out, device=args.device, jobs=args.jobs)
+    return 0
+
+
+def _given(args: argparse.Namespace, study: Any) -> dict[str, Any]:
+    """The flags of the line that the study takes.
+
+    Raises:
+        UserError: one that it does not take.
+    """
+    given = {name: getattr(args, name) for name in OWN if getattr(args, name) is not None}
+    if args.overrides:
+        given["overrides"] = args.overrides
+    takes = [one.name for one in fields(study)][1:]
+    for name in given:
+        if name not in takes:
+            word = args.overrides[0] if name == "overrides" else f"--{name.replace('_', '-')}"
+            flags = ", ".join(f"--{one.replace('_', '-')}" for one in takes if one != "overrides")
+            raise UserError(f"study {args.study} takes no {word}; it takes {flags}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+COMMAND = Command(
+    name="study",
+    summary="an experiment over many models or trainings, resumable: steps, speed, scaling, ablation, compute",
+    example="trigflow study scaling digits --seeds 3 --out runs/scaling",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -1,0 +1,131 @@
+"""What is measured of real data alone: once for the same data in the same features, then read from the cache.
+
+The cache lies in $TRIGFLOW_CACHE (`data.cache.cache_folder`). The name of a file is a hash of all that its content
+depends on: the bytes of the data, its labels, the features' tensors and how they take a sample in, the version of this
+package. A damaged file is made anew. Where the cache cannot be written nothing is kept, and all is computed each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trigflow.checkpoint import DamagedFile, read_state, tensors_digest, write_state
+from trigflow.data import Dataset
+from trigflow.data.cache import cache_folder
+from trigflow.errors import UserError
+from trigflow.files import make_folder
+from trigflow.metrics import Features, classifier_score, extract_features, halves_distance, moments
+from trigflow.metrics.features import class_logits, share_of_labels
+from trigflow.metrics.frechet import Moments
+from trigflow.version import __version__
+
+MOST_NEIGHBOURS = 10_000  # features on each side of a metric whose cost grows with their square
+_FORMAT = 1
+_CHUNK_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real data in some features.
+
+    Attributes:
+        moments: of all feature vectors.
+        some: (n, D) float32 of them in a random order, MOST_NEIGHBOURS at most, for what looks at pairs.
+        halves: FD between two random halves of the data, for several splits.
+        diversity: `classifier_score` of all of the data; None for features without classes.
+        agreement: share of the data to which the features give its own label; None where they cannot tell.
+    """
+
+    moments: Moments
+    some: Tensor
+    halves: list[float]
+    diversity: float | None = None
+    agreement: float | None = None
+
+
+def reference(dataset: Dataset, features: Features, splits: int, progress: bool = False) -> Reference:
+    """All of the data in the features, from the cache if it is there.
+
+    Args:
+        dataset: real data, four samples or more.
+        features: whose identity is known are cached, others are not.
+        splits: into halves; 0 for none.
+        progress: show a bar on stderr if it takes longer than a second.
+
+    Raises:
+        UserError: features for data of another shape, or fewer than four real samples.
+    """
+    if len(dataset.data) < 4:
+        raise UserError(
+            f"{dataset.name}: {len(dataset.data)} real samples are too few for a score, give 4 or more"
+        )
+    if not features.identity:
+        return _measured(dataset, features, splits, progress)
+    path = cache_folder() / f"reference-{cache_key(dataset, features, splits)}.safetensors"
+    with contextlib.suppress(DamagedFile, UserError, LookupError):  # none yet, or a damaged one
+        return _unpacked(*read_state(path))
+    found = _measured(dataset, features, splits, progress)
+    with contextlib.suppress(UserError):  # without room for it, it is measured again next time
+        make_folder(path.parent)
+        write_state(path, *_packed(found))
+    return found
+
+
+def data_digest(dataset: Dataset) -> str:
+    """SHA-256 of the data as stored and of its labels, read a piece at a time: mapped data stays in its file."""
+    digest = hashlib.sha256(f"{dataset.data.dtype} {tuple(dataset.data.shape)}".encode())
+    row_bytes = dataset.data[0].numel() * dataset.data.element_size()
+    for part in torch.split(dataset.data, max(1, _CHUNK_BYTES // row_bytes)):
+        digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    if dataset.labels is not None:
+        digest.update(f"labels of {dataset.num_classes}".encode())
+        digest.update(dataset.labels.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def cache_key(dataset: Dataset, features: Features, splits: int) -> str:
+    """The name of what is measured of this data in these features; another one as soon as anything of it changes."""
+    tensors = {} if features.network is None else features.network.state_dict()
+    origin = (
+        *(_FORMAT, __version__, splits, MOST_NEIGHBOURS),
+        *(data_digest(dataset), features.name, features.checks_labels),
+        tensors_digest(tensors, features.identity),
+    )
+    return hashlib.sha256(repr(origin).encode()).hexdigest()[:32]
+
+
+def _measured(dataset: Dataset, features: Features, splits: int, progress: bool) -> Reference:
+    vectors = _vectors(dataset, features, progress)
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:MOST_NEIGHBOURS]
+    logits = class_logits(features, vectors)
+    diversity = agreement = None
+    if logits is not None:
+        diversity = classifier_score(logits)
+        if dataset.labels is not None and features.checks_labels:
+            agreement = share_of_labels(logits, dataset.labels)
+    halves = halves_distance(vectors, splits)
+    return Reference(moments(vectors), vectors[order], halves, diversity, agreement)
+
+
+def _vectors(dataset: Dataset, features: Features, progress: bool) -> Tensor:
+    parts = torch.split(dataset.data, features.batch)
+    bar = tqdm(parts, f"features of {dataset.name}", unit="batch", delay=1, disable=not progress)
+    return torch.cat([extract_features(features, part) for part in bar])
+
+
+def _packed(found: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {"mean": found.moments.mean, "cov": found.moments.cov, "some": found.some}
+    state = {"halves": found.halves, "diversity": found.diversity, "agreement": found.agreement}
+    return tensors, {**state, "num": found.moments.num}
+
+
+def _unpacked(tensors: dict[str, Tensor], state: dict[str, Any]) -> Reference:
+    known = Moments(tensors["mean"], tensors["cov"], state["num"])
+    return Reference(known, tensors["some"], state["halves"], state["diversity"], state["agreement"])

@@ -1,0 +1,19 @@
+"""Studies: one command each. A new one is a file here and a line in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trigflow.studies.ablation import Ablation
+from trigflow.studies.compute import Compute
+from trigflow.studies.scaling import Scaling
+from trigflow.studies.speed import Speed
+from trigflow.studies.steps import Steps
+from trigflow.studies.study import Study, carry_out
+
+STUDIES: dict[str, Callable[..., Any]] = {
+    study.name: study for study in (Steps, Speed, Scaling, Ablation, Compute)
+}
+
+__all__ = ["STUDIES", "Study", "carry_out"]

@@ -1,0 +1,83 @@
+"""A study's folder: what is finished is kept, and the same command goes on with the rest.
+
+state.json says which study it is, cells/ holds what was measured (one small file each, there as a whole or not at
+all), runs/ the trainings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trigflow.config import first_difference
+from trigflow.errors import UserError
+from trigflow.files import is_occupied, make_folder, read_json, write_json
+
+STATE = "state.json"
+
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where a study keeps what it has; made by `open_study`.
+
+    Args:
+        path: of the folder.
+    """
+
+    path: Path
+
+    def cell_path(self, name: str) -> Path:
+        """The file of a measurement."""
+        return self.path / "cells" / f"{name}.json"
+
+    def run_path(self, name: str) -> Path:
+        """The folder of a training."""
+        return self.path / "runs" / name
+
+    def has(self, name: str) -> bool:
+        """Whether a measurement is there."""
+        return self.cell_path(name).exists()
+
+    def read(self, name: str) -> Cell:
+        """A measurement that is there.
+
+        Raises:
+            UserError: it is not there, or damaged.
+        """
+        cell: Cell = read_json(self.cell_path(name))
+        return cell
+
+    def cell(self, name: str, measure: Callable[[], Cell]) -> Cell:
+        """A measurement: read where it is there, else taken and kept."""
+        if not self.has(name):
+            write_json(self.cell_path(name), measure())
+        return self.read(name)
+
+
+def open_study(path: Path, config: dict[str, Any]) -> StudyFolder:
+    """The folder of a new study, or of one to go on with.
+
+    Args:
+        path: of the folder.
+        config: all that the numbers depend on, as JSON data; a study that goes on must have the same.
+
+    Raises:
+        UserError: the folder holds something else, or a study of another configuration.
+    """
+    config = json.loads(json.dumps(config))  # tuples become lists, as they come back from the file
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a folder: give another --out")
+    if (path / STATE).exists():
+        if key := first_difference(read_json(path / STATE), config):
+            raise UserError(f"{path} holds another study ('{key}' differs): give another --out")
+    elif is_occupied(path):
+        raise UserError(f"{path} is not empty and holds no study: give another --out")
+    for folder in ("cells", "runs"):
+        make_folder(path / folder)
+    write_json(path / STATE, config)
+    return StudyFolder(path)

@@ -1,0 +1,132 @@
+"""What the studies of a trained model have in common: the model, its teacher, the data, and scores kept as cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from trigflow.errors import UserError
+from trigflow.evaluate import default_features, real_data, reference_teacher, trained_on
+from trigflow.measure import Contender, Trial, contender, new_trial, score_all
+from trigflow.metrics import load_features
+from trigflow.model import Model, load
+from trigflow.studies.folder import Cell
+from trigflow.studies.study import Bench
+from trigflow.studies.trained import BATCH, score_cell, score_name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a study of a model is told.
+
+    Args:
+        model: a student: a shipped name, or a run's folder.
+        teacher: to compare with (default: the one that it was distilled from).
+        features: as in `load_features` (default: the shipped classifier for digits, pixels elsewhere).
+        data: the real data (default: what the model was trained on).
+        num: samples of each score.
+        seeds: repetitions of each score.
+        steps: of the student.
+        guidance_scale: of the guided teacher.
+    """
+
+    model: str
+    teacher: str | None = None
+    features: str | None = None
+    data: str | None = None
+    num: int = 5000
+    seeds: int = 3
+    steps: tuple[int, ...] = (1, 2)
+    guidance_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A student and its teacher, and the trial that both stand.
+
+    Args:
+        student, teacher: the models.
+        trial: real data, features, number of samples, seeds.
+        bench: where the scores are kept.
+    """
+
+    student: Model
+    teacher: Model
+    trial: Trial
+    bench: Bench
+
+    def of_student(self, steps: int) -> Contender:
+        """The student in so many steps."""
+        return contender(self.student, steps, None)
+
+    def of_teacher(self, sampler: str, steps: int, guidance_scale: float = 1.0) -> Contender:
+        """The teacher by a sampler of its own choice."""
+        plan = self.teacher.plan(steps, guidance_scale, sampler)
+        return Contender(self.teacher, plan, self.teacher.count_nfe(plan))
+
+    def score(self, name: str, way: Contender) -> Cell:
+        """Of all seeds, measured once."""
+
+        def measure() -> Cell:
+            (scores,) = score_all(self.trial, [way], self.bench.progress)
+            settings = {"sampler": way.plan.sampler, "steps": way.plan.steps}
+            settings |= {"guidance_scale": way.plan.guidance_scale, "params": way.model.num_parameters}
+            return {"name": name, **settings, **score_cell(way, scores)}
+
+        return self.bench.folder.cell(name, measure)
+
+    @property
+    def score_name(self) -> str:
+        """What is compared."""
+        return score_name(self.trial)
+
+    def notes(self) -> list[str]:
+        """How the scores were taken."""
+        trial = self.trial
+        return [
+            f"{self.score_name}: median over {trial.seeds} seeds (range), {trial.num} samples each, against"
+            f" {len(trial.dataset.data)} real samples of {trial.dataset.name} in the features {trial.features.name};"
+            " smaller is better. Sample k of a seed has the same noise and label in every row.",
+            f"Student {self.student.name}, {self.student.num_parameters:,} parameters; teacher {self.teacher.name},"
+            f" {self.teacher.num_parameters:,} parameters. NFE: evaluations of the network for a sample, counted.",
+        ]
+
+
+def check_setting(setting: Setting) -> dict[str, Any]:
+    """Loads the models to see whether they are there and fit; returns which weights they have, as JSON data.
+
+    Raises:
+        UserError: numbers out of range, no such model, no student, or no teacher to compare with.
+    """
+    if len(set(setting.steps)) < len(setting.steps):
+        raise UserError(f"steps {list(setting.steps)}: a number stands there twice")
+    student, teacher = _models(setting, "cpu")
+    return {"student_nimg": student.card.nimg, "teacher": teacher.name, "teacher_nimg": teacher.card.nimg}
+
+
+def _models(setting: Setting, device: Any) -> tuple[Model, Model]:
+    student = load(setting.model, device)
+    if not student.is_student:
+        raise UserError(
+            f"'{setting.model}' is no consistency model: give a student, whose teacher is compared with it"
+        )
+    teacher, notes = reference_teacher(student, setting.teacher, False)
+    if teacher is None:
+        raise UserError(f"the study needs a teacher. {notes[0]}")
+    if teacher.is_student:
+        raise UserError(f"--teacher '{teacher.name}' is a consistency model: give a diffusion model")
+    return student, teacher
+
+
+def scored(setting: Setting, bench: Bench) -> Scored:
+    """Models and trial, loaded.
+
+    Raises:
+        UserError: data or features that do not fit.
+    """
+    student, teacher = _models(setting, bench.device)
+    source = trained_on(student, False) if setting.data is None else setting.data
+    dataset = real_data(student, source)
+    features = load_features(setting.features or default_features(dataset), student.device)
+    trial = new_trial(dataset, features, setting.num, setting.seeds, BATCH)
+    return Scored(student, teacher, trial, bench)

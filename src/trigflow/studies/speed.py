@@ -1,0 +1,215 @@
+"""`study speed`: the student's time beside its teacher's, and beside the cheapest teacher of equal score."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from trigflow.errors import UserError
+from trigflow.machine import describe_machine
+from trigflow.measure import TIMING_BATCH, TIMING_REPEATS, Contender, seconds_per_sample
+from trigflow.model import Model
+from trigflow.studies.folder import Cell
+from trigflow.studies.outcome import (
+    COLOURS,
+    Outcome,
+    Plot,
+    Table,
+    add_legend,
+    add_line,
+    new_plot,
+    plain_ticks,
+    show,
+)
+from trigflow.studies.scored import Scored, Setting, check_setting, scored
+from trigflow.studies.study import Bench
+
+HEUN_STEPS = 32  # 63 evaluations, as the paper samples its teachers
+GUIDANCE = 1.5  # where none is given: a guided evaluation costs two, whatever the scale
+BATCHES = (1, TIMING_BATCH)
+GOALS = {"guided": 50, "unguided": 28}  # times faster in two steps
+COUNTS = (*range(2, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 63)  # steps that a rival may take
+BASE, RIVAL = "student, 2 steps", "rival: "
+EXPECTATION = (
+    "two steps instead of 63 x 2 guided evaluations: 63 times fewer, and about 50 times faster on one A100 at batch 1 "
+    f"(OpenAI, 2024). Asked here: at least {GOALS['guided']}x the guided teacher and {GOALS['unguided']}x the unguided "
+    "one, at batch 1 and 64. The paper has no comparison with the cheapest teacher of equal FID."
+)
+
+
+@dataclass(frozen=True)
+class Speed(Setting):
+    """The student's time in 1 and 2 steps against its teacher's, guided, unguided, and of equal score: a model in.
+
+    Args: see `Setting`.
+    """
+
+    name: ClassVar[str] = "speed"
+
+    def plan(self) -> dict[str, Any]:
+        if 2 not in self.steps:
+            raise UserError(f"steps {list(self.steps)}: study speed compares with 2 steps, give them too")
+        return {"heun_steps": HEUN_STEPS, "rival_steps": COUNTS, **check_setting(self)}
+
+    def measure(self, bench: Bench) -> Outcome:
+        ready = scored(self, bench)
+        scale = self._scale(ready.teacher)
+        ways = {f"student, {n} step{'s'[: n > 1]}": ready.of_student(n) for n in self.steps}
+        ways["teacher, unguided"] = ready.of_teacher("heun", HEUN_STEPS)
+        if scale is not None:
+            ways[f"teacher, guidance {scale:g}"] = ready.of_teacher("heun", HEUN_STEPS, scale)
+        cells = {label: ready.score(cell_name(way), way) for label, way in ways.items()}
+        tried: list[Cell] = []
+
+        def score(way: Contender) -> list[float]:
+            tried.append(ready.score(cell_name(way), way))
+            return [float(one) for one in tried[-1]["scores"]]
+
+        rival = find_rival(rivals(ready, scale), score, statistics.median(cells[BASE]["scores"]))
+        if rival is not None:
+            label = RIVAL + _in_words(rival)
+            ways[label], cells[label] = rival, tried[-1]
+        timing = bench.folder.cell("timing", lambda: _timed(ways, bench))
+        return _outcome(ready, cells, tried, timing, scale)
+
+    def _scale(self, teacher: Model) -> float | None:
+        """Of the guided rows; None for a teacher that never saw the null label."""
+        if not can_be_guided(teacher):
+            return None
+        own = teacher.card.sampling.guidance_scale
+        return self.guidance_scale or (own if own != 1 else GUIDANCE)
+
+
+def can_be_guided(teacher: Model) -> bool:
+    """Whether it knows classes, and was trained with label dropout."""
+    trained_with = teacher.card.recipe.get("train", {})
+    return bool(teacher.num_classes and trained_with.get("label_dropout"))
+
+
+def cell_name(way: Contender) -> str:
+    """A name for the file of its scores."""
+    role = "student" if way.model.is_student else "teacher"
+    guidance = f"-guidance{way.plan.guidance_scale:g}" if way.plan.guidance_scale != 1 else ""
+    return f"{role}-{way.plan.sampler}-{way.plan.steps}{guidance}"
+
+
+def _in_words(way: Contender) -> str:
+    guidance = f", guidance {way.plan.guidance_scale:g}" if way.plan.guidance_scale != 1 else ""
+    return f"{way.plan.sampler}, {way.plan.steps} steps{guidance}"
+
+
+def rivals(ready: Scored, scale: float | None) -> Iterator[Contender]:
+    """Settings of the teacher over both samplers and, where it can be guided, with and without; the cheapest first."""
+    settings = []
+    for factor, guidance in ((1, 1.0), *(((2, scale),) if scale is not None else ())):
+        for steps in COUNTS:
+            settings += [(factor * steps, "dpmpp_2m", steps, guidance)]
+            settings += [(factor * (2 * steps - 1), "heun", steps, guidance)] if steps <= HEUN_STEPS else []
+    for _, sampler, steps, guidance in sorted(settings):
+        yield ready.of_teacher(sampler, steps, guidance)
+
+
+def find_rival(
+    ways: Iterator[Contender], score: Callable[[Contender], list[float]], goal: float
+) -> Contender | None:
+    """The first whose median score is no worse than the goal; None if there is none. Those after it are not scored."""
+    return next((way for way in ways if statistics.median(score(way)) <= goal), None)
+
+
+def _timed(ways: dict[str, Contender], bench: Bench) -> Cell:
+    """Seconds a sample of all, interleaved, in one run."""
+    seconds = {
+        str(batch): dict(zip(ways, seconds_per_sample(list(ways.values()), batch=batch), strict=True))
+        for batch in BATCHES
+    }
+    return {"seconds_per_sample": seconds, "machine": describe_machine(bench.device)}
+
+
+def _outcome(
+    ready: Scored, cells: dict[str, Cell], tried: list[Cell], timing: Cell, scale: float | None
+) -> Outcome:
+    name, seconds = ready.score_name, timing["seconds_per_sample"]
+    factors = {batch: {row: times[row] / times[BASE] for row in cells} for batch, times in seconds.items()}
+    head = ["model", "NFE", name, "NFE over 2 steps"]
+    for batch in seconds:
+        head += [f"ms a sample, batch {batch}", "time over 2 steps"]
+    rows = [head]
+    for row, cell in cells.items():
+        ratio = cell["nfe"] / cells[BASE]["nfe"]
+        rows.append([row, str(cell["nfe"]), show(cell["scores"]), f"{ratio:.1f}x"])
+        for batch in seconds:
+            rows[-1] += [f"{1000 * seconds[batch][row]:.3g}", f"{factors[batch][row]:.1f}x"]
+    return Outcome(
+        title=f"Speed: {ready.student.name} against {ready.teacher.name}",
+        expectation=EXPECTATION,
+        finding=_finding(cells, factors, tried),
+        tables=[Table("Time and score", rows)],
+        plots={"speed.png": _plot(cells, tried, name)},
+        notes=[*ready.notes(), *_notes(timing, scale, tried)],
+        numbers={
+            "score": name,
+            "rows": cells,
+            "tried": tried,
+            "timing": timing,
+            "time_over_two_steps": factors,
+        },
+    )
+
+
+def _finding(cells: dict[str, Cell], factors: dict[str, dict[str, float]], tried: list[Cell]) -> str:
+    texts = []
+    for row in cells:
+        times = " and ".join(f"{factors[batch][row]:.1f}x at batch {batch}" for batch in factors)
+        kind = "unguided" if "unguided" in row else "guided"
+        if row.startswith("teacher"):
+            reached = all(factors[batch][row] >= GOALS[kind] for batch in factors)
+            texts.append(f"two steps against the {row}: {times} (at least {GOALS[kind]}x: {_yes(reached)})")
+        elif row.startswith(RIVAL):
+            ratio = cells[row]["nfe"] / cells[BASE]["nfe"]
+            texts.append(
+                f"against the cheapest teacher that is no worse ({row.removeprefix(RIVAL)}, {cells[row]['nfe']} NFE): "
+                f"{ratio:.1f}x the evaluations, {times}"
+            )
+    if not any(row.startswith(RIVAL) for row in cells):
+        best = min(tried, key=lambda cell: statistics.median(cell["scores"]))
+        texts.append(
+            f"no setting of the teacher is as good as two steps of the student; the best of {len(tried)} has "
+            f"{statistics.median(best['scores']):.3g} at {best['nfe']} NFE"
+        )
+    return "; ".join(texts) + "."
+
+
+def _yes(reached: bool) -> str:
+    return "reached" if reached else "not reached"
+
+
+def _notes(timing: Cell, scale: float | None, tried: list[Cell]) -> list[str]:
+    machine = timing["machine"]
+    notes = [
+        f"Time: whole calls, median of {TIMING_REPEATS} rounds in which all rows take turns, after a warm-up; one run"
+        f" on {machine['cpu']}, {machine['threads']} threads, device {machine['device']}, torch {machine['torch']}.",
+        f"Rival: settings of dpmpp_2m and heun in the order of their NFE, until one has a median no worse than two"
+        f" steps of the student ({len(tried)} tried).",
+    ]
+    if scale is None:
+        notes.append("No guided rows: the teacher was not trained with dropped labels (train.label_dropout).")
+    return notes
+
+
+def _plot(cells: dict[str, Cell], tried: list[Cell], name: str) -> Plot:
+    figure, axes = new_plot("evaluations of the network for a sample (NFE)", name)
+    groups = [("student", [cell for row, cell in cells.items() if row.startswith("student")])]
+    for sampler in ("heun", "dpmpp_2m"):
+        own = [cell for cell in tried if cell["sampler"] == sampler and cell["guidance_scale"] == 1]
+        groups.append((f"teacher, {sampler}", own))
+    for (label, rows), colour in zip(groups, COLOURS[1:], strict=False):
+        rows = sorted(rows, key=lambda cell: int(cell["nfe"]))
+        if rows:
+            add_line(axes, [row["nfe"] for row in rows], [row["scores"] for row in rows], label, colour)
+    plain_ticks(axes)
+    add_legend(figure)
+    return Plot(
+        f"{name} against evaluations: the student, and the teacher's settings that were tried", figure
+    )

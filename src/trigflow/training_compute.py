@@ -1,0 +1,90 @@
+"""What a model's training cost, from its card: evaluations of the network, and FLOPs beside its teacher's.
+
+Sampling compute alone hides the price of a student. Here a pass through the network is the
+unit: 1 forward, 2 backward, 1 for a tangent (`Objective.forwards_per_image`). Networks of different sizes are weighted
+by the FLOPs of a forward pass, counted by torch.utils.flop_counter on one sample: matrix products, convolutions and
+attention, which are nearly all of the work; parameters would say little of a network that shares its weights over
+pixels. What the optimiser, the averages of the weights and the loading of data cost is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from trigflow.checkpoint import ModelCard
+from trigflow.config import Component, build, validate
+from trigflow.errors import UserError
+from trigflow.model import Model
+from trigflow.objectives import OBJECTIVES, Objective
+
+
+def training_forwards(model: Model, teacher: Model | None = None) -> float | None:
+    """Forward passes that the training cost: nimg x forwards_per_image, and those of the teacher's samples.
+
+    Args:
+        model: whose card tells how it was trained.
+        teacher: that made the samples of `train.synthetic`, at its evaluations a sample.
+
+    Returns:
+        None where the card does not tell: no recipe, no images counted, an objective of the user's own (its code is not
+        run for this), or samples of a teacher that is not here.
+    """
+    own, samples = _own_forwards(model.card), _forwards_of_samples(model.card, teacher)
+    return None if own is None or samples is None else own + samples
+
+
+def training_share(student: Model, teacher: Model) -> float | None:
+    """FLOPs of a student's training over those of its teacher's, without the teacher's own; None as above.
+
+    The teacher's passes during distillation are priced as the student's: both have one architecture.
+    """
+    ours, theirs = _own_forwards(student.card), _own_forwards(teacher.card)
+    samples = _forwards_of_samples(student.card, teacher)
+    if ours is None or theirs is None or samples is None:
+        return None
+    student_flops, teacher_flops = forward_flops(student), forward_flops(teacher)
+    whole = theirs * teacher_flops
+    return (ours * student_flops + samples * teacher_flops) / whole if whole else None
+
+
+@torch.no_grad()
+def forward_flops(model: Model) -> int:
+    """FLOPs of a forward pass on one sample (a multiplication and an addition are two); 0 without any product."""
+    x = torch.zeros(1, *model.card.data_shape, device=model.device)
+    labels = model.labels(1)
+    cond = {} if labels is None else {"labels": labels.to(model.device)}
+    with FlopCounterMode(display=False) as counter:
+        model.precond(x, torch.full((1,), math.pi / 4, device=model.device), **cond)
+    return int(counter.get_total_flops())
+
+
+def _objective(card: ModelCard) -> Objective | None:
+    try:
+        component = validate(Component, card.recipe.get("objective"), "objective")
+        if component.name not in OBJECTIVES:
+            return None
+        objective: Objective = build(component, OBJECTIVES, "objective")
+    except UserError:  # a card of another version, or of another program: it does not tell
+        return None
+    return objective
+
+
+def _own_forwards(card: ModelCard) -> float | None:
+    objective = _objective(card)
+    return None if objective is None or not card.nimg else card.nimg * objective.forwards_per_image
+
+
+def _forwards_of_samples(card: ModelCard, teacher: Model | None) -> float | None:
+    """Of `train.synthetic`, as synthetic_data makes them; 0 for a model that was trained on the data itself."""
+    training: Any = card.recipe.get("train")
+    num = training.get("synthetic", 0) if isinstance(training, dict) else 0
+    if num == 0:
+        return 0.0
+    if teacher is None or type(num) is not int:
+        return None
+    guidance_scale = getattr(_objective(card), "guidance_scale", 1.0)
+    return float(num * teacher.count_nfe(teacher.plan(guidance_scale=guidance_scale)))

@@ -1,0 +1,441 @@
+"""The studies, with trainings of two steps: what they write, how they go on, and their arithmetic."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from conftest import TINY
+
+from trigflow import recipes
+from trigflow.cli import main
+from trigflow.errors import UserError
+from trigflow.measure import Contender, Trial
+from trigflow.model import load
+from trigflow.recipe import Recipe
+from trigflow.studies import STUDIES, ablation, carry_out, scaling, speed, trained
+from trigflow.studies.compute import forwards, scaled_to
+from trigflow.studies.folder import StudyFolder, open_study
+from trigflow.studies.outcome import Outcome, show, spread
+from trigflow.studies.scored import Scored
+from trigflow.studies.study import Bench
+from trigflow.studies.tangents import _terms, derivative_norms
+from trigflow.studies.trained import Pair
+from trigflow.studies.workers import _outcome, run_all
+
+TRAINED = (*(one for one in TINY if "width" not in one), "teacher.sampling.steps=2")
+TWO_SIZES = replace(scaling.SIZES["digits"], networks=(("network.width=8",), ("network.width=16",)))
+
+
+@pytest.fixture(autouse=True)
+def _two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(scaling.SIZES, "digits", TWO_SIZES)
+
+
+def study(name: str, subject: object, out: Path, **settings: Any) -> Outcome:
+    if name in ("scaling", "ablation", "compute"):
+        settings.setdefault("overrides", TRAINED if name == "scaling" else (*TRAINED, "network.width=16"))
+    built = STUDIES[name](str(subject), **{"num": 20, "seeds": 2} | settings)
+    return carry_out(built, out, device="cpu", jobs=1, progress=False)
+
+
+def numbers(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "study.json").read_text())
+    return found
+
+
+def times(out: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted((out / "cells").glob("*.json"))}
+
+
+def check_files(out: Path, *plots: str) -> None:
+    page = (out / "study.html").read_text()
+    assert page.count("<img src=") == len(plots) and "Expected: " in page
+    assert all((out / plot).exists() and plot in (out / "study.md").read_text() for plot in plots)
+    found = numbers(out)
+    assert found["machine"]["torch"] == torch.__version__
+    assert found["command"].startswith(f"trigflow study {found['study']} ")
+    assert found["expectation"] and found["finding"]
+
+
+# Each study from end to end
+
+
+def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study("scaling", "digits", tmp_path / "out")
+    check_files(tmp_path / "out", "scaling.png")
+    found = numbers(tmp_path / "out")
+    assert found["parameters"][0] < found["parameters"][1]
+    teacher, student = (found["scores"][role][1][0] for role in ("teacher", "2 steps"))
+    assert (
+        found["ratios"]["2 steps"][1]["lowest"]
+        <= student / teacher
+        <= found["ratios"]["2 steps"][1]["highest"]
+    )
+    assert len(found["slopes"]["teacher"]) == len(found["slope_differences"]["1 step"]) == 2
+    assert "| parameters | teacher, FD-digits-classifier |" in capsys.readouterr().out
+
+    before = times(tmp_path / "out")
+    study("scaling", "digits", tmp_path / "out")  # again: only read
+    assert times(tmp_path / "out") == before
+    with pytest.raises(UserError, match=r"another study \('settings.seeds' differs\)"):
+        study("scaling", "digits", tmp_path / "out", seeds=3)
+    with pytest.raises(UserError, match="another study"):
+        study("compute", "digits", tmp_path / "out")
+
+
+def test_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "derivative_norms", partial(derivative_norms, num=8, points=5))
+    study("ablation", "digits", tmp_path / "out", seeds=1)
+    plots = ("scores.png", "norms-teachers.png", "norms-students.png", "training.png")
+    check_files(tmp_path / "out", *plots)
+    rows = {row["row"]: row for row in numbers(tmp_path / "out")["rows"]}
+    assert len(rows) == 1 + len(ablation.SWITCHES) + len(ablation.VARIANTS) + 2
+    assert rows["baseline: all on"]["factors"] == {"1": [1.0], "2": [1.0]}
+    norms = numbers(tmp_path / "out")["norms"]
+    assert set(norms["teachers"]) == set(ablation.FIGURE_4) and set(norms["students"]) == set(rows)
+    assert len(norms["teachers"]["EDM, Fourier 16"][0]["time"]) == 5
+    off = json.loads((tmp_path / "out/runs" / rows["all off"]["runs"][0] / "recipe.json").read_text())
+    assert off["precond"]["c_noise"] == "edm" and off["network"]["options"]["normalization"] == "adagn"
+    assert (
+        off["objective"]["options"]["normalization"] == "none" and off["objective"]["options"]["warmup"] == 0
+    )
+    teacher = json.loads((Path(off["teacher"]) / "recipe.json").read_text())
+    assert teacher["precond"]["c_noise"] == "edm" and teacher["network"] == off["network"]
+
+
+def test_compute(tmp_path: Path) -> None:
+    study("compute", "digits", tmp_path / "out", shares=(1.0, 5.0))
+    check_files(tmp_path / "out", "compute.png")
+    cells = numbers(tmp_path / "out")["cells"]
+    images = [cells[f"student-share{share}-seed0"]["nimg"] for share in (1, 5)]
+    assert images == [16, 96]  # 32 images x 3 passes, 5 to an image, in batches of 16
+
+
+def test_compute_on_points_with_samples_of_the_teacher(tmp_path: Path) -> None:
+    overrides = [*TRAINED, "network.width=8", "data.n=500", "student.train.synthetic=20"]
+    study("compute", "mixture2d", tmp_path / "out", overrides=tuple(overrides), shares=(5.0,), seeds=1)
+    found = numbers(tmp_path / "out")
+    assert found["score"] == "sliced W2"
+    assert found["cells"]["student-share5-seed0"]["nimg"] == 80  # (5 x 96 - 20 x 3) / 5 = 84
+
+
+def test_steps(student_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    study("steps", student_folder, tmp_path / "out", steps=(1, 2))
+    check_files(tmp_path / "out", "steps.png")
+    rows = numbers(tmp_path / "out")["rows"]
+    assert [row["nfe"] for row in rows] == [1, 2, 9, 15, 21, 31, 63]
+    assert all(len(row["scores"]) == 2 for row in rows)
+    before = times(tmp_path / "out")
+    assert study("steps", student_folder, tmp_path / "out", steps=(1, 2)).numbers["rows"] == rows
+    assert times(tmp_path / "out") == before
+
+
+def test_speed_has_guided_rows_where_the_teacher_can(student_folder: Path, tmp_path: Path) -> None:
+    study("speed", student_folder, tmp_path / "out", guidance_scale=2.0)
+    check_files(tmp_path / "out", "speed.png")
+    found = numbers(tmp_path / "out")
+    assert found["rows"]["teacher, guidance 2"]["nfe"] == 126
+    assert found["rows"]["teacher, unguided"]["nfe"] == 63
+    for batch in ("1", "64"):
+        assert found["time_over_two_steps"][batch]["student, 2 steps"] == 1
+        assert found["timing"]["seconds_per_sample"][batch].keys() == found["rows"].keys()
+    assert found["timing"]["machine"]["threads"] == 1
+
+
+def test_speed_leaves_guidance_out_where_the_teacher_cannot(
+    student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "can_be_guided", lambda teacher: False)
+    monkeypatch.setattr(speed, "find_rival", lambda ways, score, goal: score(next(ways)) and None)
+    outcome = study("speed", student_folder, tmp_path / "out")
+    assert not any("guidance" in row for row in outcome.numbers["rows"])
+    assert any("No guided rows" in note for note in outcome.notes)
+    assert "no setting of the teacher is as good" in outcome.finding
+
+
+# Stopping, and what diverges
+
+
+def test_a_stopped_study_goes_on_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings: list[str] = []
+    stop_at = [3]
+
+    def train(recipe: Recipe, run: Path, **options: Any) -> Path:
+        trainings.append(run.name)
+        if len(trainings) == stop_at[0]:
+            raise KeyboardInterrupt("the text of a training, which speaks of --resume")
+        return original(recipe, run, **options)
+
+    original = trained.train
+    monkeypatch.setattr(trained, "train", train)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        study("scaling", "digits", tmp_path / "out", seeds=1)
+    before = times(tmp_path / "out")
+    assert len(before) == 2
+    study("scaling", "digits", tmp_path / "out", seeds=1)
+    assert len(trainings) == len(set(trainings)) + 1 == 5  # only the one that was stopped came twice
+    assert before.items() <= times(tmp_path / "out").items()
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path: Path) -> None:
+    wild = (*TRAINED, "student.optimizer.lr=1e30", "student.train.total_nimg=64")
+    outcome = study("scaling", "digits", tmp_path / "out", overrides=wild, seeds=1)
+    found = numbers(tmp_path / "out")
+    assert found["scores"]["1 step"] == [[None], [None]] and found["scores"]["teacher"][0][0] > 0
+    assert found["slopes"]["1 step"] == [] and len(found["slopes"]["teacher"]) == 1
+    assert outcome.tables[0].rows[1][2:] == ["diverged"] * 4
+    assert "no finite loss" in found["cells"]["student-size0-seed0"]["diverged"]
+
+
+def test_students_of_a_teacher_that_diverged_are_not_trained(tmp_path: Path) -> None:
+    wild = (*TRAINED, "network.width=16", "teacher.optimizer.lr=1e30")
+    study("compute", "digits", tmp_path / "out", overrides=wild, seeds=1, shares=(1.0,))
+    cell = numbers(tmp_path / "out")["cells"]["student-share1-seed0"]
+    assert cell["diverged"] == "its teacher teacher-whole-seed0 diverged"
+    assert not (tmp_path / "out/runs/student-share1-seed0").exists()
+
+
+# Several processes
+
+
+@dataclass(frozen=True)
+class Noting:
+    """Writes its process's number of threads; or fails."""
+
+    name: str
+    folder: Path
+
+    def __call__(self) -> None:
+        if self.name == "mistake":
+            raise UserError("a mistake")
+        if self.name == "bug":
+            raise ZeroDivisionError
+        if self.name == "death":
+            os._exit(1)
+        (self.folder / self.name).write_text(f"{os.getpid()} {torch.get_num_threads()}")
+
+
+def test_tasks_run_in_processes_of_one_thread(tmp_path: Path) -> None:
+    done: list[str] = []
+    run_all([Noting(name, tmp_path) for name in "abcd"], 2, done.append)
+    assert sorted(done) == ["a", "b", "c", "d"]
+    pids, threads = zip(*((tmp_path / name).read_text().split() for name in "abcd"), strict=True)
+    assert set(threads) == {"1"} and str(os.getpid()) not in pids and len(set(pids)) <= 2
+
+
+def test_what_a_task_raises_comes_back(tmp_path: Path) -> None:
+    for name, error, words in (
+        ("mistake", UserError, "a mistake"),
+        ("bug", RuntimeError, "ZeroDivisionError"),
+    ):
+        raised = _outcome(Noting(name, tmp_path))
+        assert isinstance(raised, error) and words in str(raised)
+    assert _outcome(Noting("a", tmp_path)) is None
+
+
+def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the process of 'death' was killed .* --jobs 1"):
+        run_all([Noting("death", tmp_path), Noting("a", tmp_path)], 2)
+
+
+# Arithmetic
+
+
+def test_the_slope_of_a_power_law_is_its_exponent() -> None:
+    params = [1e5, 2e5, 4e5, 8e5]
+    assert scaling.slope(params, [3 * p**-0.5 for p in params]) == pytest.approx(-0.5)
+    assert scaling.slope(params, [2.0] * 4) == pytest.approx(0)
+    # Least squares by hand: log2 x = 0, 1, 2, log2 y = 0, 0, 3: slope 3/2.
+    assert scaling.slope([1, 2, 4], [1, 1, 8]) == pytest.approx(1.5)
+    assert scaling.slope(params, [1, 2, 3, math.inf]) is None
+    assert scaling.slope(params, [1, 2, 3, 0]) is None
+    assert scaling.slope([5, 5], [1, 2]) is None
+
+
+def test_what_diverged_is_the_worst_score() -> None:
+    assert spread([1.0, math.inf, 2.0]) == {"median": 2.0, "lowest": 1.0, "highest": None}
+    assert show([1.0, math.inf, math.inf]) == "diverged (1 .. diverged)"
+    assert show([0.5]) == "0.5" and show([]) == "-"
+    assert scaling.ratio([2.0, math.inf, 1.0], [4.0, 1.0, math.inf]) == [0.5, math.inf]
+
+
+@dataclass(frozen=True)
+class FakeWay:
+    nfe: int
+
+
+def test_the_search_for_a_rival_stops_at_the_first_that_is_no_worse() -> None:
+    scores = {2: [9.0, 9.0, 9.0], 3: [1.0, 5.0, 6.0], 4: [1.0, 4.0, 9.0], 5: [0.0, 0.0, 0.0]}
+    tried: list[int] = []
+
+    def score(way: Contender) -> list[float]:
+        tried.append(way.nfe)
+        return scores[way.nfe]
+
+    def ways() -> Iterator[Contender]:
+        return (cast(Contender, FakeWay(nfe)) for nfe in scores)
+
+    found = speed.find_rival(ways(), score, goal=4.0)
+    assert found is not None and found.nfe == 4 and tried == [2, 3, 4]
+    assert speed.find_rival(ways(), score, goal=-1.0) is None
+
+
+def test_rivals_come_in_the_order_of_their_evaluations(teacher_folder: Path, tmp_path: Path) -> None:
+    teacher = load(teacher_folder, "cpu")
+    bench = Bench(StudyFolder(tmp_path), torch.device("cpu"))
+    ready = Scored(teacher, teacher, cast(Trial, None), bench)
+    ways = list(speed.rivals(ready, 2.0))
+    nfe = [way.nfe for way in ways]
+    assert nfe == sorted(nfe)
+    assert {way.plan.sampler for way in ways} == {"heun", "dpmpp_2m"}
+    assert max(way.nfe for way in ways if way.plan.guidance_scale == 1) == 63
+    assert {way.plan.guidance_scale for way in ways} == {1.0, 2.0}
+
+
+def test_a_recipe_is_scaled_to_a_share_of_the_compute() -> None:
+    teacher, student = recipes.get("digits-teacher"), recipes.get("digits-scd", ["train.synthetic=0"])
+    assert forwards(teacher) == 3 * 640_000 and forwards(student) == 5 * 256 * 40_000
+    short = scaled_to(student, teacher, 0.5)
+    assert short.train.total_nimg == 192_000 and forwards(short) == 0.5 * forwards(teacher)
+    assert short.objective.options["warmup"] == 19_200  # a tenth, as in the recipe
+    assert short.ema.halflife_nimg == 4_800
+    # 10,000 samples at 63 evaluations leave 1,290,000 passes.
+    sampled = scaled_to(
+        replace(student, train=replace(student.train, synthetic=10_000)), teacher, 1.0, nfe=63
+    )
+    assert sampled.train.total_nimg == 256 * round(1_290_000 / 5 / 256)
+    with pytest.raises(UserError, match="less than the 50000 samples of the teacher cost"):
+        scaled_to(recipes.get("digits-scd"), teacher, 0.1, nfe=63)
+    edm = recipes.get(
+        "digits-scd",
+        ["train.synthetic=0", "optimizer.schedule=inverse_sqrt", "optimizer.schedule.t_ref=400"],
+    )
+    assert scaled_to(edm, teacher, 0.5).optimizer.schedule.options["t_ref"] == 400 * 192 / 10_240
+
+
+def test_both_terms_of_the_derivative(student_folder: Path, teacher_folder: Path) -> None:
+    """Against central differences of f, in float64; and their norms over t."""
+    student = load(student_folder, "cpu")
+    for parameter in student.precond.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    student.precond.double()
+    x, dx = torch.randn(2, 5, 1, 8, 8, dtype=torch.float64)
+    t, labels = torch.linspace(0.1, 1.5, 5, dtype=torch.float64), torch.arange(5)
+    with torch.no_grad():
+        terms = _terms(student, x, t, dx, {"labels": labels})
+        f, h = student.precond.denoised, 1e-5
+        in_time = (f(x, t + h, labels=labels) - f(x, t - h, labels=labels)) / (2 * h)
+        in_space = (f(x + h * dx, t, labels=labels) - f(x - h * dx, t, labels=labels)) / (2 * h)
+    assert torch.allclose(terms["time"], in_time, atol=1e-7)
+    assert torch.allclose(terms["space"], in_space, atol=1e-7)
+    student.precond.float()
+    dataset = trained.load_data("digits", 0.5)
+    norms = derivative_norms(student, load(teacher_folder, "cpu"), dataset, num=4, points=3)
+    assert [len(values) for values in norms.values()] == [3] * 4
+    assert norms["t"][0] == pytest.approx(0.004, rel=1e-4)
+
+
+# Overrides, defaults and mistakes
+
+
+def test_overrides_are_for_both_recipes_or_for_one() -> None:
+    pair = Pair("digits").changed(["train.batch=64", "teacher.network.width=8", "student.objective.c=1.0"])
+    assert pair.teacher == ("train.batch=64", "network.width=8")
+    assert pair.student == ("train.batch=64", "objective.c=1.0")
+
+
+@pytest.mark.parametrize("name", ["scaling", "ablation", "compute"])
+@pytest.mark.parametrize("data", ["digits", "mixture2d", "mnist"])
+def test_the_defaults_make_recipes(name: str, data: str) -> None:
+    assert STUDIES[name](data).plan()
+
+
+def test_sizes_span_eight_times_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    for data, shape, classes in (
+        ("digits", (1, 8, 8), 10),
+        ("mnist", (1, 28, 28), 10),
+        ("mixture2d", (2,), 0),
+    ):
+        sizes = scaling.SIZES[data].networks
+        counts = []
+        for size in (sizes[0], sizes[-1]):
+            component = recipes.get(f"{data}-scd", size).network
+            net = scaling_network(component.name)(shape, classes, **component.options)
+            counts.append(sum(parameter.numel() for parameter in net.parameters()))
+        assert len(sizes) == 4 and counts[1] >= 8 * counts[0], data
+
+
+def scaling_network(name: str) -> Any:
+    from trigflow.networks import NETWORKS
+
+    return NETWORKS[name]
+
+
+def complain(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line that a mistake gives."""
+    assert main(["study", *(str(word) for word in words)]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and shown.out == ""
+    return shown.err
+
+
+def test_mistakes_are_told_in_one_line(
+    tmp_path: Path, teacher_folder: Path, student_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--out", tmp_path / "out")
+    assert "unknown study 'scalling' (did you mean 'scaling'?)" in complain(
+        capsys, "scalling", "digits", *out
+    )
+    assert "no recipes for data 'digit' (did you mean 'digits'?)" in complain(
+        capsys, "ablation", "digit", *out
+    )
+    assert "has no sizes for data 'cifar10'" in complain(capsys, "scaling", "cifar10", *out)
+    assert "unknown key 'train.bach'" in complain(capsys, "compute", "digits", "train.bach=3", *out)
+    assert "a study sets teacher itself" in complain(capsys, "compute", "digits", "student.teacher=x", *out)
+    assert "takes no --shares" in complain(capsys, "scaling", "digits", "--shares", "0.5", *out)
+    assert "takes no train.batch=2" in complain(capsys, "steps", "digits", "train.batch=2", *out)
+    assert "each of them once" in complain(capsys, "compute", "digits", "--shares", "1,1", *out)
+    assert "a number stands there twice" in complain(capsys, "steps", student_folder, "--steps", "1,1", *out)
+    assert "give them too" in complain(capsys, "speed", student_folder, "--steps", "1", *out)
+    assert "is no consistency model" in complain(capsys, "steps", teacher_folder, *out)
+    assert "needs a teacher" in complain(capsys, "steps", student_folder, "--teacher", "none", *out)
+    teacher = ("--teacher", student_folder)
+    assert "is a consistency model" in complain(capsys, "steps", student_folder, *teacher, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="holds no study"):
+        open_study(tmp_path, {})
+    with pytest.raises(UserError, match="is a file"):
+        open_study(tmp_path / "file", {})
+
+
+def test_the_command_runs_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "study",
+        "compute",
+        "digits",
+        *TRAINED,
+        "--shares",
+        "1",
+        "network.width=8",
+        "--out",
+        tmp_path / "out",
+    ]
+    options = ["--seeds", "1", "--num", "20", "--jobs", "1", "--device", "cpu"]
+    assert main([str(word) for word in (*words, *options)]) == 0
+    assert "study.html" in capsys.readouterr().out
+    command = numbers(tmp_path / "out")["command"]
+    assert "--shares 1 --num 20 --seeds 1 --out" in command and "network.width=8" in command

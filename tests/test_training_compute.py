@@ -1,0 +1,90 @@
+"""The cost of a training: the objectives' own figures beside counted FLOPs, and a student's share of its teacher's."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from gaussian_models import Student, Teacher, gaussian_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from trigflow import load
+from trigflow.config import Component, build
+from trigflow.model import Model
+from trigflow.networks import NETWORKS
+from trigflow.objectives import OBJECTIVES, Batch
+from trigflow.precond import TrigFlowPrecond
+from trigflow.randomness import SampleRandom
+from trigflow.training_compute import forward_flops, training_forwards, training_share
+
+
+def flops(run: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("network", ["dit", "unet"])
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in OBJECTIVES), ("scd", {"guidance_scale": 2.0})]
+)
+def test_the_cost_of_an_image_is_that_of_counted_flops(
+    name: str, network: str, options: dict[str, float]
+) -> None:
+    """To a twentieth: the first layer needs no gradient of its input, embeddings of time and label are cheap."""
+    objective = build(Component(name, dict(options)), OBJECTIVES, "objective")
+    sizes = {"dit": {"width": 96, "depth": 4}, "unet": {"channels": 16}}[network]
+    nets = {
+        role: TrigFlowPrecond(NETWORKS[network]((3, 8, 8), num_classes=2, **sizes))
+        for role in ("net", "teacher")
+    }
+    batch = Batch(torch.randn(4, 3, 8, 8), {"labels": torch.arange(4) % 2})
+
+    def step() -> None:
+        objective(nets, batch, 0, SampleRandom(0, torch.arange(4))).losses["net"].backward()
+
+    forward = flops(lambda: nets["net"](batch.x_0, torch.ones(4), **batch.cond))
+    assert flops(step) / forward == pytest.approx(objective.forwards_per_image, rel=0.05)
+
+
+def trained(kind: Any, nimg: int, objective: str, **train: Any) -> Model:
+    model = gaussian_model(kind)
+    recipe = {"objective": {"name": objective, "options": {}}, "train": train}
+    return dataclasses.replace(model, card=dataclasses.replace(model.card, nimg=nimg, recipe=recipe))
+
+
+def test_forwards_are_images_times_passes_and_the_teachers_samples() -> None:
+    teacher = trained(Teacher, 1000, "diffusion")
+    assert training_forwards(teacher) == 3000
+    assert training_forwards(trained(Student, 100, "scd"), teacher) == 500
+    assert training_forwards(trained(Student, 100, "sct"), None) == 400
+    assert training_forwards(trained(Student, 100, "scd", synthetic=10), teacher) == 500 + 10 * 63
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        gaussian_model(Student),
+        trained(Student, 0, "scd"),
+        trained(Student, 100, "package.module:Own"),
+        trained(Student, 100, "scd", synthetic=10),
+    ],
+)
+def test_a_card_that_does_not_tell(model: Model) -> None:
+    assert training_forwards(model) is None
+
+
+def test_networks_without_products_have_no_share() -> None:
+    assert training_share(trained(Student, 100, "scd"), trained(Teacher, 100, "diffusion")) is None
+
+
+def test_the_share_of_the_shipped_student() -> None:
+    student, teacher = load("digits"), load("digits-teacher")
+    theirs, ours = training_forwards(teacher), training_forwards(student, teacher)
+    assert theirs is not None and ours is not None and forward_flops(student) == forward_flops(teacher)
+    assert training_share(student, teacher) == pytest.approx(ours / theirs)
+    small = dataclasses.replace(student, card=dataclasses.replace(student.card, nimg=0))
+    assert training_share(small, teacher) is None
+    assert forward_flops(student) == pytest.approx(2 * student.num_parameters, rel=0.02)
