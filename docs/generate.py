@@ -158,8 +158,8 @@ def cards() -> str:
     """A card for each shipped model."""
     parts = [
         "# The models in this package",
-        "Made by `make docs` from the models' own files and from results/. Weights: Apache-2.0. They show the method on two "
-        "cores: a toy's images, no use beyond research and teaching.",
+        "Made by `make docs` from the models' own files and from results/. Weights: Apache-2.0.\n"
+        "They show the method at the size of a toy: for research and teaching, nothing else.",
     ]
     return "\n\n".join([*parts, *map(_card, SHIPPED)]) + "\n"
 
@@ -175,19 +175,19 @@ def _card(name: str) -> str:
         f"{row['label_agreement']:.1%} of the labels"
         for row in rows
     )
-    teacher = f", distilled from `{name}-teacher`" if model.is_student else ""
-    facts = {
-        "What": f"{SHIPPED[name]}; classes 0 to {card.num_classes - 1}",
-        "Network": f"{card.network.name}, {model.num_parameters:,} parameters, sigma_data {card.precond.sigma_data}",
-        "Training": f"`trigflow train {card.name}`{teacher}, {card.nimg:,} images in batches of "
-        f"{recipe['train']['batch']}, seed {recipe['train']['seed']}",
-        "Data": data,
-        report[
-            "score"
-        ]: f"{scores} (median and range of {report['seeds']} seeds of {report['num_samples']:,} samples)",
-        "Limits": f"{limits} Some samples are no digit, or another one than asked for (see the labels).",
-    }
-    lines = [f"- **{head}**: {text}" for head, text in facts.items()]
+    spread = f"(median and range of {report['seeds']} seeds of {report['num_samples']:,} samples)"
+    size = f"{model.num_parameters:,} parameters, sigma_data {card.precond.sigma_data}"
+    source = f", distilled from `{name}-teacher`" if model.is_student else ""
+    run = f"{card.nimg:,} images in batches of {recipe['train']['batch']}, seed {recipe['train']['seed']}"
+    facts = [
+        ("What", f"{SHIPPED[name]}; classes 0 to {card.num_classes - 1}"),
+        ("Network", f"{card.network.name}, {size}"),
+        ("Training", f"`trigflow train {card.name}`{source}, {run}"),
+        ("Data", data),
+        (report["score"], f"{scores} {spread}"),
+        ("Limits", f"{limits} Some samples are no digit, or another one than was asked for."),
+    ]
+    lines = [f"- **{head}**: {text}" for head, text in facts]
     return "\n".join([f"## {name}", "", *lines])
 
 

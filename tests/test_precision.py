@@ -16,7 +16,7 @@ from trigflow.train import train
 
 
 def passes(net: nn.Module, case: str, low: bool) -> dict[str, Tensor]:
-    """Value, tangent along a direction, and the gradient of the value's sum of squares; from float32 inputs or float64."""
+    """Value, tangent along a direction, and the gradient of the value's sum of squares."""
     dtype = next(net.parameters()).dtype
     x, t = (part.to(dtype) for part in inputs(case))
     dx = torch.randn_like(x.double(), dtype=torch.float64).to(dtype)

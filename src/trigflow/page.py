@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
 caption { text-align: left; font-weight: 600; padding: 0.35rem 0.6rem; }
 th, td { padding: 0.35rem 0.6rem; text-align: right; border-bottom: 1px solid #d5dbe3; white-space: nowrap; }

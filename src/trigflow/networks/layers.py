@@ -223,8 +223,8 @@ class Embedding(nn.Module):
         self.label = nn.Embedding(num_classes + 1, emb_channels) if num_classes else None
 
     def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        # The sinusoids are taken in the precision of t; only their values are rounded to the network's weights', and not
-        # at all by autocast: half precision cannot tell near times apart.
+        # The sinusoids are taken in the precision of t; only their values are rounded to the network's, and
+        # autocast does not round them at all: half precision cannot tell near times apart.
         with torch.autocast(t.device.type, enabled=False):
             waves = self.time(t).to(self.first.weight.dtype)
             emb = self.second(F.silu(self.first(waves)))
