@@ -47,12 +47,13 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone(tmp
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_the_shipped_classifier_meets_its_promises() -> None:
-    folder = Path(trigflow.__path__[0]) / "pretrained" / "digits-classifier"
+@pytest.mark.parametrize(("name", "num"), [("digits-classifier", 1_797), ("mnist-classifier", 60_000)])
+def test_the_shipped_classifiers_meet_their_promises(name: str, num: int) -> None:
+    folder = Path(trigflow.__path__[0]) / "pretrained" / name
     card = json.loads((folder / CARD).read_text())
     assert card["score"]["held_out_accuracy"] >= 0.99
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 500_000
-    assert card["training"]["num_train"] + card["score"]["num_held_out"] == len(digits().data)
+    assert card["training"]["num_train"] + card["score"]["num_held_out"] == num
 
 
 def test_mistakes(tmp_path: Path) -> None:

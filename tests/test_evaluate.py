@@ -179,7 +179,20 @@ def test_the_test_part_of_mnist_is_found(tmp_path: Path) -> None:
     assert test["classifier_score"] >= 1
     assert "real_test" not in evaluate("digits", data=load_data(str(tmp_path)), **few)
     (tmp_path / "t10k-images-idx3-ubyte").unlink()
-    assert "real_test" not in evaluate("digits", data=str(tmp_path), **few)
+    report = evaluate("digits", data=str(tmp_path), **few)
+    assert (
+        "real_test" not in report and report["features"] == "pixels"
+    )  # other images than MNIST's classifier knows
+
+
+def test_a_classifier_of_other_data_is_told() -> None:
+    """Fashion-MNIST comes in files of MNIST's names: the classifier of digits fits its form and nothing else."""
+    images = digits()
+    wrong = dataclasses.replace(images, labels=(images.labels + 1) % 10)  # type: ignore[operator]
+    few: dict[str, Any] = {"steps": [1], "num": 20, "seeds": 1, "progress": False, "teacher": "none"}
+    told = [evaluate("digits", data=data, **few)["notes"] for data in (images, wrong)]
+    assert not any("it knows other data" in note for note in told[0])
+    assert any("it knows other data" in note for note in told[1])
 
 
 @pytest.mark.parametrize("batch", [1, 64])

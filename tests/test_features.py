@@ -10,10 +10,13 @@ from test_efficientnet import installed
 from torch import Tensor, nn
 
 import trigflow
-from trigflow.data import digits
+from trigflow.config import Component
+from trigflow.data import digits, load_data
 from trigflow.errors import UserError
 from trigflow.metrics import FEATURES, extract_features, frechet_distance, label_agreement, load_features
 from trigflow.metrics.classifier_net import CARD, WEIGHTS
+
+MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 
 
 class Mean(nn.Module):
@@ -40,8 +43,10 @@ def test_every_feature_extractor_of_the_table(name: str, device: torch.device) -
     """Vectors of finite numbers that do not depend on the batch they are computed in."""
     if name == "efficientnet-lite0" and not installed:
         pytest.skip("the extra 'efficientnet' is not installed")
-    images = digits().data[:30]
     features = load_features(name, device)
+    images = digits().data[:30]
+    if features.data_shape is not None:
+        images = nn.functional.interpolate(images, features.data_shape[1:])
     together = extract_features(features, images)
     assert together.shape[0] == 30 and together.device.type == "cpu"
     assert torch.isfinite(together).all() and not together.requires_grad
@@ -58,6 +63,16 @@ def test_the_shipped_classifier_knows_digits(device: torch.device) -> None:
     assert agreement is not None and agreement > 0.99
     shuffled = label_agreement(features, data.data, data.labels.roll(1))
     assert shuffled is not None and shuffled < 0.2
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST is not here")
+def test_the_shipped_classifier_knows_mnist(device: torch.device) -> None:
+    """The test images, which had no part in its training."""
+    data = load_data(Component("mnist", {"folder": str(MNIST), "split": "test"}))
+    images, labels = data.data[:2000], data.labels
+    assert labels is not None
+    agreement = label_agreement(load_features("mnist-classifier", device), images, labels[:2000])
+    assert agreement is not None and agreement >= 0.99
 
 
 def test_classifier_features_see_what_pixels_do_not() -> None:

@@ -37,7 +37,8 @@ from trigflow.training_compute import training_forwards, training_share
 
 METHODS = {"scd": "sCD", "sct": "sCT"}
 NO_TEACHER = "none"
-DEFAULT_FEATURES = {"digits": "digits-classifier"}
+DEFAULT_FEATURES = {("digits", (1, 8, 8)): "digits-classifier", ("mnist", (1, 28, 28)): "mnist-classifier"}
+LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashion-MNIST has MNIST's form)
 GRID_SAMPLES, SCATTER_SAMPLES = 50, 2000
 
 Row = dict[str, Any]
@@ -205,7 +206,7 @@ def real_data(model: Model, data: Dataset | Component | str) -> Dataset:
 
 def default_features(dataset: Dataset) -> str:
     """The shipped classifier for the data that it was trained on, pixels for anything else."""
-    return DEFAULT_FEATURES.get(dataset.name, "pixels")
+    return DEFAULT_FEATURES.get((dataset.name, dataset.data_shape), "pixels")
 
 
 def _notes(trial: Trial) -> list[str]:
@@ -216,6 +217,12 @@ def _notes(trial: Trial) -> list[str]:
     if trial.features.name == "pixels":
         notes.append(
             "Pixels are weak features: samples of a plain Gaussian with the right covariance score well."
+        )
+    agreement = trial.real_agreement
+    if agreement is not None and agreement < LEAST_AGREEMENT:
+        notes.append(
+            f"{trial.features.name} gives only {agreement:.1%} of the real data its own label: it knows other data, "
+            "and neither its labels nor its distances mean much here. Choose others with --features."
         )
     return notes
 

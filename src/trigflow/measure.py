@@ -65,6 +65,7 @@ class Trial:
         seeds: repetitions, seeds 0 .. seeds - 1.
         batch: samples computed at once.
         real_diversity: `classifier_score` of all real data; None for features without classes.
+        real_agreement: share of the real data to which the features give its own label; None where they cannot tell.
     """
 
     dataset: Dataset
@@ -76,6 +77,7 @@ class Trial:
     seeds: int
     batch: int
     real_diversity: float | None = None
+    real_agreement: float | None = None
 
 
 def new_trial(
@@ -87,7 +89,8 @@ def new_trial(
         UserError: features for data of another shape, or fewer than four real samples.
     """
     real = reference(dataset, features, SPLITS, progress)
-    return Trial(dataset, features, real.moments, real.some, real.halves, num, seeds, batch, real.diversity)
+    sides = (real.moments, real.some, real.halves)
+    return Trial(dataset, features, *sides, num, seeds, batch, real.diversity, real.agreement)
 
 
 @dataclass(frozen=True)

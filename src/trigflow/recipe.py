@@ -118,7 +118,7 @@ class TrainConfig:
             than a small data set shows: its samples follow the distribution that its velocity belongs to.
         label_dropout: share of labels replaced by the null label, for guided teachers.
         precision: of the products inside the networks. "bfloat16" takes them in autocast, nearly twice as fast on
-            processors that have it (AVX512-BF16, AMX, GPUs) and slower on others; weights, times, coefficients, loss and
+            processors that have it (AVX512-BF16, AMX, GPUs), slower on others; weights, times, coefficients, loss and
             averages stay in float32.
         log_nimg: images between lines of metrics.jsonl.
         checkpoint_nimg: images between checkpoints.

@@ -122,6 +122,7 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> Features:
 FEATURES: dict[str, Callable[[torch.device | str], Features]] = {
     "pixels": pixels,
     "digits-classifier": shipped_classifier("digits-classifier", "scikit-learn's 8x8 digits"),
+    "mnist-classifier": shipped_classifier("mnist-classifier", "MNIST"),
     "efficientnet-lite0": efficientnet_lite0,
 }
 

@@ -92,14 +92,16 @@ class _Worker:
             raise UserError(
                 f"the process of '{self.task.name}' was killed (no memory?): the same command goes on; try --jobs 1"
             ) from None
+        name, self.task = self.task.name, None
         if failure:
             raise failure
-        return self.task.name
+        return name
 
     def stop(self) -> None:
         """A training under way saves its state first."""
-        self.process.terminate()
-        self.connection.close()  # before waiting: a process whose task ended just now waits for the next one
+        if self.task:
+            self.process.terminate()
+        self.connection.close()  # before waiting: a process without a task waits for the next one
         self.process.join()
 
 
