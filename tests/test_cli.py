@@ -49,7 +49,7 @@ FLAGS = {
             "--guidance-scale",
             "--out",
         ),
-        "--device",
+        *("--resume", "--device"),
     },
     "study": {
         *("study", "subject", "overrides", "--out", "--seeds", "--num", "--features", "--teacher", "--data"),

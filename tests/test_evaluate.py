@@ -14,6 +14,7 @@ import torch
 from gaussian_models import S_0, SIGMA_DATA, Student, Teacher, gaussian_model
 from test_idx import idx
 
+from trigflow import cli, measure
 from trigflow import evaluate as evaluate_module
 from trigflow.checkpoint import save_model
 from trigflow.codecs import IdentityCodec
@@ -183,6 +184,45 @@ def test_the_test_part_of_mnist_is_found(tmp_path: Path) -> None:
     assert (
         "real_test" not in report and report["features"] == "pixels"
     )  # other images than MNIST's classifier knows
+
+
+def test_a_stopped_evaluation_goes_on(
+    teacher_folder: Path, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --resume nothing is sampled twice for a score, whichever model asks; without it, all is measured anew."""
+    out, sampled, stops = tmp_path / "report", [0], [False]
+    original = measure._generate
+
+    def counting(*arguments: Any) -> Any:
+        if stops[0] and sampled[0] == 2:
+            raise KeyboardInterrupt
+        sampled[0] += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(measure, "_generate", counting)
+    few: dict[str, Any] = {"steps": [1], "num": 20, "seeds": 2, "progress": False, "out": out}
+    stops[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(str(student_folder), teacher=str(teacher_folder), **few)
+    assert not (out / "report.json").exists()
+    stops[0] = False
+    report = evaluate(str(student_folder), teacher=str(teacher_folder), resume=True, **few)
+    assert sampled[0] == 4
+    alone = evaluate(str(teacher_folder), resume=True, **few)
+    assert sampled[0] == 4 and alone["teachers"][0]["fds"] == report["teachers"][0]["fds"]
+    for path in (out / "scores").iterdir():
+        path.write_text(path.read_text()[:-9])  # damaged: measured again
+    again = evaluate(str(student_folder), teacher=str(teacher_folder), resume=True, **few)
+    assert sampled[0] == 8 and again["students"][0]["fds"] == report["students"][0]["fds"]
+    evaluate(str(student_folder), teacher=str(teacher_folder), resume=True, **few | {"num": 21})
+    assert sampled[0] == 12
+    evaluate(str(student_folder), teacher=str(teacher_folder), **few)
+    assert sampled[0] == 16
+
+
+def test_resume_wants_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "digits", "--resume"]) == 2
+    assert "give its --out" in capsys.readouterr().err
 
 
 def test_a_classifier_of_other_data_is_told() -> None:

@@ -37,7 +37,10 @@ from trigflow.training_compute import training_forwards, training_share
 
 METHODS = {"scd": "sCD", "sct": "sCT"}
 NO_TEACHER = "none"
-DEFAULT_FEATURES = {("digits", (1, 8, 8)): "digits-classifier", ("mnist", (1, 28, 28)): "mnist-classifier"}
+DEFAULT_FEATURES: dict[tuple[str, tuple[int, ...]], str] = {
+    ("digits", (1, 8, 8)): "digits-classifier",
+    ("mnist", (1, 28, 28)): "mnist-classifier",
+}
 LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashion-MNIST has MNIST's form)
 GRID_SAMPLES, SCATTER_SAMPLES = 50, 2000
 
@@ -59,6 +62,7 @@ def evaluate(
     progress: bool = True,
     trust_code: bool = False,
     test_data: Dataset | str | None = None,
+    resume: bool = False,
 ) -> Row:
     """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
 
@@ -78,8 +82,8 @@ def evaluate(
         batch: samples computed at once.
         progress: draw a bar.
         trust_code: as in `load`, for models named by strings.
-        test_data: real data that the model was not trained on, a row of its own beside the models (default: the test
-            part of data that has one and lies here; none for data that is given as a Dataset).
+        test_data: held-out real data, for a row of its own (default: the test part of data that is named and has one).
+        resume: take over the scores that a former evaluation of the same models, stopped or not, has left in `out`.
 
     Returns:
         What report.json holds; ratios are against the reference teacher, None without one.
@@ -90,16 +94,15 @@ def evaluate(
     _check_numbers(steps, num, seeds, batch)
     model = model if isinstance(model, Model) else load(model, device, trust_code)
     reference, notes = reference_teacher(model, teacher, trust_code)
-    source = data if data is not None else trained_on(model, trust_code)
+    source = trained_on(model, trust_code) if data is None else data
     dataset, held_out = real_data(model, source), _held_out(model, source, test_data)
     known = load_features(features or default_features(dataset), model.device)
     trial = new_trial(dataset, known, num, seeds, batch, progress)
     real_test = None if held_out is None else _real_test(trial, held_out, progress)
     teachers = [contender(reference, None, guidance_scale)] if reference else []
     students = _students(model, steps)
-    if out is not None:
-        _make_report_folder(Path(out))
-    report = _measure(trial, model, teachers, students, real_test, progress)
+    kept = None if out is None else _make_report_folder(Path(out), resume)
+    report = _measure(trial, model, teachers, students, real_test, kept, progress)
     report["notes"] = notes + _notes(trial)
     if out is not None:
         write_report(report, _panels(teachers + students), Path(out))
@@ -114,10 +117,15 @@ def _students(model: Model, steps: Sequence[int]) -> list[Contender]:
     return [contender(model, count, None) for count in steps] if model.is_student else []
 
 
-def _make_report_folder(out: Path) -> None:
-    if is_occupied(out) and not (out / "report.json").exists():
+def _make_report_folder(out: Path, resume: bool) -> Path:
+    """The folder within it where scores are kept as they are measured; emptied for an evaluation from the start."""
+    kept = out / "scores"
+    if is_occupied(out) and not (out / "report.json").exists() and not kept.is_dir():
         raise UserError(f"{out} is not empty and holds no report: give another --out")
-    make_folder(out)
+    make_folder(kept)
+    for path in [] if resume else list(kept.glob("*.json")):
+        path.unlink()
+    return kept
 
 
 def _check_numbers(steps: Sequence[int], num: int, seeds: int, batch: int) -> None:
@@ -236,10 +244,11 @@ def _measure(
     teachers: list[Contender],
     students: list[Contender],
     real_test: Row | None,
+    kept: Path | None,
     progress: bool,
 ) -> Row:
     everyone, name = teachers + students, trial.features.diversity_name
-    scores = score_all(trial, everyone, progress)
+    scores = score_all(trial, everyone, progress, kept)
     times = zip(seconds_per_sample(everyone), seconds_per_sample(everyone, batch=1), strict=True)
     rows = [_row(*measured, name) for measured in zip(everyone, scores, times, strict=True)]
     for row, one in zip(rows, everyone, strict=True):

@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 from trigflow.data import Dataset, labels_like
 from trigflow.errors import UserError
+from trigflow.kept_scores import Numbers, contender_key, kept
 from trigflow.metrics.diversity import classifier_score
 from trigflow.metrics.features import Features, class_logits, extract_features, share_of_labels
 from trigflow.metrics.flow_map import sliced_wasserstein
@@ -21,7 +24,7 @@ from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, momen
 from trigflow.metrics.kernel import kernel_distance
 from trigflow.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from trigflow.model import Model, Plan
-from trigflow.reference import MOST_NEIGHBOURS, data_digest, reference
+from trigflow.reference import MOST_NEIGHBOURS, cache_key, data_digest, reference
 
 SPLITS = 5
 TIMING_BATCH, TIMING_REPEATS = 64, 5
@@ -113,6 +116,19 @@ class Scores:
     agreements: list[float]
     sliced: list[float]
 
+    def add(self, numbers: Numbers) -> None:
+        """The scores of one more seed."""
+        self.fds.append(numbers["fd"])
+        self.kernels.append(numbers["kernel"])
+        if "precision" in numbers:
+            self.neighbours.append(PrecisionRecall(numbers["precision"], numbers["recall"]))
+        for name, values in (
+            ("diversity", self.diversities),
+            ("agreement", self.agreements),
+            ("sliced", self.sliced),
+        ):
+            values.extend([numbers[name]] if name in numbers else [])
+
 
 def score_held_out(trial: Trial, held_out: Dataset, progress: bool = False) -> Scores:
     """Real data that is no part of the trial's, all of it, in the place of samples: what a perfect model would get.
@@ -128,43 +144,65 @@ def score_held_out(trial: Trial, held_out: Dataset, progress: bool = False) -> S
     if data_digest(held_out) == data_digest(trial.dataset):
         raise UserError(f"the test data is {trial.dataset.name} itself: give data that is held out")
     found = reference(held_out, trial.features, splits=0, progress=progress)
-    scores = Scores([frechet_distance_of_moments(trial.real, found.moments)], [], [], [], [], [])
-    _compare_pairs(trial, found.some, scores)
-    scores.diversities.extend([] if found.diversity is None else [found.diversity])
-    scores.agreements.extend([] if found.agreement is None else [found.agreement])
+    numbers = {"fd": frechet_distance_of_moments(trial.real, found.moments)} | _compare_pairs(
+        trial, found.some
+    )
+    known = {"diversity": found.diversity, "agreement": found.agreement}
+    scores = Scores([], [], [], [], [], [])
+    scores.add(numbers | {name: value for name, value in known.items() if value is not None})
     return scores
 
 
-def score_all(trial: Trial, contenders: Sequence[Contender], progress: bool = True) -> list[Scores]:
-    """Scores of each contender over all seeds; the bar counts network evaluations, so its rate is even."""
+def score_all(
+    trial: Trial, contenders: Sequence[Contender], progress: bool = True, folder: Path | None = None
+) -> list[Scores]:
+    """Scores of each contender over all seeds; the bar counts network evaluations, so its rate is even.
+
+    Args:
+        trial: what they are compared with.
+        contenders: models, and how they are sampled.
+        progress: draw the bar.
+        folder: exists; keeps the scores of every seed, and those that it has are not measured again.
+    """
     total = sum(one.nfe for one in contenders) * trial.num * trial.seeds
+    trial_key = cache_key(trial.dataset, trial.features, SPLITS) if folder and trial.features.identity else ""
     with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=not progress) as bar:
-        return [_score(trial, one, bar) for one in contenders]
+        return [_score(trial, one, bar, folder, trial_key) for one in contenders]
 
 
-def _score(trial: Trial, one: Contender, bar: tqdm[Any]) -> Scores:
+def _score(trial: Trial, one: Contender, bar: tqdm[Any], folder: Path | None, trial_key: str) -> Scores:
     bar.set_description(f"{one.model.name}, {one.nfe} NFE")
+    key = contender_key(trial_key, one.model, one.plan, trial.num) if folder else None
     scores = Scores([], [], [], [], [], [])
     for seed in range(trial.seeds):
-        labels = draw_labels(trial, one.model, seed)
-        samples, features = _generate(trial, one, seed, labels, bar)
-        scores.fds.append(frechet_distance_of_moments(trial.real, moments(features)))
-        _compare_pairs(trial, features[:MOST_NEIGHBOURS], scores)
-        logits = class_logits(trial.features, features)
-        if logits is not None:
-            scores.diversities.append(classifier_score(logits))
-            if labels is not None and trial.features.checks_labels:
-                scores.agreements.append(share_of_labels(logits, labels))
-        if len(trial.dataset.data_shape) == 1:
-            scores.sliced.append(_sliced_to_data(trial, samples, seed))
+        numbers, was_kept = kept(folder, key, seed, partial(_score_seed, trial, one, seed, bar))
+        scores.add(numbers)
+        bar.update(one.nfe * trial.num if was_kept else 0)
     return scores
 
 
-def _compare_pairs(trial: Trial, few: Tensor, scores: Scores) -> None:
-    """Adds what looks at pairs of feature vectors; `few` (n, D) are MOST_NEIGHBOURS at most."""
-    scores.kernels.append(kernel_distance(trial.real_features, few))
+def _score_seed(trial: Trial, one: Contender, seed: int, bar: tqdm[Any]) -> Numbers:
+    labels = draw_labels(trial, one.model, seed)
+    samples, features = _generate(trial, one, seed, labels, bar)
+    numbers = {"fd": frechet_distance_of_moments(trial.real, moments(features))}
+    numbers |= _compare_pairs(trial, features[:MOST_NEIGHBOURS])
+    logits = class_logits(trial.features, features)
+    if logits is not None:
+        numbers["diversity"] = classifier_score(logits)
+        if labels is not None and trial.features.checks_labels:
+            numbers["agreement"] = share_of_labels(logits, labels)
+    if len(trial.dataset.data_shape) == 1:
+        numbers["sliced"] = _sliced_to_data(trial, samples, seed)
+    return numbers
+
+
+def _compare_pairs(trial: Trial, few: Tensor) -> Numbers:
+    """What looks at pairs of feature vectors; `few` (n, D) are MOST_NEIGHBOURS at most."""
+    numbers = {"kernel": kernel_distance(trial.real_features, few)}
     if min(len(trial.real_features), len(few)) > NEIGHBOURS:
-        scores.neighbours.append(precision_recall(trial.real_features, few))
+        found = precision_recall(trial.real_features, few)
+        numbers |= {"precision": found.precision, "recall": found.recall}
+    return numbers
 
 
 def _generate(

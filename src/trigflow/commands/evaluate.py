@@ -14,6 +14,7 @@ from trigflow.commands.command import (
     integers,
     number,
 )
+from trigflow.errors import UserError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a folder for the whole report (default: the table is printed, no more)",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a stopped evaluation in --out: what it has measured of the same models is taken over",
+    )
     add_trust_code(parser)
     add_device(parser)
 
@@ -60,6 +66,8 @@ def _run(args: argparse.Namespace) -> int:
     from trigflow.evaluate import evaluate
     from trigflow.report import to_markdown
 
+    if args.resume and args.out is None:
+        raise UserError("--resume goes on with the evaluation in a folder: give its --out")
     report = evaluate(
         args.model,
         steps=args.steps,
@@ -72,6 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         guidance_scale=args.guidance_scale,
         device=args.device,
         trust_code=args.trust_code,
+        resume=args.resume,
         test_data=args.test_data,
     )
     print(to_markdown(report))

@@ -48,7 +48,7 @@ FIGURE_4 = {
     "TrigFlow, positional": (),
 }
 
-# Lengths, for all rows alike. Digits: three seeds take 45 minutes on two cores; the network is a half of the recipe's.
+# For all rows alike. Digits: three seeds take about 50 minutes on two cores; the network is a half of the recipe's.
 LENGTHS = {
     "digits": Pair(
         "digits",

@@ -57,7 +57,7 @@ def _unets(*channels: int) -> tuple[tuple[str, ...], ...]:
     return tuple((f"network.channels={size}", f"network.emb_channels={3 * size}") for size in channels)
 
 
-# Parameters over 8x; trainings are a part of the recipes', so that three seeds of digits take 40 minutes on two cores.
+# Parameters over 8x; trainings are a part of the recipes', so three seeds of digits take about 45 minutes on two cores.
 SIZES = {
     "digits": Sizes(
         teacher=(),

@@ -1,0 +1,74 @@
+"""Scores of an evaluation as they are measured, so that a stopped one goes on: a small file for each model and seed.
+
+The name of a file is a hash of all that the numbers depend on: the real data in its features, the model's weights and
+how it is sampled, seed and number of samples, the version of this package. Nothing is kept of what has no such hash:
+networks and features whose code is the user's own and cannot be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trigflow.checkpoint import tensors_digest
+from trigflow.codecs import codec_to_json
+from trigflow.config import to_json
+from trigflow.errors import UserError
+from trigflow.files import read_json, write_json
+from trigflow.model import Model, Plan
+from trigflow.version import __version__
+
+Numbers = dict[str, float]
+
+
+def contender_key(trial_key: str, model: Model, plan: Plan, num: int) -> str | None:
+    """What the scores of a model depend on, but for the seed; None where that cannot be told.
+
+    Args:
+        trial_key: of the real data in its features (`reference.cache_key`), "" where there is none.
+        model, plan: what is sampled, and how.
+        num: samples of a seed.
+    """
+    network = getattr(model.card, "network", None)
+    if not trial_key or network is None or ":" in network.name:
+        return None
+    own = (to_json(network), to_json(model.card.precond), codec_to_json(model.codec), model.num_classes)
+    weights = tensors_digest(model.precond.network.state_dict(), repr(own))
+    return repr((__version__, trial_key, weights, sorted(asdict(plan).items()), num))
+
+
+def kept(
+    folder: Path | None, key: str | None, seed: int, measure: Callable[[], Numbers]
+) -> tuple[Numbers, bool]:
+    """The numbers of a seed, and whether they had been kept; else they are measured, and kept in the folder.
+
+    Args:
+        folder: exists; None: nothing is kept.
+        key: see `contender_key`; None: nothing is kept.
+        seed: of the samples.
+        measure: gives the numbers.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if folder is None or key is None:
+        return measure(), False
+    path = folder / f"{hashlib.sha256(f'{key} {seed}'.encode()).hexdigest()[:32]}.json"
+    if path.exists() and (found := _whole(path)) is not None:
+        return found, True
+    numbers = measure()
+    write_json(path, numbers)
+    return numbers, False
+
+
+def _whole(path: Path) -> Numbers | None:
+    """None for a damaged file: it is measured again."""
+    try:
+        data: Any = read_json(path)
+    except UserError:
+        return None
+    whole = isinstance(data, dict) and "fd" in data and all(type(one) is float for one in data.values())
+    return data if whole else None
