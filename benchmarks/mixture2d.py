@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trigflow import recipes
-from trigflow.evaluate import evaluate
+from trigflow.evaluation.evaluate import evaluate
 from trigflow.machine import describe_machine
 from trigflow.train import train
 

@@ -24,8 +24,7 @@ FLOORS = {
     **dict.fromkeys(("precond", "samplers", "time_sampling"), 3),
     **dict.fromkeys(("objectives", "optim", "checkpoint"), 4),
     **dict.fromkeys(("assembly", "run_folder", "progress", "synthetic", "train"), 5),
-    **dict.fromkeys(("model", "pictures", "classifier", "measure", "report", "evaluate", "kept_scores"), 5),
-    **dict.fromkeys(("training_compute", "reference", "figures", "page"), 5),
+    **dict.fromkeys(("model", "pictures", "page", "classifier", "evaluation"), 5),
     **dict.fromkeys(("recipes", "diagram", "demo", "doctor", "studies"), 6),
     **dict.fromkeys(("commands", "cli", "__main__"), 7),
 }

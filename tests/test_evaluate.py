@@ -14,15 +14,16 @@ import torch
 from gaussian_models import S_0, SIGMA_DATA, Student, Teacher, gaussian_model
 from test_idx import idx
 
-from trigflow import cli, measure
-from trigflow import evaluate as evaluate_module
+from trigflow import cli
 from trigflow.checkpoint import save_model
 from trigflow.codecs import IdentityCodec
 from trigflow.data import Dataset, digits, load_data
 from trigflow.errors import UserError
-from trigflow.evaluate import evaluate
+from trigflow.evaluation import evaluate as evaluate_module
+from trigflow.evaluation import measure
+from trigflow.evaluation.evaluate import evaluate
+from trigflow.evaluation.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.machine import commit, describe_machine
-from trigflow.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.metrics import Features, load_features
 
 STUDENT_KEYS = {
@@ -218,6 +219,17 @@ def test_a_stopped_evaluation_goes_on(
     assert sampled[0] == 12
     evaluate(str(student_folder), teacher=str(teacher_folder), **few)
     assert sampled[0] == 16
+
+
+def test_data_that_is_not_here_can_be_named(student_folder: Path, tmp_path: Path) -> None:
+    for file in student_folder.glob("model.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    card = json.loads((tmp_path / "model.json").read_text())
+    card["recipe"]["data"] = {"name": "mnist", "options": {"folder": "nowhere"}}
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=r"nowhere holds no train-images.*--data names the data"):
+        evaluate(str(tmp_path), teacher="none")
+    evaluate(str(tmp_path), teacher="none", data="digits", steps=[1], num=4, seeds=1, progress=False)
 
 
 def test_resume_wants_a_folder(capsys: pytest.CaptureFixture[str]) -> None:

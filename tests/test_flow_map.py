@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trigflow import recipes
 from trigflow.errors import UserError
-from trigflow.evaluate import evaluate
+from trigflow.evaluation.evaluate import evaluate
 from trigflow.metrics import FlowMapError, sliced_wasserstein
 from trigflow.model import load
 from trigflow.oracles import Gaussian

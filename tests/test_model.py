@@ -17,6 +17,7 @@ from trigflow.checkpoint import new_precond, save_model
 from trigflow.codecs import IdentityCodec
 from trigflow.config import Component, validate
 from trigflow.errors import UserError
+from trigflow.metrics import label_agreement, load_features
 from trigflow.model import SHIPPED, Model, load, model_folder
 from trigflow.recipe import Recipe
 
@@ -138,7 +139,7 @@ def test_a_saved_model_draws_the_same(tmp_path: Path, device: torch.device) -> N
 
 def test_unknown_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"did you mean 'digits'.*one of digits"):
+    with pytest.raises(UserError, match=r"did you mean 'digits'.*one of digits, digits-teacher, mnist"):
         load("digts")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no model"):
@@ -152,17 +153,29 @@ def test_unknown_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_shipped_models_draw_digits(name: str, device: torch.device) -> None:
     model = load(name, device)
     samples = model.sample(20, seed=1)
-    assert samples.shape == (20, 1, 8, 8) and samples.dtype == torch.uint8
-    assert model.is_student == (name == "digits")
+    side = 28 if name.startswith("mnist") else 8
+    assert samples.shape == (20, 1, side, side) and samples.dtype == torch.uint8
+    assert model.is_student == (not name.endswith("-teacher"))
     assert model.count_nfe(model.plan()) == (2 if model.is_student else 63)
 
 
-@pytest.mark.parametrize(("name", "recipe"), [("digits", "digits-scd"), ("digits-teacher", "digits-teacher")])
-def test_shipped_models_are_those_of_the_recipes(name: str, recipe: str) -> None:
-    card = load(name, "cpu").card
-    wanted = recipes.get(recipe, ["teacher=runs/digits-teacher"] if name == "digits" else [])
-    assert validate(Recipe, card.recipe, "recipe") == wanted
-    assert card.nimg == wanted.train.total_nimg
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_are_those_of_the_recipes(name: str) -> None:
+    model = load(name, "cpu")
+    recipe, teacher = (f"{name}-scd", [f"teacher=runs/{name}-teacher"]) if model.is_student else (name, [])
+    wanted = recipes.get(recipe, teacher)
+    assert validate(Recipe, model.card.recipe, "recipe") == wanted
+    assert model.card.nimg == wanted.train.total_nimg
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("mnist")])
+def test_shipped_models_of_mnist_draw_what_they_are_asked_for(name: str) -> None:
+    """Labels as the shipped classifier reads them; a figure with more samples is in results/mnist.json."""
+    model = load(name, "cpu")
+    labels = torch.arange(100) % 10
+    samples = model.sample(100, steps=2 if model.is_student else 9, labels=labels)
+    agreement = label_agreement(load_features("mnist-classifier"), samples, labels)
+    assert agreement is not None and agreement >= 0.9
 
 
 def test_guidance_wants_a_model_that_saw_the_null_label() -> None:

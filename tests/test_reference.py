@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from trigflow.codecs import ImageCodec
 from trigflow.data import Dataset, cache, digits, load_data
-from trigflow.evaluate import evaluate
+from trigflow.evaluation.evaluate import evaluate
+from trigflow.evaluation.reference import Reference, cache_key, data_digest, reference
 from trigflow.metrics import Features, features, load_features
 from trigflow.metrics.classifier_net import Classifier
 from trigflow.metrics.dinov2 import DinoV2, Size, load_dinov2
 from trigflow.metrics.features import of_classifier
-from trigflow.reference import Reference, cache_key, data_digest, reference
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +175,7 @@ def test_modules_of_the_user_are_known_by_their_text_and_weights(kept: Path) -> 
 
 def test_mapped_data_is_hashed_as_data_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "MAPPED_BYTES", 100)
-    monkeypatch.setattr("trigflow.reference._CHUNK_BYTES", 300)
+    monkeypatch.setattr("trigflow.evaluation.reference._CHUNK_BYTES", 300)
     np.save(tmp_path / "a.npy", images().data.numpy())
     mapped = load_data(str(tmp_path / "a.npy"))
     monkeypatch.undo()

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from trigflow.errors import UserError
-from trigflow.figures import draw_pictures
-from trigflow.report import cost_table, headline, quality_table, to_html, to_markdown, write_report
+from trigflow.evaluation.figures import draw_pictures
+from trigflow.evaluation.report import cost_table, headline, quality_table, to_html, to_markdown, write_report
 
 
 def report(**changes: Any) -> dict[str, Any]:

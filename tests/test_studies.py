@@ -18,7 +18,7 @@ from conftest import TINY
 from trigflow import recipes
 from trigflow.cli import main
 from trigflow.errors import UserError
-from trigflow.measure import Contender, Trial
+from trigflow.evaluation.measure import Contender, Trial
 from trigflow.model import load
 from trigflow.recipe import Recipe
 from trigflow.studies import STUDIES, ablation, carry_out, scaling, speed, trained

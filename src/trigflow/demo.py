@@ -16,11 +16,11 @@ from torch import Tensor
 from trigflow import diagram, recipes
 from trigflow.config import first_difference
 from trigflow.errors import UserError
-from trigflow.evaluate import evaluate
+from trigflow.evaluation.evaluate import evaluate
+from trigflow.evaluation.report import to_markdown, write_report
 from trigflow.files import make_folder, read_json, write_atomically, write_json
 from trigflow.model import Model, load
 from trigflow.pictures import panels, png
-from trigflow.report import to_markdown, write_report
 from trigflow.train import train
 
 STATE = "demo.json"

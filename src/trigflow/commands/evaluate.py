@@ -63,8 +63,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trigflow.evaluate import evaluate
-    from trigflow.report import to_markdown
+    from trigflow.evaluation.evaluate import evaluate
+    from trigflow.evaluation.report import to_markdown
 
     if args.resume and args.out is None:
         raise UserError("--resume goes on with the evaluation in a folder: give its --out")

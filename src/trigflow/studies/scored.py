@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trigflow.errors import UserError
-from trigflow.evaluate import default_features, real_data, reference_teacher, trained_on
-from trigflow.measure import Contender, Trial, contender, new_trial, score_all
+from trigflow.evaluation.evaluate import default_features, real_data, reference_teacher, trained_on
+from trigflow.evaluation.measure import Contender, Trial, contender, new_trial, score_all
 from trigflow.metrics import load_features
 from trigflow.model import Model, load
 from trigflow.studies.folder import Cell

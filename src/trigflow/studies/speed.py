@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trigflow.errors import UserError
+from trigflow.evaluation.measure import TIMING_BATCH, TIMING_REPEATS, Contender, seconds_per_sample
 from trigflow.machine import describe_machine
-from trigflow.measure import TIMING_BATCH, TIMING_REPEATS, Contender, seconds_per_sample
 from trigflow.model import Model
 from trigflow.studies.folder import Cell
 from trigflow.studies.outcome import (

@@ -13,9 +13,9 @@ from typing import Any
 from trigflow import recipes
 from trigflow.data import Dataset, load_data
 from trigflow.errors import Diverged, UserError, did_you_mean
-from trigflow.evaluate import default_features
+from trigflow.evaluation.evaluate import default_features
+from trigflow.evaluation.measure import Contender, Scores, Trial, contender, new_trial, score_all
 from trigflow.files import write_json
-from trigflow.measure import Contender, Scores, Trial, contender, new_trial, score_all
 from trigflow.metrics import load_features
 from trigflow.model import Model, load
 from trigflow.recipe import Recipe

@@ -13,10 +13,8 @@ from torch import Tensor
 from trigflow.config import Component, check_trusted, validate
 from trigflow.data import Dataset, held_out_part, load_data
 from trigflow.errors import UserError
-from trigflow.figures import in_steps
-from trigflow.files import is_occupied, make_folder
-from trigflow.machine import describe_machine
-from trigflow.measure import (
+from trigflow.evaluation.figures import in_steps
+from trigflow.evaluation.measure import (
     SPLITS,
     TIMING_BATCH,
     TIMING_REPEATS,
@@ -29,11 +27,13 @@ from trigflow.measure import (
     score_held_out,
     seconds_per_sample,
 )
+from trigflow.evaluation.report import write_report
+from trigflow.evaluation.training_compute import training_forwards, training_share
+from trigflow.files import is_occupied, make_folder
+from trigflow.machine import describe_machine
 from trigflow.metrics import FlowMapError, load_features
 from trigflow.model import SHIPPED, Model, load
 from trigflow.pictures import drawable
-from trigflow.report import write_report
-from trigflow.training_compute import training_forwards, training_share
 
 METHODS = {"scd": "sCD", "sct": "sCT"}
 NO_TEACHER = "none"
@@ -95,7 +95,7 @@ def evaluate(
     model = model if isinstance(model, Model) else load(model, device, trust_code)
     reference, notes = reference_teacher(model, teacher, trust_code)
     source = trained_on(model, trust_code) if data is None else data
-    dataset, held_out = real_data(model, source), _held_out(model, source, test_data)
+    dataset, held_out = _real_data(model, data, trust_code), _held_out(model, source, test_data)
     known = load_features(features or default_features(dataset), model.device)
     trial = new_trial(dataset, known, num, seeds, batch, progress)
     real_test = None if held_out is None else _real_test(trial, held_out, progress)
@@ -195,6 +195,17 @@ def _held_out(
         return load_data(test_data, model.precond.sigma_data)
     part = None if isinstance(data, Dataset) else held_out_part(data)
     return None if part is None else load_data(part, model.precond.sigma_data)
+
+
+def _real_data(model: Model, data: Dataset | str | None, trust_code: bool) -> Dataset:
+    """The given data, or the model's own; where that is not here, a user must know how to name it."""
+    if data is not None:
+        return real_data(model, data)
+    own = trained_on(model, trust_code)
+    try:
+        return real_data(model, own)
+    except UserError as error:
+        raise UserError(f"{error}; --data names the data that '{model.name}' was trained on") from None
 
 
 def real_data(model: Model, data: Dataset | Component | str) -> Dataset:

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from trigflow.data import Dataset, labels_like
 from trigflow.errors import UserError
-from trigflow.kept_scores import Numbers, contender_key, kept
+from trigflow.evaluation.kept_scores import Numbers, contender_key, kept
+from trigflow.evaluation.reference import MOST_NEIGHBOURS, cache_key, data_digest, reference
 from trigflow.metrics.diversity import classifier_score
 from trigflow.metrics.features import Features, class_logits, extract_features, share_of_labels
 from trigflow.metrics.flow_map import sliced_wasserstein
@@ -24,7 +25,6 @@ from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, momen
 from trigflow.metrics.kernel import kernel_distance
 from trigflow.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from trigflow.model import Model, Plan
-from trigflow.reference import MOST_NEIGHBOURS, cache_key, data_digest, reference
 
 SPLITS = 5
 TIMING_BATCH, TIMING_REPEATS = 64, 5

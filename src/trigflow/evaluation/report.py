@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.figures import CAPTIONS, draw_pictures, in_steps
+from trigflow.evaluation.figures import CAPTIONS, draw_pictures, in_steps
 from trigflow.files import make_folder, write_atomically, write_json
 from trigflow.page import html_figure, html_page, html_table, markdown_table
 
