@@ -1,7 +1,8 @@
 """Writes what the documentation takes from elsewhere: `make docs`. A test holds it up to date.
 
 docs/commands.md comes from the parser; the tables in README.md, between `<!-- NAME -->` and `<!-- end -->`, from
-results/; the cards of the shipped models, src/trigflow/pretrained/README.md, from their files and results/.
+results/; the cards of the shipped models, src/trigflow/pretrained/README.md, from their files and results/; the list of
+these, results/README.md, from the files themselves.
 """
 
 from __future__ import annotations
@@ -191,7 +192,41 @@ def _card(name: str) -> str:
     return "\n".join([f"## {name}", "", *lines])
 
 
+# Which command wrote which file; those that hold their command need no entry.
+SOURCES = {
+    "digits.json": "trigflow evaluate digits --steps 1,2,4 --num 5000 --seeds 3 --out report",
+    "mnist.json": "trigflow evaluate mnist --data data/mnist --steps 1,2,4 --num 10000 --seeds 3 --out report",
+    "train_step.json": "make bench",
+    "data_loader.json": "python benchmarks/data_loader.py --json results/data_loader.json",
+}
+
+
+def results() -> str:
+    """Every file of results/: its command, seeds, machine and commit."""
+    rows = [_origin(path.name) for path in sorted(RESULTS.glob("*.json"))]
+    text = """The figures of the runs that were done for this repository. README.md takes its tables from here, and `make docs`
+makes this list from the files (of an evaluation, its report.json). A commit with -dirty had changes besides. Times
+differ between machines, scores by rounding only."""
+    return (
+        "\n\n".join(["# Results", text, _markdown("file | command | seeds | machine | commit", rows)]) + "\n"
+    )
+
+
+def _origin(name: str) -> list[str]:
+    data = _result(name)
+    about = data if isinstance(data, dict) else {}
+    machine = about.get("machine", {})
+    place = (
+        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
+        if machine
+        else "two cores"
+    )
+    command = about.get("command") or SOURCES[name]
+    return [f"`{name}`", f"`{command}`", str(about.get("seeds", "-")), place, machine.get("commit", "-")[:12]]
+
+
 if __name__ == "__main__":
+    (RESULTS / "README.md").write_text(results())
     CARDS.write_text(cards())
     COMMANDS.write_text(commands())
     README.write_text(with_tables(README.read_text()))

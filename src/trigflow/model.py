@@ -25,7 +25,7 @@ SHIPPED = {
     "digits": "8x8 digits in one or two steps: sCD student of digits-teacher (recipe digits-scd)",
     "digits-teacher": "8x8 digits: TrigFlow diffusion, 63 evaluations a sample (recipe digits-teacher)",
     "mnist": "28x28 digits in one or two steps: sCD student of mnist-teacher (recipe mnist-scd)",
-    "mnist-teacher": "28x28 digits: TrigFlow diffusion, 63 evaluations a sample (recipe mnist-teacher)",
+    "mnist-teacher": "28x28 digits: TrigFlow diffusion, guided, 126 evaluations a sample (recipe mnist-teacher)",
 }
 
 Labels = int | Sequence[int] | Tensor | None
