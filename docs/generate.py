@@ -204,9 +204,9 @@ SOURCES = {
 def results() -> str:
     """Every file of results/: its command, seeds, machine and commit."""
     rows = [_origin(path.name) for path in sorted(RESULTS.glob("*.json"))]
-    text = """The figures of the runs that were done for this repository. README.md takes its tables from here, and `make docs`
-makes this list from the files (of an evaluation, its report.json). A commit with -dirty had changes besides. Times
-differ between machines, scores by rounding only."""
+    text = """The figures of the runs that were done for this repository. README.md takes its tables from here, and
+`make docs` makes this list from the files (of an evaluation, its report.json). A commit with -dirty had changes
+besides. Times differ between machines, scores by rounding only."""
     return (
         "\n\n".join(["# Results", text, _markdown("file | command | seeds | machine | commit", rows)]) + "\n"
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trigflow.errors import UserError
 from trigflow.metrics import kernel_distance, precision_recall
+from trigflow.metrics.neighbours import radii
 
 
 def normal(n: int, d: int = 5, seed: int = 0, shift: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -54,6 +55,7 @@ def test_precision_and_recall_are_those_of_plain_loops(monkeypatch: pytest.Monke
         return sum(hits) / len(hits)
 
     found = precision_recall(real, samples)
+    assert precision_recall(real, samples, real_radii=radii(real)) == found
     assert found.precision == pytest.approx(covered(samples, real))
     assert found.recall == pytest.approx(covered(real, samples))
     assert 0.1 < found.precision < 1 and 0.1 < found.recall < 1

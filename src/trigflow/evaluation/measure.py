@@ -63,6 +63,7 @@ class Trial:
         dataset, features: the real data, and what is looked at.
         real: moments of all real features.
         real_features: some of them, MOST_NEIGHBOURS at most, for what looks at pairs.
+        real_radii: of their balls for precision and recall, (n,).
         halves: FD between two random halves of the real data, for several splits.
         num: samples of each seed.
         seeds: repetitions, seeds 0 .. seeds - 1.
@@ -75,6 +76,7 @@ class Trial:
     features: Features
     real: Moments
     real_features: Tensor
+    real_radii: Tensor
     halves: list[float]
     num: int
     seeds: int
@@ -92,7 +94,7 @@ def new_trial(
         UserError: features for data of another shape, or fewer than four real samples.
     """
     real = reference(dataset, features, SPLITS, progress)
-    sides = (real.moments, real.some, real.halves)
+    sides = (real.moments, real.some, real.radii, real.halves)
     return Trial(dataset, features, *sides, num, seeds, batch, real.diversity, real.agreement)
 
 
@@ -200,7 +202,7 @@ def _compare_pairs(trial: Trial, few: Tensor) -> Numbers:
     """What looks at pairs of feature vectors; `few` (n, D) are MOST_NEIGHBOURS at most."""
     numbers = {"kernel": kernel_distance(trial.real_features, few)}
     if min(len(trial.real_features), len(few)) > NEIGHBOURS:
-        found = precision_recall(trial.real_features, few)
+        found = precision_recall(trial.real_features, few, real_radii=trial.real_radii)
         numbers |= {"precision": found.precision, "recall": found.recall}
     return numbers
 

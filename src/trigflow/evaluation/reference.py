@@ -24,6 +24,7 @@ from trigflow.files import make_folder
 from trigflow.metrics import Features, classifier_score, extract_features, halves_distance, moments
 from trigflow.metrics.features import class_logits, share_of_labels
 from trigflow.metrics.frechet import Moments
+from trigflow.metrics.neighbours import NEIGHBOURS, radii
 from trigflow.version import __version__
 
 MOST_NEIGHBOURS = 10_000  # features on each side of a metric whose cost grows with their square
@@ -38,6 +39,7 @@ class Reference:
     Attributes:
         moments: of all feature vectors.
         some: (n, D) float32 of them in a random order, MOST_NEIGHBOURS at most, for what looks at pairs.
+        radii: (n,) float64, `neighbours.radii` of these, () of fewer than it needs.
         halves: FD between two random halves of the data, for several splits.
         diversity: `classifier_score` of all of the data; None for features without classes.
         agreement: share of the data to which the features give its own label; None where they cannot tell.
@@ -45,6 +47,7 @@ class Reference:
 
     moments: Moments
     some: Tensor
+    radii: Tensor
     halves: list[float]
     diversity: float | None = None
     agreement: float | None = None
@@ -110,8 +113,9 @@ def _measured(dataset: Dataset, features: Features, splits: int, progress: bool)
         diversity = classifier_score(logits)
         if dataset.labels is not None and features.checks_labels:
             agreement = share_of_labels(logits, dataset.labels)
-    halves = halves_distance(vectors, splits)
-    return Reference(moments(vectors), vectors[order], halves, diversity, agreement)
+    some, halves = vectors[order], halves_distance(vectors, splits)
+    balls = radii(some) if len(some) > NEIGHBOURS else torch.zeros(0, dtype=torch.float64)
+    return Reference(moments(vectors), some, balls, halves, diversity, agreement)
 
 
 def _vectors(dataset: Dataset, features: Features, progress: bool) -> Tensor:
@@ -121,11 +125,12 @@ def _vectors(dataset: Dataset, features: Features, progress: bool) -> Tensor:
 
 
 def _packed(found: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {"mean": found.moments.mean, "cov": found.moments.cov, "some": found.some}
+    tensors = {"mean": found.moments.mean, "cov": found.moments.cov, "some": found.some, "radii": found.radii}
     state = {"halves": found.halves, "diversity": found.diversity, "agreement": found.agreement}
     return tensors, {**state, "num": found.moments.num}
 
 
 def _unpacked(tensors: dict[str, Tensor], state: dict[str, Any]) -> Reference:
     known = Moments(tensors["mean"], tensors["cov"], state["num"])
-    return Reference(known, tensors["some"], state["halves"], state["diversity"], state["agreement"])
+    kept = (tensors["some"], tensors["radii"], state["halves"])
+    return Reference(known, *kept, state["diversity"], state["agreement"])

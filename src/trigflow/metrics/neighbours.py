@@ -31,10 +31,30 @@ class PrecisionRecall:
     recall: float
 
 
-def precision_recall(real: Tensor, samples: Tensor, k: int = NEIGHBOURS) -> PrecisionRecall:
+def radii(features: Tensor, k: int = NEIGHBOURS) -> Tensor:
+    """Distance of each vector (N, D) to its k-th nearest neighbour in the set: (N,) float64 on the CPU.
+
+    Raises:
+        UserError: k vectors or fewer.
+    """
+    x = features.detach().to("cpu", torch.float64)
+    if len(x) <= k:
+        raise UserError(f"the distance to neighbour {k} needs more than {k} vectors, not {tuple(x.shape)}")
+    # The nearest of all is the vector itself.
+    return torch.cat([_distances(block, x).kthvalue(k + 1, dim=1).values for block in _blocks(x)])
+
+
+def precision_recall(
+    real: Tensor, samples: Tensor, k: int = NEIGHBOURS, real_radii: Tensor | None = None
+) -> PrecisionRecall:
     """Precision and recall of samples (M, D) beside data (N, D); float64 on the CPU.
 
     They depend on the sizes of the sets: compare at equal ones only.
+
+    Args:
+        real, samples: feature vectors.
+        k: which neighbour's distance is the radius of a ball.
+        real_radii: `radii(real, k)`, (N,), where they are known already.
 
     Raises:
         UserError: a set of k vectors or fewer, or different numbers of features.
@@ -45,16 +65,18 @@ def precision_recall(real: Tensor, samples: Tensor, k: int = NEIGHBOURS) -> Prec
             f"precision and recall need more than {k} vectors on each side, of one length, not "
             f"{tuple(real.shape)} and {tuple(samples.shape)}"
         )
-    return PrecisionRecall(_covered(samples, real, k), _covered(real, samples, k))
+    real_radii, sample_radii = radii(real, k) if real_radii is None else real_radii, radii(samples, k)
+    in_data = torch.zeros(len(samples), dtype=torch.bool)
+    reached = []
+    for block, balls in zip(_blocks(real), _blocks(real_radii), strict=True):
+        distances = _distances(block, samples)
+        in_data |= (distances <= balls[:, None]).any(0)
+        reached.append((distances <= sample_radii).any(1))
+    return PrecisionRecall(_share(in_data), _share(torch.cat(reached)))
 
 
-def _covered(points: Tensor, centres: Tensor, k: int) -> float:
-    """Share of the points that lie in a ball of a centre."""
-    radii = torch.cat(
-        [_distances(block, centres).kthvalue(k + 1, dim=1).values for block in _blocks(centres)]
-    )
-    inside = [(_distances(block, centres) <= radii).any(1) for block in _blocks(points)]
-    return torch.cat(inside).double().mean().item()
+def _share(hits: Tensor) -> float:
+    return hits.double().mean().item()
 
 
 def _blocks(x: Tensor) -> list[Tensor]:
