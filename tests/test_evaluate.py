@@ -22,6 +22,7 @@ from trigflow.errors import UserError
 from trigflow.evaluation import evaluate as evaluate_module
 from trigflow.evaluation import measure
 from trigflow.evaluation.evaluate import evaluate
+from trigflow.evaluation.kept_scores import kept
 from trigflow.evaluation.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.machine import commit, describe_machine
 from trigflow.metrics import Features, load_features
@@ -180,7 +181,7 @@ def test_the_test_part_of_mnist_is_found(tmp_path: Path) -> None:
     assert (test["num"], test["data"]) == (20, "mnist") and 0 <= test["label_agreement"] <= 1
     assert test["classifier_score"] >= 1
     assert "real_test" not in evaluate("digits", data=load_data(str(tmp_path)), **few)
-    (tmp_path / "t10k-images-idx3-ubyte").unlink()
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     report = evaluate("digits", data=str(tmp_path), **few)
     assert (
         "real_test" not in report and report["features"] == "pixels"
@@ -219,6 +220,29 @@ def test_a_stopped_evaluation_goes_on(
     assert sampled[0] == 12
     evaluate(str(student_folder), teacher=str(teacher_folder), **few)
     assert sampled[0] == 16
+
+
+def test_files_of_others_are_left_alone(student_folder: Path, tmp_path: Path) -> None:
+    """A folder "scores" may be anybody's."""
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "league.json").write_text("[]")
+    few: dict[str, Any] = {"steps": [1], "num": 4, "seeds": 1, "progress": False, "teacher": "none"}
+    evaluate(str(student_folder), out=tmp_path, **few)
+    evaluate(str(student_folder), out=tmp_path, **few)
+    assert (tmp_path / "scores" / "league.json").read_text() == "[]"
+    assert len(list((tmp_path / "scores").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"fd": 1.0}', '{"fd": 1, "kernel": 1.0}', '{"fd": 1.0, "kernel": 1.0, "recall": 1.0}']
+)
+def test_scores_that_are_not_whole_are_measured_again(content: str, tmp_path: Path) -> None:
+    numbers = {"fd": 2.0, "kernel": 3.0}
+    assert kept(tmp_path, "key", 0, lambda: numbers) == (numbers, False)
+    assert kept(tmp_path, "key", 0, lambda: {}) == (numbers, True)
+    (file,) = tmp_path.iterdir()
+    file.write_text(content)
+    assert kept(tmp_path, "key", 0, lambda: numbers) == (numbers, False)
 
 
 def test_data_that_is_not_here_can_be_named(student_folder: Path, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import torch
 from test_networks import CASES, build, inputs
 from torch import Tensor, nn
 
-from trigflow import recipes
+from trigflow import flow, recipes
 from trigflow.dual import value_and_tangent
+from trigflow.objectives import Batch
+from trigflow.objectives.scm import SCM
 from trigflow.precond import TrigFlowPrecond
 from trigflow.train import train
 
@@ -41,6 +43,36 @@ def test_bfloat16_stays_near_float64(case: str) -> None:
         assert error < 0.05, f"{name}: {error:.3f}"  # a unit in the last place of bfloat16 is 0.004 to 0.008
 
 
+def test_finite_differences_are_taken_in_full_precision() -> None:
+    """Half precision's rounding, over a step of 0.005, would be larger than the derivative."""
+    net = build("unet-2d").float()
+    x, t = (part.float() for part in inputs("unet-2d"))
+    found = []
+    for low, mode in ((False, "dual"), (True, "finite_difference")):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            directions = (torch.ones_like(x), torch.ones_like(t))
+            found.append(value_and_tangent(TrigFlowPrecond(net), (x, t), directions, mode=mode))
+    found[1].value.square().sum().backward()
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    assert gradients and all(
+        gradient.abs().sum() > 0 for gradient in gradients[-2:]
+    )  # autocast's cache is no trap
+    assert (found[1].tangent - found[0].tangent).norm() < 0.01 * found[0].tangent.norm()
+    assert not torch.equal(found[1].value, found[0].value)  # the value itself is rounded
+
+
+def test_the_stable_velocity_is_taken_in_full_precision() -> None:
+    batch = Batch(torch.randn(32, 2) / 100, {})  # near each other: the sums nearly cancel
+    z, t = torch.randn(32, 2) / 2, torch.linspace(0.01, 1.5, 32)
+    objective, nets = SCM(velocity="data", stable_target=True), {"net": TrigFlowPrecond(nn.Identity())}
+    x_t = flow.interpolate(batch.x_0, z, t)
+    found = []
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            found.append(objective._velocity(nets, batch, x_t, z, t))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("embedding", ["positional", "fourier"])
 def test_near_times_stay_apart(embedding: str) -> None:
     """Rounded to bfloat16, 10,000 times would be a few hundred."""
@@ -67,3 +99,11 @@ def test_a_run_in_bfloat16_learns_and_is_kept_in_float32(tmp_path: Path) -> None
     assert last < first
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_networks_have_shapes_without_numbers(case: str) -> None:
+    """On "meta", which autocast does not know: parameters and FLOPs of networks too large for this machine."""
+    net = TrigFlowPrecond(build(case)).to("meta")
+    x, t = (part.to("meta") for part in inputs(case))
+    assert net(x, t).shape == x.shape and net.logvar(t).shape == t.shape

@@ -97,6 +97,9 @@ def test_held_out_real_data_is_a_row_and_a_line() -> None:
     assert (row["model"], row["range"], row["FD-digits-classifier"]) == ("held-out real data, 500", "-", "1")
     assert (row["labels"], told(table, 1)["over test"]) == ("99.0%", "1.50")
     assert "500 samples of digits that no model was trained on" in to_markdown(with_test)
+    assert "Theirs has the bias of 500 samples" in to_markdown(with_test)
+    equal = report(real_test=test | {"num": with_test["num_samples"]}, teachers=[teacher])
+    assert "Theirs has the bias" not in to_markdown(equal)
     for name in ("fd-compute.png", "fd-steps.png"):
         assert draw_pictures(with_test, {})[name] != draw_pictures(report(), {})[name]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import TINY
 
@@ -29,7 +31,7 @@ from trigflow.studies.scored import Scored
 from trigflow.studies.study import Bench
 from trigflow.studies.tangents import _terms, derivative_norms
 from trigflow.studies.trained import Pair
-from trigflow.studies.workers import _outcome, run_all
+from trigflow.studies.workers import _outcome, _Worker, run_all
 
 TRAINED = (*(one for one in TINY if "width" not in one), "teacher.sampling.steps=2")
 TWO_SIZES = replace(scaling.SIZES["digits"], networks=(("network.width=8",), ("network.width=16",)))
@@ -247,6 +249,17 @@ def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
         run_all([Noting("death", tmp_path), Noting("a", tmp_path)], 2)
 
 
+def test_a_process_that_is_killed_between_two_tasks_is_told(tmp_path: Path) -> None:
+    """Not by a BrokenPipeError, which the command takes for a reader that has gone."""
+    worker = _Worker()
+    worker.process.kill()
+    worker.process.join()
+    with pytest.raises(UserError, match="the process of 'a' was killed"):
+        for _ in range(2):  # the first message may still find a pipe
+            worker.begin(Noting("a", tmp_path))
+    worker.stop()
+
+
 # Arithmetic
 
 
@@ -315,6 +328,11 @@ def test_a_recipe_is_scaled_to_a_share_of_the_compute() -> None:
     assert sampled.train.total_nimg == 256 * round(1_290_000 / 5 / 256)
     with pytest.raises(UserError, match="less than the 50000 samples of the teacher cost"):
         scaled_to(recipes.get("digits-scd"), teacher, 0.1, nfe=63)
+    default = recipes.get("cifar10-scd")  # its warm-up is the objective's own, 10,000 steps
+    share = scaled_to(default, recipes.get("cifar10-teacher"), 0.5)
+    assert share.objective.options["warmup"] == round(
+        10_000 * share.train.total_nimg / default.train.total_nimg
+    )
     edm = recipes.get(
         "digits-scd",
         ["train.synthetic=0", "optimizer.schedule=inverse_sqrt", "optimizer.schedule.t_ref=400"],
@@ -412,6 +430,71 @@ def test_mistakes_are_told_in_one_line(
     teacher = ("--teacher", student_folder)
     assert "is a consistency model" in complain(capsys, "steps", student_folder, *teacher, *out)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_had_is_told_before_anything_is_written(
+    tmp_path: Path, student_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--out", tmp_path / "out")
+    for name in ("scaling", "ablation", "compute"):
+        assert "unknown features 'pixel'" in complain(capsys, name, "digits", "--features", "pixel", *out)
+    assert "unknown features 'pixel'" in complain(
+        capsys, "speed", student_folder, "--features", "pixel", *out
+    )
+    assert "nowhere" in complain(capsys, "steps", student_folder, "--data", "nowhere.npz", *out)
+    guided = ("--guidance-scale", "2")
+    assert "never saw the null label" in complain(capsys, "steps", "digits", *guided, *out)
+    close = ("--shares", "0.12345678,0.12345679")  # of one name
+    assert "each of them once" in complain(capsys, "compute", "digits", *close, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_knows_its_models_again(student_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    """By their weights: a student that was trained anew, on as many images, is another one."""
+    shutil.copytree(student_folder, tmp_path / "student")
+    plan = STUDIES["steps"](str(tmp_path / "student")).plan()
+    assert plan == STUDIES["steps"](str(tmp_path / "student")).plan()
+    weights = tmp_path / "student" / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    tensors[sorted(tensors)[0]] += 1
+    safetensors.torch.save_file(tensors, weights)
+    changed = STUDIES["steps"](str(tmp_path / "student")).plan()
+    assert {key for key in plan if plan[key] != changed[key]} == {"student_weights"}
+    other = STUDIES["steps"](str(student_folder), features="pixels").plan()
+    assert {key for key in plan if plan[key] != other[key]} == {"reference"}
+
+
+def test_a_study_knows_its_recipes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that is changed in the package is another one, too."""
+    plan = STUDIES["compute"]("digits").plan()
+    assert plan == STUDIES["compute"]("digits").plan()
+    recipe = recipes.get("digits-teacher", ["optimizer.lr=1e-5"])
+    monkeypatch.setitem(recipes.RECIPES, "digits-teacher", lambda: recipe)
+    assert STUDIES["compute"]("digits").plan() != plan
+
+
+def test_a_mistake_leaves_no_study_behind(tmp_path: Path) -> None:
+    """What is told by the first training: the corrected command has the folder; once something is there, it has not."""
+    open_study(tmp_path / "out", {"overrides": "wrong"})
+    folder = open_study(tmp_path / "out", {"overrides": "right"})
+    folder.cell("one", lambda: {"score": 1})
+    with pytest.raises(UserError, match="'overrides' differs"):
+        open_study(tmp_path / "out", {"overrides": "wrong"})
+    folder.cell_path("one").write_text("[]")
+    with pytest.raises(UserError, match="is damaged: remove it"):
+        folder.read("one")
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "scale"),
+    [(None, 1.0, speed.GUIDANCE), (None, 1.4, 1.4), (0.0, 1.4, 0.0), (1.0, 1.4, None)],
+)
+def test_the_scale_of_the_guided_rows(
+    asked: float | None, own: float, scale: float | None, teacher_folder: Path
+) -> None:
+    teacher = load(teacher_folder, "cpu")
+    card = replace(teacher.card, sampling=replace(teacher.card.sampling, guidance_scale=own))
+    assert speed.Speed("student", guidance_scale=asked)._scale(replace(teacher, card=card)) == scale
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

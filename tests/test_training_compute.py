@@ -28,10 +28,15 @@ def flops(run: Any) -> int:
 
 @pytest.mark.parametrize("network", ["dit", "unet"])
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in OBJECTIVES), ("scd", {"guidance_scale": 2.0})]
+    ("name", "options"),
+    [
+        *((name, {}) for name in OBJECTIVES),
+        ("scd", {"guidance_scale": 2.0}),
+        ("sct", {"derivative": "finite_difference"}),
+    ],
 )
 def test_the_cost_of_an_image_is_that_of_counted_flops(
-    name: str, network: str, options: dict[str, float]
+    name: str, network: str, options: dict[str, Any]
 ) -> None:
     """To a twentieth: the first layer needs no gradient of its input, embeddings of time and label are cheap."""
     objective = build(Component(name, dict(options)), OBJECTIVES, "objective")
@@ -74,6 +79,17 @@ def test_forwards_are_images_times_passes_and_the_teachers_samples() -> None:
 )
 def test_a_card_that_does_not_tell(model: Model) -> None:
     assert training_forwards(model) is None
+
+
+def test_a_teacher_that_cannot_have_made_the_samples_does_not_tell() -> None:
+    """A student of a guided teacher, beside one that never saw the null label: no number, and no complaint either."""
+    student = trained(Student, 100, "scd", synthetic=10)
+    guided = {"objective": {"name": "scd", "options": {"guidance_scale": 2.0}}}
+    card = dataclasses.replace(student.card, recipe={**student.card.recipe, **guided})
+    student = dataclasses.replace(student, card=card)
+    teacher = load("digits-teacher", "cpu")
+    teacher.card.recipe["train"]["label_dropout"] = 0
+    assert training_forwards(student, teacher) is None and training_share(student, teacher) is None
 
 
 def test_networks_without_products_have_no_share() -> None:

@@ -1,6 +1,9 @@
-"""Where to compute."""
+"""Where to compute, and in which precision."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -35,3 +38,13 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if not _available(kind) or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
         raise UserError(f"this machine has no device '{name}': take --device auto or --device cpu")
     return torch.device(name)
+
+
+def autocast_is_on(device: torch.device) -> bool:
+    """Whether products on the device are taken in half precision; never on "meta", which autocast does not know."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """What is computed within keeps the precision of its operands."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

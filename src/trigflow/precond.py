@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import flow
+from trigflow.devices import autocast_is_on, without_autocast
 from trigflow.errors import UserError, did_you_mean
 
 NoiseConditioning = Literal["t", "edm"]
@@ -97,7 +98,7 @@ class TrigFlowPrecond(nn.Module):
         """
         output: Tensor = self.network(x_t / self.sigma_data, self.noise_conditioning(t), **cond)
         # Under autocast a network may answer in half precision; what follows is the sampler's or the loss's arithmetic.
-        return output.to(x_t.dtype) if torch.is_autocast_enabled(x_t.device.type) else output
+        return output.to(x_t.dtype) if autocast_is_on(x_t.device) else output
 
     def velocity(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """dx_t/dt = sigma_data F of the probability flow, shape of x_t."""
@@ -110,6 +111,6 @@ class TrigFlowPrecond(nn.Module):
 
     def logvar(self, t: Tensor) -> Tensor:
         """The adaptive weight's u(t), shape (B,)."""
-        with torch.autocast(t.device.type, enabled=False):
+        with without_autocast(t.device):
             weight: Tensor = self.adaptive_weight(t)
         return weight

@@ -119,7 +119,8 @@ class TrainConfig:
         label_dropout: share of labels replaced by the null label, for guided teachers.
         precision: of the products inside the networks. "bfloat16" takes them in autocast, nearly twice as fast on
             processors that have it (AVX512-BF16, AMX, GPUs), slower on others; weights, times, coefficients, loss and
-            averages stay in float32.
+            averages stay in float32. A network of your own must take its time embedding out of autocast itself, as
+            `networks.layers.Embedding` does: half precision cannot tell near times apart.
         log_nimg: images between lines of metrics.jsonl.
         checkpoint_nimg: images between checkpoints.
         keep_checkpoints: how many are kept, at least 2, so that a damaged one has one before it.

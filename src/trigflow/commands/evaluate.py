@@ -33,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features",
         help="what the Frechet distance is taken in: a name or NAME=FILE (`trigflow list features`), a "
         "classifier's folder, or package.module:Class "
-        "(default: the shipped classifier for digits, pixels elsewhere)",
+        "(default: the shipped classifier for digits and MNIST, pixels elsewhere)",
     )
     parser.add_argument(
         "--teacher", help="the model to compare with, or none (default: the one it was distilled from)"

@@ -94,9 +94,9 @@ def _content(path: Path) -> bytes:
 
 
 def has_test_part(folder: Path) -> bool:
-    """Whether the folder holds the 10,000 images for testing."""
-    names = _names(f"{_PREFIX['test']}-images", 3)
-    return any((folder / name).is_file() for name in names)
+    """Whether the folder holds the 10,000 images for testing, and their labels."""
+    files = (_names(f"{_PREFIX['test']}-{what}", rank) for what, rank in (("images", 3), ("labels", 1)))
+    return all(any((folder / name).is_file() for name in names) for names in files)
 
 
 def _names(stem: str, rank: int) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from trigflow.devices import without_autocast
 from trigflow.dual.guard import dual_pass
 from trigflow.dual.value import Dual, refuse_stale
 from trigflow.errors import UserError, did_you_mean
@@ -36,8 +37,8 @@ def value_and_tangent(
     Modes: "dual" carries both through the network with a rule for each torch function, and is the cheapest in eager
     mode (about 4 forward passes with the backward one, against 3 of plain training). "func" is torch.func.jvp in one
     pass, with attention in its written-out form. "finite_difference" is the central difference of two more passes
-    without graph, for networks without a derivative; its relative error is about 1e-9 in float64 and 1e-3 in float32.
-    Each mode draws one dropout mask.
+    without graph, for networks without a derivative; its relative error is about 1e-9 in float64 and 1e-3 in float32;
+    autocast is off in these two. Each mode draws one dropout mask.
 
     Args:
         function: a network or any function of tensors that returns one tensor.
@@ -148,7 +149,8 @@ def _finite_difference(
         output: Tensor = along(*(x + sign * step * dx for x, dx in zip(primals, tangents, strict=True)))
         return output
 
-    with torch.no_grad():
+    # Half precision's rounding over the step would be larger than the derivative itself.
+    with torch.no_grad(), without_autocast(primals[0].device):
         with same_randomness(primals[0].device):
             ahead = moved(1)
         with same_randomness(primals[0].device):

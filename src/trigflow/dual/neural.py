@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trigflow.devices import autocast_is_on
 from trigflow.dual.linear import Work, named, register
 from trigflow.dual.value import Dual, duals_in, fallback, value_of
 from trigflow.errors import UserError
@@ -62,7 +63,7 @@ register(logsumexp, named("logsumexp"))
 
 
 def _full_precision(x: Tensor) -> bool:
-    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+    return x.dtype in (torch.float32, torch.float64) and not autocast_is_on(x.device)
 
 
 def _centred(dx: Tensor, x: Tensor, dims: list[int], eps: float) -> Tensor:

@@ -14,6 +14,7 @@ from trigflow.config import Component, check_trusted, validate
 from trigflow.data import Dataset, held_out_part, load_data
 from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
+from trigflow.evaluation.kept_scores import forget
 from trigflow.evaluation.measure import (
     SPLITS,
     TIMING_BATCH,
@@ -73,7 +74,7 @@ def evaluate(
         steps: of a student; a teacher is sampled as its card says.
         num: samples for each score, >= 2.
         seeds: repetitions, seeds 0, 1, ...; the median counts.
-        features: as in `load_features` (default: the shipped classifier for digits, pixels elsewhere).
+        features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
         data: the real data, a name or a .npz file (default: what the model was trained on).
         out: folder for report.json, report.md, report.html and pictures.
@@ -123,8 +124,8 @@ def _make_report_folder(out: Path, resume: bool) -> Path:
     if is_occupied(out) and not (out / "report.json").exists() and not kept.is_dir():
         raise UserError(f"{out} is not empty and holds no report: give another --out")
     make_folder(kept)
-    for path in [] if resume else list(kept.glob("*.json")):
-        path.unlink()
+    if not resume:
+        forget(kept)
     return kept
 
 

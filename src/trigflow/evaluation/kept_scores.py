@@ -8,6 +8,7 @@ networks and features whose code is the user's own and cannot be read.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +18,13 @@ from trigflow.checkpoint import tensors_digest
 from trigflow.codecs import codec_to_json
 from trigflow.config import to_json
 from trigflow.errors import UserError
-from trigflow.files import read_json, write_json
+from trigflow.files import clear_os_errors, read_json, write_json
 from trigflow.model import Model, Plan
 from trigflow.version import __version__
 
 Numbers = dict[str, float]
+_NEEDED = {"fd", "kernel"}  # of every score
+_OURS = re.compile(r"[0-9a-f]{32}\.json")
 
 
 def contender_key(trial_key: str, model: Model, plan: Plan, num: int) -> str | None:
@@ -70,5 +73,17 @@ def _whole(path: Path) -> Numbers | None:
         data: Any = read_json(path)
     except UserError:
         return None
-    whole = isinstance(data, dict) and "fd" in data and all(type(one) is float for one in data.values())
-    return data if whole else None
+    whole = isinstance(data, dict) and data.keys() >= _NEEDED and ("precision" in data) == ("recall" in data)
+    return data if whole and all(type(one) is float for one in data.values()) else None
+
+
+def forget(folder: Path) -> None:
+    """Removes all that `kept` has written there; other files in the folder are somebody's.
+
+    Raises:
+        UserError: no permission.
+    """
+    with clear_os_errors("tidy", folder):
+        for path in list(folder.iterdir()):
+            if _OURS.fullmatch(path.name):
+                path.unlink()

@@ -153,7 +153,7 @@ def _held_out(report: Report) -> list[Mapping[str, Any]]:
 def facts(report: Report) -> list[str]:
     """What one must know to read the table, and to repeat it."""
     machine, timing, reference = report["machine"], report["timing"], report["reference"]
-    scale = {row["guidance_scale"] for row in [*report["teachers"], *report["students"]]}
+    scales = {row["name"]: f"{row['guidance_scale']:g}" for row in [*report["teachers"], *report["students"]]}
     return [
         f"Data {report['data']}: {reference['num']} real samples are the reference; features {report['features']}"
         f" ({reference['num_features']} numbers); {report['num_samples']} samples for each seed.",
@@ -164,7 +164,9 @@ def facts(report: Report) -> list[str]:
         "Two random halves of the real data give a row, too: with fewer samples in each, its bias is larger.",
         *_test_facts(report),
         f"Reference teacher: {report['reference_teacher'] or 'none, so there are no ratios'}. NFE: evaluations of the"
-        f" network for a sample, counted. ESC: effective sampling compute. Guidance: {', '.join(map(str, scale))}.",
+        f" network for a sample, counted. ESC: effective sampling compute. Guidance scale (1 is none): "
+        + ", ".join(f"{name} {scale}" for name, scale in scales.items())
+        + ".",
         f"Time: whole calls of {timing['batch']} samples, and of one, medians of {timing['repeats']} interleaved rounds"
         f" after a warm-up; {machine['cpu']}, {machine['threads']} threads, device {machine['device']},"
         f" torch {machine['torch']}.",
@@ -180,10 +182,13 @@ def _test_facts(report: Report) -> list[str]:
     test = report.get("real_test")
     if not test:
         return []
-    return [
+    text = (
         f"Held-out real data: {test['num']} samples of {test['data']} that no model was trained on, in the place of"
         " samples: about what a perfect model would get. Over test: a model's distance over theirs."
-    ]
+    )
+    if test["num"] != report["num_samples"]:
+        text += f" Theirs has the bias of {test['num']} samples, a model's that of {report['num_samples']}."
+    return [text]
 
 
 def _training_facts(report: Report) -> list[str]:

@@ -31,7 +31,7 @@ def training_forwards(model: Model, teacher: Model | None = None) -> float | Non
 
     Returns:
         None where the card does not tell: no recipe, no images counted, an objective of the user's own (its code is not
-        run for this), or samples of a teacher that is not here.
+        run for this), or samples of a teacher that is not here, or that cannot have made them.
     """
     own, samples = _own_forwards(model.card), _forwards_of_samples(model.card, teacher)
     return None if own is None or samples is None else own + samples
@@ -87,4 +87,7 @@ def _forwards_of_samples(card: ModelCard, teacher: Model | None) -> float | None
     if teacher is None or type(num) is not int:
         return None
     guidance_scale = getattr(_objective(card), "guidance_scale", 1.0)
-    return float(num * teacher.count_nfe(teacher.plan(guidance_scale=guidance_scale)))
+    try:
+        return float(num * teacher.count_nfe(teacher.plan(guidance_scale=guidance_scale)))
+    except UserError:  # it cannot be guided: another one than made the samples
+        return None

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..devices import without_autocast
 from ..errors import UserError, did_you_mean
 from ..randomness import SampleRandom, hash_uniform
 
@@ -225,7 +226,7 @@ class Embedding(nn.Module):
     def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
         # The sinusoids are taken in the precision of t; only their values are rounded to the network's, and
         # autocast does not round them at all: half precision cannot tell near times apart.
-        with torch.autocast(t.device.type, enabled=False):
+        with without_autocast(t.device):
             waves = self.time(t).to(self.first.weight.dtype)
             emb = self.second(F.silu(self.first(waves)))
             if self.label is None:

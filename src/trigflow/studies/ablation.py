@@ -16,7 +16,7 @@ from trigflow.studies.ablation_outcome import BASELINE, Row, outcome
 from trigflow.studies.folder import Cell
 from trigflow.studies.study import Bench
 from trigflow.studies.tangents import derivative_norms
-from trigflow.studies.trained import Pair, Runs, known
+from trigflow.studies.trained import Pair, Runs, check_features, known
 
 # The paper's stabilisers, all on (sections 4.1 and 4.2); with normalised tangents a student needs a rate that is small
 # beside the teacher's (docs/LOG.md).
@@ -81,7 +81,7 @@ class Ablation:
     Args:
         data: prefix of the recipes {data}-teacher and {data}-scd.
         overrides: `key=value` for both recipes, `teacher.key=value`, `student.key=value`.
-        features: as in `load_features` (default: the shipped classifier for digits, pixels elsewhere).
+        features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         num: samples of each score.
         seeds: trainings of each row.
     """
@@ -111,6 +111,7 @@ class Ablation:
 
     def plan(self) -> dict[str, Any]:
         known(self.data, "teacher")
+        check_features(self.features)
         return {row: pair.check() for row, (_, pair) in self.pairs().items()}
 
     def measure(self, bench: Bench) -> Any:

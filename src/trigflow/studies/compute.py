@@ -24,7 +24,7 @@ from trigflow.studies.outcome import (
 )
 from trigflow.studies.scaling import ratio
 from trigflow.studies.study import Bench
-from trigflow.studies.trained import Pair, Runs
+from trigflow.studies.trained import Pair, Runs, check_features
 
 SHARES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # Samples of the teacher are part of a student's compute: 10,000 would be a third of a digits teacher's training.
@@ -46,7 +46,7 @@ class Compute:
         data: prefix of the recipes {data}-teacher and {data}-scd.
         overrides: `key=value` for both recipes, `teacher.key=value`, `student.key=value`.
         shares: of the teacher's training compute, counted in forward passes.
-        features: as in `load_features` (default: the shipped classifier for digits, pixels elsewhere).
+        features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         num: samples of each score.
         seeds: trainings of each share.
     """
@@ -63,8 +63,9 @@ class Compute:
         return SETTINGS.get(self.data, Pair(self.data)).changed(self.overrides)
 
     def plan(self) -> dict[str, Any]:
-        if len(set(self.shares)) < len(self.shares) or min(self.shares) <= 0:
+        if len({_share_name(share) for share in self.shares}) < len(self.shares) or min(self.shares) <= 0:
             raise UserError(f"shares {list(self.shares)}: give numbers above 0, each of them once")
+        check_features(self.features)
         return self._pair().check()
 
     def measure(self, bench: Bench) -> Outcome:
@@ -75,7 +76,7 @@ class Compute:
         for share in self.shares:
             students.append([])
             for seed, teacher in enumerate(teachers):
-                full = runs.add_student(f"share{share:g}", pair, seed, teacher)
+                full = runs.add_student(_share_name(share), pair, seed, teacher)
                 recipe = scaled_to(
                     runs.students[full][0], runs.teachers[teacher], share, self._nfe(runs, full)
                 )
@@ -92,14 +93,19 @@ class Compute:
         return model.count_nfe(model.plan(guidance_scale=guidance_scale)) if model else 0
 
 
+def _share_name(share: float) -> str:
+    """Of its runs: two shares of one name would be one training."""
+    return f"share{share:g}"
+
+
 def forwards(recipe: Recipe, nfe: int = 0) -> float:
     """Forward passes that a training costs, `nfe` for each sample of its teacher that it is trained on."""
-    return recipe.train.total_nimg * _forwards_per_image(recipe) + nfe * recipe.train.synthetic
+    return recipe.train.total_nimg * _objective(recipe).forwards_per_image + nfe * recipe.train.synthetic
 
 
-def _forwards_per_image(recipe: Recipe) -> float:
+def _objective(recipe: Recipe) -> Objective:
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
-    return objective.forwards_per_image
+    return objective
 
 
 def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> Recipe:
@@ -116,8 +122,8 @@ def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> R
         UserError: the samples alone cost more than the share.
     """
     left = share * forwards(teacher) - nfe * student.train.synthetic
-    batch = student.train.batch
-    total = batch * max(1, round(left / _forwards_per_image(student) / batch))
+    batch, objective = student.train.batch, _objective(student)
+    total = batch * max(1, round(left / objective.forwards_per_image / batch))
     if left <= 0:
         raise UserError(
             f"a share of {share:g} is less than the {student.train.synthetic} samples of the teacher cost: "
@@ -125,8 +131,8 @@ def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> R
         )
     factor = total / student.train.total_nimg
     options = dict(student.objective.options)
-    if "warmup" in options:
-        options["warmup"] = round(options["warmup"] * factor)
+    if warmup := getattr(objective, "warmup", 0):  # also where the recipe leaves it to the objective
+        options["warmup"] = round(warmup * factor)
     optimizer, ema = student.optimizer, student.ema
     schedule = optimizer.schedule
     if "t_ref" in schedule.options:

@@ -17,6 +17,7 @@ from trigflow.errors import UserError
 from trigflow.files import is_occupied, make_folder, read_json, write_json
 
 STATE = "state.json"
+PARTS = ("cells", "runs")
 
 Cell = dict[str, Any]
 
@@ -49,7 +50,9 @@ class StudyFolder:
         Raises:
             UserError: it is not there, or damaged.
         """
-        cell: Cell = read_json(self.cell_path(name))
+        cell = read_json(self.cell_path(name))
+        if not isinstance(cell, dict):
+            raise UserError(f"{self.cell_path(name)} is damaged: remove it, and it is measured again")
         return cell
 
     def cell(self, name: str, measure: Callable[[], Cell]) -> Cell:
@@ -73,11 +76,19 @@ def open_study(path: Path, config: dict[str, Any]) -> StudyFolder:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder: give another --out")
     if (path / STATE).exists():
-        if key := first_difference(read_json(path / STATE), config):
+        key = first_difference(read_json(path / STATE), config)
+        if key is not None and _is_begun(path):
             raise UserError(f"{path} holds another study ('{key}' differs): give another --out")
     elif is_occupied(path):
         raise UserError(f"{path} is not empty and holds no study: give another --out")
-    for folder in ("cells", "runs"):
-        make_folder(path / folder)
+    make_folder(path)
+    # First: it makes the folder a study's, also where the start is killed.
     write_json(path / STATE, config)
+    for part in PARTS:
+        make_folder(path / part)
     return StudyFolder(path)
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether there is anything that another configuration would spoil; a mistake told at once leaves nothing."""
+    return any(is_occupied(path / part) for part in PARTS)

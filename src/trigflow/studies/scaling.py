@@ -22,7 +22,7 @@ from trigflow.studies.outcome import (
     stored,
 )
 from trigflow.studies.study import Bench
-from trigflow.studies.trained import Pair, Runs, known
+from trigflow.studies.trained import Pair, Runs, check_features, known
 
 EXPECTATION = (
     "the ratio of sCD to its own teacher is the same at every size, so both fall with the same slope. ImageNet "
@@ -85,7 +85,7 @@ class Scaling:
     Args:
         data: prefix of the recipes {data}-teacher and {data}-scd.
         overrides: `key=value` for both recipes, `teacher.key=value`, `student.key=value`.
-        features: as in `load_features` (default: the shipped classifier for digits, pixels elsewhere).
+        features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         num: samples of each score.
         seeds: trainings of each size.
     """
@@ -109,6 +109,7 @@ class Scaling:
         return [base.changed(network) for network in sizes.networks]
 
     def plan(self) -> dict[str, Any]:
+        check_features(self.features)
         return {"sizes": [pair.check() for pair in self._pairs()]}
 
     def measure(self, bench: Bench) -> Outcome:
@@ -148,9 +149,10 @@ def outcome(runs: Runs, names: Sequence[tuple[int, int, str, str]], num: int) ->
     }
     slopes = {role: [s for s in slopes_of(params, scores[role]) if s is not None] for role in ROLES}
     recipe = runs.students[names[0][3]][0].name
+    there = [count for count in params if count] or [1]  # of a size whose teachers all diverged there is none
     gaps = {role: _gaps(params, scores, role) for role in ROLES[1:]}
     return Outcome(
-        title=f"Scaling: {recipe} and its teacher over {max(params) / max(min(params), 1):.1f}x in parameters",
+        title=f"Scaling: {recipe} and its teacher over {max(there) / min(there):.1f}x in parameters",
         expectation=EXPECTATION,
         finding=_finding(ratios, slopes, gaps, name),
         tables=[_sizes_table(params, scores, ratios, name), _slopes_table(slopes, gaps, name)],
@@ -211,7 +213,7 @@ def _sizes_table(
 ) -> Table:
     rows = [["parameters", f"teacher, {name}", "1 step", "ratio", "2 steps", "ratio"]]
     for size, count in enumerate(params):
-        row = [f"{count:,}", show(scores["teacher"][size])]
+        row = [f"{count:,}" if count else "-", show(scores["teacher"][size])]
         for role in ROLES[1:]:
             row += [show(scores[role][size]), show(ratios[role][size], "{:.2f}")]
         rows.append(row)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
+from trigflow.checkpoint import tensors_digest
+from trigflow.config import to_json
+from trigflow.data import Dataset
 from trigflow.errors import UserError
 from trigflow.evaluation.evaluate import default_features, real_data, reference_teacher, trained_on
-from trigflow.evaluation.measure import Contender, Trial, contender, new_trial, score_all
-from trigflow.metrics import load_features
+from trigflow.evaluation.measure import SPLITS, Contender, Trial, contender, new_trial, score_all
+from trigflow.evaluation.reference import cache_key
+from trigflow.metrics import Features, load_features
 from trigflow.model import Model, load
 from trigflow.studies.folder import Cell
 from trigflow.studies.study import Bench
@@ -22,7 +27,7 @@ class Setting:
     Args:
         model: a student: a shipped name, or a run's folder.
         teacher: to compare with (default: the one that it was distilled from).
-        features: as in `load_features` (default: the shipped classifier for digits, pixels elsewhere).
+        features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         data: the real data (default: what the model was trained on).
         num: samples of each score.
         seeds: repetitions of each score.
@@ -93,15 +98,35 @@ class Scored:
 
 
 def check_setting(setting: Setting) -> dict[str, Any]:
-    """Loads the models to see whether they are there and fit; returns which weights they have, as JSON data.
+    """Loads models, data and features, to see whether they are there and fit; returns which they are, as JSON data.
 
     Raises:
-        UserError: numbers out of range, no such model, no student, or no teacher to compare with.
+        UserError: numbers out of range, no such model, no student, no teacher to compare with or one that cannot be
+            guided, no such data or features.
     """
     if len(set(setting.steps)) < len(setting.steps):
         raise UserError(f"steps {list(setting.steps)}: a number stands there twice")
     student, teacher = _models(setting, "cpu")
-    return {"student_nimg": student.card.nimg, "teacher": teacher.name, "teacher_nimg": teacher.card.nimg}
+    if setting.guidance_scale is not None:
+        # Complains where the teacher cannot be guided.
+        teacher.count_nfe(teacher.plan(1, setting.guidance_scale, "heun"))
+    dataset, features = _data_and_features(setting, student)
+    return {
+        "student_weights": _digest(student),
+        "teacher": teacher.name,
+        "teacher_weights": _digest(teacher),
+        "reference": cache_key(dataset, features, SPLITS),
+    }
+
+
+def _digest(model: Model) -> str:
+    """Of the weights and the card."""
+    return tensors_digest(model.precond.state_dict(), json.dumps(to_json(model.card), sort_keys=True))
+
+
+def _data_and_features(setting: Setting, student: Model) -> tuple[Dataset, Features]:
+    dataset = real_data(student, trained_on(student, False) if setting.data is None else setting.data)
+    return dataset, load_features(setting.features or default_features(dataset), student.device)
 
 
 def _models(setting: Setting, device: Any) -> tuple[Model, Model]:
@@ -125,8 +150,6 @@ def scored(setting: Setting, bench: Bench) -> Scored:
         UserError: data or features that do not fit.
     """
     student, teacher = _models(setting, bench.device)
-    source = trained_on(student, False) if setting.data is None else setting.data
-    dataset = real_data(student, source)
-    features = load_features(setting.features or default_features(dataset), student.device)
+    dataset, features = _data_and_features(setting, student)
     trial = new_trial(dataset, features, setting.num, setting.seeds, BATCH)
     return Scored(student, teacher, trial, bench)

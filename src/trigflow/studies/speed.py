@@ -75,11 +75,11 @@ class Speed(Setting):
         return _outcome(ready, cells, tried, timing, scale)
 
     def _scale(self, teacher: Model) -> float | None:
-        """Of the guided rows; None for a teacher that never saw the null label."""
-        if not can_be_guided(teacher):
+        """Of the guided rows; None for none of them: a teacher that never saw the null label, or 1 asked for."""
+        if not can_be_guided(teacher) or self.guidance_scale == 1:
             return None
         own = teacher.card.sampling.guidance_scale
-        return self.guidance_scale or (own if own != 1 else GUIDANCE)
+        return (own if own != 1 else GUIDANCE) if self.guidance_scale is None else self.guidance_scale
 
 
 def can_be_guided(teacher: Model) -> bool:
@@ -194,7 +194,10 @@ def _notes(timing: Cell, scale: float | None, tried: list[Cell]) -> list[str]:
         f" steps of the student ({len(tried)} tried).",
     ]
     if scale is None:
-        notes.append("No guided rows: the teacher was not trained with dropped labels (train.label_dropout).")
+        notes.append(
+            "No guided rows: a guidance scale of 1 was asked for, or the teacher was not trained with dropped labels"
+            " (train.label_dropout)."
+        )
     return notes
 
 

@@ -17,6 +17,7 @@ from trigflow.run_folder import stop_that_says_how_to_go_on
 from trigflow.studies.folder import StudyFolder, open_study
 from trigflow.studies.outcome import Outcome, to_markdown, write_outcome
 from trigflow.studies.workers import Task, run_all
+from trigflow.version import __version__
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def carry_out(
         KeyboardInterrupt: Ctrl-C; the same command goes on.
     """
     place = resolve_device(device)
-    config = {"study": study.name, "settings": settings_of(study), "plan": study.plan()}
+    origin = {"study": study.name, "version": __version__}
+    config = {**origin, "settings": settings_of(study), "plan": study.plan()}
     folder = open_study(out, config)
     if jobs is None:
         jobs = (os.cpu_count() or 1) if place.type == "cpu" else 1

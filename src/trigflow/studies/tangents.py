@@ -36,7 +36,9 @@ def derivative_norms(
     """
     place, sigma_data = model.device, model.precond.sigma_data
     random = SampleRandom(0, torch.arange(num, device=place))
-    chosen = torch.arange(num) % len(dataset.data)
+    # A random order: files are often sorted by their classes.
+    order = torch.randperm(len(dataset.data), generator=torch.Generator().manual_seed(0))
+    chosen = order[torch.arange(num) % len(order)]
     x_0 = dataset.codec.encode(dataset.data[chosen]).to(place)
     z = sigma_data * random.normal("z", tuple(x_0.shape[1:]))
     cond = {} if dataset.labels is None else {"labels": dataset.labels[chosen].to(place)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trigflow import recipes
+from trigflow.config import to_json
 from trigflow.data import Dataset, load_data
 from trigflow.errors import Diverged, UserError, did_you_mean
 from trigflow.evaluation.evaluate import default_features
@@ -70,10 +72,10 @@ class Pair:
         return recipes.get(known(self.data, "scd"), [*QUIET, *self.student, *own])
 
     def check(self) -> dict[str, Any]:
-        """The overrides as JSON data, after both recipes could be made from them."""
-        self.teacher_recipe(0)
-        self.student_recipe(0, Path("teacher"))
-        return {"teacher": self.teacher, "student": self.student}
+        """The overrides and a digest of both recipes as JSON data, after these could be made."""
+        both = [to_json(self.teacher_recipe(0)), to_json(self.student_recipe(0, Path("teacher")))]
+        digest = hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest()[:32]
+        return {"teacher": self.teacher, "student": self.student, "recipes": digest}
 
 
 def known(data: str, role: str) -> str:
@@ -89,6 +91,12 @@ def known(data: str, role: str) -> str:
             f"{', '.join(trainable)} (an override data=FILE changes the data itself)"
         )
     return f"{data}-{role}"
+
+
+def check_features(name: str | None) -> None:
+    """Before anything is trained: raises a UserError for features that cannot be had."""
+    if name is not None:
+        load_features(name)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,10 @@ class _Worker:
 
     def begin(self, task: Task) -> None:
         self.task = task
-        self.connection.send(task)
+        try:
+            self.connection.send(task)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._killed() from None
 
     def finish(self) -> str:
         """The name of the task that it has done; raises what the task raised."""
@@ -89,13 +92,17 @@ class _Worker:
         try:
             failure: BaseException | None = self.connection.recv()
         except (EOFError, ConnectionResetError):
-            raise UserError(
-                f"the process of '{self.task.name}' was killed (no memory?): the same command goes on; try --jobs 1"
-            ) from None
+            raise self._killed() from None
         name, self.task = self.task.name, None
         if failure:
             raise failure
         return name
+
+    def _killed(self) -> UserError:
+        assert self.task
+        return UserError(
+            f"the process of '{self.task.name}' was killed (no memory?): the same command goes on; try --jobs 1"
+        )
 
     def stop(self) -> None:
         """A training under way saves its state first."""
