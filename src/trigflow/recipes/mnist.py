@@ -21,6 +21,7 @@ def mnist_teacher() -> Recipe:
     Command: trigflow train mnist-teacher data.folder=FOLDER_OF_THE_IDX_FILES --out runs/mnist-teacher
     Cost: an hour on one core.
     Sampler: heun, 32 steps, guided (2 x 63 NFE).
+    Score: FD-mnist-classifier 0.020, reproduced by the shipped model (results/mnist.json).
     """
     return Recipe(
         name="mnist-teacher",
@@ -47,6 +48,7 @@ def mnist_scd() -> Recipe:
     Command: trigflow train mnist-scd data.folder=FOLDER teacher=runs/mnist-teacher --out runs/mnist-scd
     Cost: an hour on one core.
     Sampler: consistency, 1 or 2 NFE.
+    Score: FD-mnist-classifier 0.41 in one step, 0.097 in two, reproduced by the shipped model (results/mnist.json).
     """
     return Recipe(
         name="mnist-scd",
