@@ -1,8 +1,8 @@
 """Writes what the documentation takes from elsewhere: `make docs`. A test holds it up to date.
 
-docs/commands.md comes from the parser; the tables in README.md, between `<!-- NAME -->` and `<!-- end -->`, from
-results/; the cards of the shipped models, src/trigflow/pretrained/README.md, from their files and results/; the list of
-these, results/README.md, from the files themselves.
+docs/commands.md comes from the parser; the tables in README.md and benchmarks/README.md, between `<!-- NAME -->` and
+`<!-- end -->`, from results/; the cards of the shipped models, src/trigflow/pretrained/README.md, from their files and
+results/; the list of these, results/README.md, from the files themselves.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from trigflow.model import SHIPPED
 HERE = Path(__file__).parent
 COMMANDS = HERE / "commands.md"
 README = HERE.parent / "README.md"
+BENCHMARKS = HERE.parent / "benchmarks" / "README.md"
 RESULTS = HERE.parent / "results"
 CARDS = HERE.parent / "src" / "trigflow" / "pretrained" / "README.md"
 
@@ -137,6 +138,8 @@ TABLES: dict[str, Callable[[], str]] = {
 def with_tables(text: str) -> str:
     """The text with each table between its marks made anew."""
     for name, table in TABLES.items():
+        if f"<!-- {name} -->" not in text:
+            continue
         head, mark, rest = text.partition(f"<!-- {name} -->\n")
         text = head + mark + table() + "\n" + rest[rest.index("<!-- end -->") :]
     return text
@@ -229,4 +232,5 @@ if __name__ == "__main__":
     (RESULTS / "README.md").write_text(results())
     CARDS.write_text(cards())
     COMMANDS.write_text(commands())
-    README.write_text(with_tables(README.read_text()))
+    for page in (README, BENCHMARKS):
+        page.write_text(with_tables(page.read_text()))
