@@ -225,7 +225,8 @@ def _origin(name: str) -> list[str]:
         else "two cores"
     )
     command = about.get("command") or SOURCES[name]
-    return [f"`{name}`", f"`{command}`", str(about.get("seeds", "-")), place, machine.get("commit", "-")[:12]]
+    seeds = about.get("seeds") or about.get("settings", {}).get("seeds", "-")
+    return [f"`{name}`", f"`{command}`", str(seeds), place, machine.get("commit", "-")[:12]]
 
 
 if __name__ == "__main__":
