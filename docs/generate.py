@@ -16,7 +16,9 @@ from typing import Any
 
 import trigflow
 from trigflow import cli
+from trigflow.evaluation.figures import in_steps
 from trigflow.model import SHIPPED
+from trigflow.page import markdown_table
 
 HERE = Path(__file__).parent
 COMMANDS = HERE / "commands.md"
@@ -53,9 +55,7 @@ def _result(name: str) -> Any:
 
 
 def _markdown(head: str, rows: list[list[str]]) -> str:
-    columns = head.split(" | ")
-    align = "|" + "|".join([":--"] + ["--:"] * (len(columns) - 1)) + "|"
-    return "\n".join([f"| {head} |", align, *(f"| {' | '.join(row)} |" for row in rows)])
+    return markdown_table([head.split(" | "), *rows])
 
 
 def beside_teacher(name: str, title: str) -> str:
@@ -91,11 +91,6 @@ def _real_row(report: Any) -> list[str]:
         f"{real['fd']:.3f} ({real['fd_range'][0]:.3f} .. {real['fd_range'][1]:.3f})",
         *["-"] * 5,
     ]
-
-
-def in_steps(steps: int) -> str:
-    """ "1 step", "2 steps"."""
-    return f"{steps} step{'s' if steps > 1 else ''}"
 
 
 def mixture2d() -> str:

@@ -17,6 +17,7 @@ from trigflow import diagram, recipes
 from trigflow.config import first_difference
 from trigflow.errors import UserError
 from trigflow.evaluation.evaluate import evaluate
+from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.report import to_markdown, write_report
 from trigflow.files import make_folder, read_json, write_atomically, write_json
 from trigflow.model import Model, load
@@ -140,6 +141,6 @@ def _train(name: str, folder: Path, overrides: Sequence[str], device: str, progr
 
 def _samples(teacher: Model, student: Model, plan: Plan, seed: int, num: int = 50) -> dict[str, Tensor]:
     """The same noises and labels by the student in each number of steps, and by the teacher."""
-    samples = {f"student, {n} step{'s'[: n > 1]}": student.sample(num, n, seed=seed) for n in plan.steps}
+    samples = {f"student, {in_steps(n)}": student.sample(num, n, seed=seed) for n in plan.steps}
     nfe = teacher.count_nfe(teacher.plan())
     return samples | {f"teacher, {nfe} evaluations": teacher.sample(num, seed=seed)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
-from trigflow.recipes.constants import FOURIER, LINEAR_DECAY, STABLE
+from trigflow.recipes.constants import LINEAR_DECAY, SMALL_UNET, STABLE
 
 _DATA = Component("edm_zip", {"path": "data/cifar10-32x32.zip"})
 _UNLABELLED = Component("edm_zip", {"path": "data/cifar10-32x32.zip", "labels": False})
@@ -25,11 +25,6 @@ def _ddpmpp(dropout: float) -> Component:
         "dropout": dropout,
     }
     return Component("unet", options)
-
-
-# 0.09 GFLOP and 0.52 million parameters: MNIST's network.
-_SMALL_OPTIONS = {"patch": 2, "channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "emb_channels": 96}
-_SMALL = Component("unet", {**_SMALL_OPTIONS, "middle_attention": False, **FOURIER})
 
 
 def cifar10_teacher() -> Recipe:
@@ -103,7 +98,7 @@ def cifar10_small_teacher() -> Recipe:
     return Recipe(
         name="cifar10-small-teacher",
         data=_DATA,
-        network=_SMALL,
+        network=SMALL_UNET,
         objective=Component("diffusion", {"P_mean": -0.8, "P_std": 1.5}),
         train=TrainConfig(
             total_nimg=256 * 4_000,
@@ -130,7 +125,7 @@ def cifar10_small_scd() -> Recipe:
     return Recipe(
         name="cifar10-small-scd",
         data=_DATA,
-        network=_SMALL,
+        network=SMALL_UNET,
         objective=Component("scd", {**STABLE, "warmup": 256 * 1_000, "warmup_unit": "images"}),
         train=TrainConfig(
             total_nimg=256 * 4_000,

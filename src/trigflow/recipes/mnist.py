@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
-from trigflow.recipes.constants import FOURIER, LINEAR_DECAY, STABLE
+from trigflow.recipes.constants import LINEAR_DECAY, SMALL_UNET, STABLE
 
-# 0.07 GFLOP and 0.52 million parameters. At equal time convolutions leave MLPs and transformers far behind, and a
-# multiple of 16 channels is what bfloat16 wants (docs/LOG.md).
-_OPTIONS = {"patch": 2, "channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "emb_channels": 96}
-_NETWORK = Component("unet", {**_OPTIONS, "middle_attention": False, **FOURIER})
 _DATA = Component("mnist", {"folder": "data/mnist"})
 # The teacher's distance is smallest between 1.3 and 1.5 (docs/LOG.md).
 GUIDANCE_SCALE = 1.4
@@ -26,7 +22,7 @@ def mnist_teacher() -> Recipe:
     return Recipe(
         name="mnist-teacher",
         data=_DATA,
-        network=_NETWORK,
+        network=SMALL_UNET,
         objective=Component("diffusion", {"P_mean": -0.8, "P_std": 1.5}),
         train=TrainConfig(
             total_nimg=256 * 12_000,
@@ -53,7 +49,7 @@ def mnist_scd() -> Recipe:
     return Recipe(
         name="mnist-scd",
         data=_DATA,
-        network=_NETWORK,
+        network=SMALL_UNET,
         objective=Component(
             "scd",
             {**STABLE, "warmup": 256 * 1_400, "warmup_unit": "images", "guidance_scale": GUIDANCE_SCALE},
@@ -83,7 +79,7 @@ def mnist_sct() -> Recipe:
     return Recipe(
         name="mnist-sct",
         data=_DATA,
-        network=_NETWORK,
+        network=SMALL_UNET,
         objective=Component(
             "sct", {**STABLE, "warmup": 256 * 1_400, "warmup_unit": "images", "stable_target": True}
         ),

@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trigflow.evaluation.figures import in_steps
 from trigflow.studies.folder import Cell
 from trigflow.studies.outcome import (
     COLOURS,
@@ -137,7 +138,7 @@ def _score_plot(scores: Mapping[str, Mapping[int, list[float]]], name: str) -> P
             axes.plot(finite, [place + shift] * len(finite), "o", color=colour, ms=3, alpha=0.6)
             if len(finite) == len(groups[n]):
                 axes.plot([statistics.median(finite)], [place + shift], "|", color=colour, ms=12, mew=2)
-        axes.plot([], [], "o", color=colour, label=f"{n} step{'s'[: n > 1]}")
+        axes.plot([], [], "o", color=colour, label=in_steps(n))
     axes.set_yticks(range(len(scores)), list(scores))
     axes.invert_yaxis()
     plain_numbers(axes.xaxis)

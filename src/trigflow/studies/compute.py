@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from trigflow.config import build
 from trigflow.errors import UserError
+from trigflow.evaluation.figures import in_steps
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.recipe import Recipe
 from trigflow.studies.outcome import (
@@ -195,7 +196,7 @@ def _plot(
 ) -> Plot:
     figure, axes = new_plot("share of the teacher's training compute", name)
     for steps, colour in ((1, COLOURS[1]), (2, COLOURS[2])):
-        add_line(axes, shares, scores[steps], f"student, {steps} step{'s'[: steps > 1]}", colour)
+        add_line(axes, shares, scores[steps], f"student, {in_steps(steps)}", colour)
     add_line(axes, [1.0], [best], "teacher", COLOURS[0])
     plain_ticks(axes, shares)
     add_legend(figure)

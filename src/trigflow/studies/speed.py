@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trigflow.errors import UserError
+from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import TIMING_BATCH, TIMING_REPEATS, Contender, seconds_per_sample
 from trigflow.machine import describe_machine
 from trigflow.model import Model
@@ -56,7 +57,7 @@ class Speed(Setting):
     def measure(self, bench: Bench) -> Outcome:
         ready = scored(self, bench)
         scale = self._scale(ready.teacher)
-        ways = {f"student, {n} step{'s'[: n > 1]}": ready.of_student(n) for n in self.steps}
+        ways = {f"student, {in_steps(n)}": ready.of_student(n) for n in self.steps}
         ways["teacher, unguided"] = ready.of_teacher("heun", HEUN_STEPS)
         if scale is not None:
             ways[f"teacher, guidance {scale:g}"] = ready.of_teacher("heun", HEUN_STEPS, scale)

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from trigflow.evaluation.figures import in_steps
 from trigflow.studies.folder import Cell
 from trigflow.studies.outcome import (
     COLOURS,
@@ -47,8 +48,7 @@ class Steps(Setting):
             ready.teacher.card.sampling.guidance_scale if self.guidance_scale is None else self.guidance_scale
         )
         students = {
-            f"student, {n} step{'s'[: n > 1]}": ready.score(f"student-{n}", ready.of_student(n))
-            for n in self.steps
+            f"student, {in_steps(n)}": ready.score(f"student-{n}", ready.of_student(n)) for n in self.steps
         }
         teachers: dict[str, Cell] = {}
         for nfe in TEACHER_NFE:
