@@ -22,6 +22,7 @@ CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "mlp-image": ("mlp", (2, 4, 4), MLP),
     "unet-1d": ("unet", (2, 8), UNET),
     "unet-2d": ("unet", (2, 4, 8), UNET | {"attention_levels": (0, 1)}),
+    "unet-gain": ("unet", (2, 4, 8), UNET | {"patch": 2, "input_gain": True}),
     "unet-patches": ("unet", (2, 4, 8), UNET | {"patch": 2}),
     "unet-3d": ("unet", (1, 4, 4, 2), UNET | {"middle_attention": False}),
     "dit-1d": ("dit", (2, 8), DIT),

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from trigflow import flow
@@ -127,6 +128,14 @@ def test_warmup_counts_images_or_steps() -> None:
     assert SCM(velocity="data", warmup=100, warmup_unit="steps").tangent_warmup(200, 8) == 0.25
     assert SCM(velocity="data", warmup=100).tangent_warmup(10**9, 8) == 1.0
     assert SCM(velocity="data", warmup=0).tangent_warmup(0, 8) == 1.0
+
+
+def test_warmup_stops_where_it_is_told() -> None:
+    scd = SCM(velocity="teacher", warmup=100, warmup_unit="images", warmup_max=0.7)
+    assert [scd.tangent_warmup(nimg, 8) for nimg in (0, 50, 70, 100, 10**9)] == [0, 0.5, 0.7, 0.7, 0.7]
+    assert SCM(velocity="teacher", warmup=0, warmup_max=0.7).tangent_warmup(0, 8) == 0.7
+    with pytest.raises(ValidationError, match="warmup_max"):
+        SCM(velocity="teacher", warmup_max=0)
 
 
 @pytest.mark.parametrize("normalization", ["rms", "l2"])

@@ -2,7 +2,8 @@
 
 A deviation e of the weights of a linear network, dF = Phi e, moves f by u = -sigma_data sin(t) Phi e. The expected step
 of the loss changes |e|^2/2 by -(rate/sigma_data) e^T A e, with A_ij = integral w(t) E[u_i du_j/dt] dt and
-w = p(t) lambda(t) cot(t).
+w = p(t) lambda(t) cot(t). Where the warm-up stops at r < 1 it is r A + (1 - r) B, with
+B_ij = integral w cot(t) E[u_i u_j] dt.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trigflow import recipes
+from trigflow.objectives.scm import consistency_tangent
 from trigflow.oracles import Gaussian
 
 SIGMA_DATA = 0.5
@@ -28,8 +30,8 @@ def features(x: Tensor, t: Tensor) -> Tensor:
     return torch.stack([shape * wave for shape in shapes for wave in waves], dim=1)
 
 
-def smallest_eigenvalue(log_weight_of_tau: Tensor, tau: Tensor) -> float:
-    """Of A's symmetric part, over its largest.
+def smallest_eigenvalue(log_weight_of_tau: Tensor, tau: Tensor, r: float = 1.0) -> float:
+    """Of the symmetric part of r A + (1 - r) B, over its largest.
 
     The weight is log(p_tau lambda) on an even grid of tau = log(sigma_data tan t).
     """
@@ -47,7 +49,8 @@ def smallest_eigenvalue(log_weight_of_tau: Tensor, tau: Tensor) -> float:
     value, along_path = torch.func.jvp(u, (x, t), (v, torch.ones_like(t)))
     weight = (log_weight_of_tau - log_weight_of_tau.max()).exp() / clock.tan()
     weight = (weight[:, None] * share).reshape(-1, 1)
-    matrix = (weight * value).T @ along_path
+    pull = r * along_path + (1 - r) * value / t.tan()[:, None]
+    matrix = (weight * value).T @ pull
     scale = matrix.diagonal().abs().clamp(min=1e-12).rsqrt()
     symmetric = scale[:, None] * (matrix + matrix.T) / 2 * scale
     values = torch.linalg.eigvalsh(symmetric)
@@ -62,9 +65,9 @@ def proposal(P_mean: float, P_std: float) -> Tensor:
     return -((TAU - P_mean) ** 2) / (2 * P_std**2)
 
 
-def falls(log_weight_of_tau: Tensor) -> bool:
-    """Whether w(t) does: w dt = p_tau lambda cot(t) dtau and dtau = dt / (sin t cos t)."""
-    log_w = log_weight_of_tau - 2 * torch.log(torch.sin(torch.atan(TAU.exp() / SIGMA_DATA)))
+def falls(log_weight_of_tau: Tensor, r: float = 1.0) -> bool:
+    """Whether w sin(t)^(-2 (1 - r) / r) does: w dt = p_tau lambda cot(t) dtau and dtau = dt / (sin t cos t)."""
+    log_w = log_weight_of_tau - 2 / r * torch.log(torch.sin(torch.atan(TAU.exp() / SIGMA_DATA)))
     return bool((log_w.diff() <= 1e-12).all())
 
 
@@ -88,6 +91,39 @@ def test_a_weight_lifted_towards_noise_does_not(lift: Tensor) -> None:
     weight = proposal(-0.8, 1.8) + lift
     assert not falls(weight)
     assert smallest_eigenvalue(weight, TAU) < -1e-3
+
+
+def test_a_partial_warmup_contracts_where_a_full_one_does_not() -> None:
+    """A narrow proposal has few of the small times: its weight rises from them on."""
+    weight = proposal(-0.8, 0.9)
+    assert not falls(weight) and falls(weight, r=0.2)
+    assert smallest_eigenvalue(weight, TAU) < -1e-4
+    assert smallest_eigenvalue(weight, TAU, r=0.2) > -1e-9
+
+
+@pytest.mark.parametrize("r", [0.25, 0.75, 0.9])
+def test_a_partial_warmup_averages_the_denoiser_over_the_path(r: float) -> None:
+    """Where g = 0, f(x_t, t) is the mean of D(x_s, s) for u = (sin s / sin t)^((1 - r) / r) uniform in (0, 1)."""
+    nodes, shares = np.polynomial.legendre.leggauss(400)
+    u, share = torch.tensor(nodes + 1) / 2, torch.tensor(shares) / 2
+
+    def std(t: Tensor) -> Tensor:
+        return (t.cos().square() * 0.3**2 + t.sin().square() * SIGMA_DATA**2).sqrt()
+
+    def F(x: Tensor, t: Tensor) -> Tensor:
+        s = torch.asin(t.sin()[:, None] * u ** (r / (1 - r)))
+        x_s = x * std(s) / std(t)[:, None]
+        D = s.cos() * x_s - s.sin() * ORACLE.velocity(x_s.reshape(-1, 1), s.reshape(-1)).reshape(s.shape)
+        return (t.cos()[:, None] * x - (D @ share)[:, None]) / (t.sin()[:, None] * SIGMA_DATA)
+
+    t = torch.linspace(0.1, 1.5, 8, dtype=torch.float64)
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+    v = ORACLE.velocity(x, t)
+    value, dF_dt = torch.func.jvp(F, (x, t), (v, torch.ones_like(t)))
+    scale = (t.cos() * t.sin())[:, None]
+    g = consistency_tangent(x, t, value, scale * dF_dt, v, SIGMA_DATA, r)
+    whole = consistency_tangent(x, t, value, scale * dF_dt, v, SIGMA_DATA)
+    assert g.abs().max() < 1e-4 * whole.abs().max()
 
 
 @pytest.mark.parametrize("name", ["digits-scd", "digits-sct", "mixture2d-scd", "mixture2d-sct"])

@@ -16,6 +16,7 @@ from torch import Tensor
 from trigflow import recipes
 from trigflow.assembly import assemble
 from trigflow.checkpoint import load_model, read_state
+from trigflow.config import Component
 from trigflow.data import exact_teacher
 from trigflow.errors import UserError
 from trigflow.objectives import Batch, Diffusion, LossOutput
@@ -238,6 +239,22 @@ def test_every_objective_trains_on_every_kind_of_data(tmp_path: Path) -> None:
         recipe = recipes.get(name, [data, *net, *small, f"{source}={teacher}", "train.synthetic=0"])
         folder = train(recipe, tmp_path / name, device="cpu", progress=False)
         assert load_model(folder)[1].num_classes == 3
+
+
+def test_a_student_with_an_addition_starts_as_its_teacher(tmp_path: Path) -> None:
+    """And a part that is no addition must be in the initial weights."""
+    options = {"channels": 8, "channel_mult": [1], "num_blocks": 1}
+    small = ["train.total_nimg=64", "train.batch=32", "train.tensorboard=false", "sampling.grid_nimg=0"]
+    teacher = replace(recipes.get("digits-teacher", small), network=Component("unet", options))
+    folder = trained(teacher, tmp_path)
+    student = recipes.get("digits-scd", [f"teacher={folder}", "train.synthetic=0"])
+    student = replace(student, network=Component("unet", {**options, "input_gain": True}))
+    net = assemble(student, CPU).nets["net"]
+    x, t = torch.randn(4, 1, 8, 8), torch.linspace(0.1, 1.5, 4)
+    assert torch.equal(net(x, t), load_model(folder)[0](x, t))
+    deeper = replace(student, network=Component("unet", {**options, "num_blocks": 2}))
+    with pytest.raises(UserError, match="it has no tensor"):
+        assemble(deeper, CPU)
 
 
 def test_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

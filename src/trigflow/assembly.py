@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from trigflow.checkpoint import ModelCard, load_model, load_tensors, new_precond
 from trigflow.codecs import codec_from_json, codec_to_json
@@ -241,5 +242,12 @@ def _new_network(recipe: Recipe, card: ModelCard, source: Source | None) -> Trig
         net = new_precond(card)
     if source and source.card:
         # The adaptive weight is not taken over: it belongs to the other objective's scale.
-        load_tensors(net.network, source.precond.network.state_dict(), f"the model '{source.name}'")
+        tensors = _additions(net.network) | source.precond.network.state_dict()
+        load_tensors(net.network, tensors, f"the model '{source.name}'")
     return net
+
+
+def _additions(network: nn.Module) -> dict[str, Tensor]:
+    """The fresh tensors of parts that the initial weights need not have (`UNet.additions`)."""
+    parts = getattr(network, "additions", ())
+    return {name: tensor for name, tensor in network.state_dict().items() if name.partition(".")[0] in parts}

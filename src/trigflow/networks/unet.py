@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..devices import without_autocast
 from ..errors import UserError
 from .attention import SelfAttention
 from .layers import (
@@ -74,6 +75,24 @@ class Stage(nn.Module):
         return y
 
 
+class InputGain(nn.Module):
+    """a(emb) x: a way around the network, with one gain for each channel of the data, zero at first.
+
+    Where data has little variance of its own, as on a black background, F = (cos(t) x_t - x_0) / (sin(t) sigma_data) is
+    noise that only needs a factor of about cot(t). Carried through norms and few channels it comes out with a grain;
+    carried around them it leaves the network only the clean picture to draw, as networks do that predict x_0.
+    """
+
+    def __init__(self, emb_channels: int, channels: int) -> None:
+        super().__init__()
+        self.gain = zero_init(nn.Linear(emb_channels, channels))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        with without_autocast(x.device):  # a rounded gain would be a rounded picture
+            gain: Tensor = self.gain(emb)
+            return x * gain.reshape(*gain.shape, *(1,) * (x.ndim - 2))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What all blocks of one U-Net have in common."""
@@ -111,10 +130,14 @@ class UNet(nn.Module):
         fourier_scale: standard deviation of the frequencies of "fourier" (EDM's is 16).
         normalization: "double" (sCM) or "adagn".
         qk_norm: see `attention.SelfAttention`.
+        input_gain: add a(t, labels) x to the output, see `InputGain`.
 
     Raises:
         UserError: an option out of range, or sizes that do not halve evenly.
     """
+
+    # Parts that change nothing while they are fresh: a student may have them and start from a teacher without.
+    additions = ("input_gain",)
 
     def __init__(
         self,
@@ -134,6 +157,7 @@ class UNet(nn.Module):
         fourier_scale: float = 16.0,
         normalization: str = "double",
         qk_norm: bool = True,
+        input_gain: bool = False,
     ) -> None:
         super().__init__()
         self.dims = spatial_dims("unet", data_shape)
@@ -159,6 +183,7 @@ class UNet(nn.Module):
         self.middle = Stage(widths[-1], widths[-1], plan, middle_attention)
         self.up = _way_up(skips, widths, num_blocks, attends, plan)
         self.conv_out = zero_init(CONVS[self.dims](widths[0], values, 3, padding=1))
+        self.input_gain = InputGain(emb_channels, data_shape[0]) if input_gain else None
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """F at x_t / sigma_data.
@@ -172,6 +197,7 @@ class UNet(nn.Module):
             (B, C, *size).
         """
         emb = self.embedding(t, labels)
+        around = None if self.input_gain is None else self.input_gain(x, emb)
         x = space_to_depth(x, self.patch)
         x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[self.dims]))
         skips = [x]
@@ -188,8 +214,8 @@ class UNet(nn.Module):
                 x = F.interpolate(x, scale_factor=2.0)
             for stage in stages:
                 x = stage(torch.cat([x, skips.pop()], dim=1), emb)
-        output: Tensor = self.conv_out(F.silu(pixel_norm(x)))
-        return depth_to_space(output, self.patch)
+        output: Tensor = depth_to_space(self.conv_out(F.silu(pixel_norm(x))), self.patch)
+        return output if around is None else output + around
 
 
 def _way_down(
