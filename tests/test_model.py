@@ -16,7 +16,7 @@ from trigflow import recipes
 from trigflow.checkpoint import new_precond, save_model
 from trigflow.codecs import IdentityCodec
 from trigflow.config import Component, validate
-from trigflow.errors import UserError
+from trigflow.errors import Diverged, UserError
 from trigflow.metrics import label_agreement, load_features
 from trigflow.model import SHIPPED, Model, load, model_folder
 from trigflow.recipe import Recipe
@@ -135,6 +135,15 @@ def test_a_saved_model_draws_the_same(tmp_path: Path, device: torch.device) -> N
     assert loaded.name == str(tmp_path / "run")
     assert torch.allclose(loaded.sample(4), saved.sample(4), atol=1e-5)
     assert not loaded.sample(1).requires_grad
+
+
+def test_samples_that_are_not_finite_are_no_pictures() -> None:
+    model = load("digits", "cpu")
+    with torch.no_grad():
+        for parameter in model.precond.network.parameters():
+            parameter.fill_(1e38)
+    with pytest.raises(Diverged, match="samples of the model 'digits.*' are not finite"):
+        model.sample(2)
 
 
 def test_unknown_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

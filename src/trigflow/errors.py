@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 class Diverged(UserError):
-    """A training whose loss or gradient is no longer finite."""
+    """A training whose loss or gradient is no longer finite, or a model whose samples are not."""
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

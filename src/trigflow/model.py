@@ -14,7 +14,7 @@ from torch import Tensor
 from trigflow.checkpoint import ModelCard, load_model
 from trigflow.codecs import Codec, codec_from_json
 from trigflow.devices import resolve_device
-from trigflow.errors import UserError, did_you_mean
+from trigflow.errors import Diverged, UserError, did_you_mean
 from trigflow.guidance import guided
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
@@ -118,6 +118,7 @@ class Model:
 
         Raises:
             UserError: a number out of range, an unknown sampler, labels that the model does not know.
+            Diverged: samples that are not finite.
         """
         plan = self.plan(steps, guidance_scale, sampler)
         return torch.cat(list(self.sample_batches(n, plan, labels, seed, batch)))
@@ -157,6 +158,8 @@ class Model:
         for first in range(0, n, batch):
             index = torch.arange(first, min(first + batch, n))
             x_0 = self._x_0(plan, SampleRandom(seed, index), None if chosen is None else chosen[index])
+            if not x_0.isfinite().all():  # as uint8 they would be black pictures
+                raise Diverged(f"samples of the model '{self.name}' are not finite: its training diverged")
             yield self.codec.decode(x_0).cpu()
 
     def labels(self, n: int, labels: Labels = None) -> Tensor | None:
