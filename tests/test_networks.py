@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from trigflow.dual import MODES, value_and_tangent
 from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
 from trigflow.networks.layers import Dropout, depth_to_space, seed_dropout, space_to_depth
@@ -17,6 +18,13 @@ from trigflow.randomness import SampleRandom
 UNET: dict[str, Any] = {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1}
 DIT: dict[str, Any] = {"patch": 2, "width": 16, "depth": 2, "heads": 2}
 MLP: dict[str, Any] = {"width": 16, "depth": 2}
+EDM2: dict[str, Any] = {
+    "channels": 8,
+    "channel_mult": (1, 2),
+    "num_blocks": 1,
+    "attention_levels": (1,),
+    "head_channels": 8,
+}
 CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "mlp-vector": ("mlp", (5,), MLP),
     "mlp-image": ("mlp", (2, 4, 4), MLP),
@@ -28,11 +36,19 @@ CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "dit-1d": ("dit", (2, 8), DIT),
     "dit-2d": ("dit", (2, 4, 8), DIT),
     "dit-3d": ("dit", (1, 4, 4, 2), DIT),
+    "edm2-1d": ("edm2", (2, 8), EDM2),
+    "edm2-2d": ("edm2", (2, 4, 8), EDM2),
+    "edm2-3d": ("edm2", (1, 4, 4, 2), EDM2),
+    "edm2-published": (
+        "edm2",
+        (2, 4, 8),
+        EDM2 | {"normalization": "edm2", "time_embedding": "fourier", "fourier_scale": 0.5},
+    ),
 }
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"normalization": "adagn"},
-    {"time_embedding": "fourier", "fourier_scale": 0.5},
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((case, {}) for case in CASES),
+    *((case, {"normalization": "adagn"}) for case in CASES if CASES[case][0] != "edm2"),
+    *((case, {"time_embedding": "fourier", "fourier_scale": 0.5}) for case in CASES),
 ]
 B = 3
 
@@ -40,7 +56,7 @@ B = 3
 def build(case: str, num_classes: int = 0, randomized: bool = True, **options: Any) -> nn.Module:
     name, shape, sizes = CASES[case]
     torch.manual_seed(0)
-    net = NETWORKS[name](shape, num_classes, **sizes, **options).double()
+    net = NETWORKS[name](shape, num_classes, **(sizes | options)).double()
     if randomized:
         for parameter in net.parameters():
             nn.init.normal_(parameter, std=0.2)
@@ -57,8 +73,7 @@ def test_every_network_of_the_table_is_tested() -> None:
     assert {name for name, _, _ in CASES.values()} == set(NETWORKS)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "variant"), VARIANTS, ids=str)
 def test_the_output_has_the_shape_of_the_input_and_starts_at_zero(case: str, variant: dict[str, Any]) -> None:
     x, t = inputs(case)
     output = build(case, randomized=False, **variant)(x, t)
@@ -66,8 +81,7 @@ def test_the_output_has_the_shape_of_the_input_and_starts_at_zero(case: str, var
     assert torch.equal(output, torch.zeros_like(x))
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "variant"), VARIANTS, ids=str)
 def test_the_forward_derivative_is_that_of_finite_differences(case: str, variant: dict[str, Any]) -> None:
     """Fails for anything without a forward derivative: BatchNorm, in-place writes, detached times."""
     net, (x, t) = build(case, **variant), inputs(case)
@@ -138,8 +152,21 @@ def test_dropout_keeps_the_mean_and_the_share() -> None:
     y = dropout(torch.ones(64, 500))
     assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert y.mean().item() == pytest.approx(1, abs=0.02)
-    dropout = Dropout(0.25)  # not seeded: torch's own masks
+    dropout = Dropout(0.25)  # not seeded: from torch's own generator
     assert not torch.equal(dropout(torch.ones(64, 500)), dropout(torch.ones(64, 500)))
+
+
+@pytest.mark.parametrize("name", ["unet", "edm2"])
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_draws_the_mask_of_a_plain_pass(name: str, mode: str) -> None:
+    """Also where images lie in memory with their channels last."""
+    net, x = build(f"{name}-2d", dropout=0.5), torch.randn(B, 2, 4, 8, dtype=torch.float64)
+    _, t = inputs(f"{name}-2d")
+    directions = (torch.randn_like(x), torch.ones_like(t))
+    torch.manual_seed(1)
+    plain = net(x, t)
+    torch.manual_seed(1)
+    torch.testing.assert_close(value_and_tangent(net, (x, t), directions, mode=mode).value, plain)
 
 
 def test_the_positional_embedding_moves_slowly() -> None:
@@ -158,6 +185,7 @@ def test_the_positional_embedding_moves_slowly() -> None:
     [
         ("mlp", {"width": 128, "depth": 3}, 273_280),
         ("unet", {"channels": 24}, 483_601),
+        ("edm2", EDM2, 47_481),
         ("dit", {"patch": 2, "width": 96, "depth": 3, "heads": 3}, 486_820),
     ],
 )
@@ -172,6 +200,20 @@ def test_parameter_counts_are_frozen(name: str, options: dict[str, Any], expecte
         ("unet", (1, 6, 6), {"channel_mult": (1, 2, 2)}, "divisible by 4"),
         ("unet", (1, 8, 8), {"channels": 0}, "channels must be an integer"),
         ("unet", (1, 8, 8), {"attention_levels": (5,)}, "attention_levels"),
+        ("edm2", (1, 12, 12), {}, "'edm2' with 4 levels .* divisible by 8"),
+        ("edm2", (1, 8, 8), {"channel_mult": (1, 2)}, "attention_levels: there is no level 2"),
+        ("edm2", (1, 8, 8), {"normalization": "adagn"}, "choose one of: double, edm2"),
+        ("edm2", (1, 8, 8), {"channels": 7}, "even"),
+        (
+            "edm2",
+            (1, 8, 8),
+            {"channels": 10, "channel_mult": (1,), "attention_levels": (0,), "head_channels": 3},
+            "attention heads",
+        ),
+        ("edm2", (1, 8, 8), {"res_balance": 1.5}, "res_balance must lie between 0 and 1"),
+        ("edm2", (1, 8, 8), {"clip_act": 0.0}, "clip_act"),
+        ("edm2", (1, 8, 8), {"dropout_resolution": 0}, "dropout_resolution"),
+        ("edm2", (8,), {}, "takes data of shape"),
         ("unet", (1, 8, 8), {"normalization": "doubl"}, "did you mean 'double'"),
         ("unet", (5,), {}, "takes data of shape"),
         ("unet", (1, 8, 8), {"channels": 7}, "even"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -78,6 +79,15 @@ class TrigFlowPrecond(nn.Module):
     def num_classes(self) -> int:
         """Number of classes of the network; 0 where it takes no labels."""
         return int(getattr(self.network, "num_classes", 0))
+
+    def normalize_weights(self) -> None:
+        """To be done after each step of the optimiser: the network's own `normalize_weights`, where it has one (EDM2).
+
+        Not done in forward, which must not write: a training step runs it several times, with derivatives through it.
+        """
+        normalize: Callable[[], None] | None = getattr(self.network, "normalize_weights", None)
+        if normalize is not None:
+            normalize()
 
     def noise_conditioning(self, t: Tensor) -> Tensor:
         """c_noise(t), shape (B,)."""

@@ -94,9 +94,16 @@ class Trained:
     update_period: int
     ema: EMA
 
+    def step(self, nimg: int) -> None:
+        """One update of the weights, at the learning rate of the step that starts at nimg images."""
+        set_learning_rate(self.optimizer, self.rate(nimg))
+        self.optimizer.step()
+        self.net.normalize_weights()
+
 
 def _new_trained(net: TrigFlowPrecond, recipe: Recipe, config: OptimizerConfig) -> Trained:
     net.train()
+    net.normalize_weights()  # another model's average is shorter than the weights it averages
     parameters: list[Tensor] = [parameter for parameter in net.parameters() if parameter.requires_grad]
     return Trained(
         net,
@@ -210,8 +217,7 @@ class Run:
                 self._stop_at_nan(name, [part.logs for part in parts])
             norms["grad_norm" if trained is self.main else f"grad_norm_{name}"] = norm
         for trained in due.values():
-            set_learning_rate(trained.optimizer, trained.rate(self.nimg))
-            trained.optimizer.step()
+            trained.step(self.nimg)
         self.nimg += batch
         for trained in self.trained.values():  # also those that stood still: the average is one over time
             trained.ema.update(trained.net, self.nimg, batch)

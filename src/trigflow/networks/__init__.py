@@ -3,10 +3,11 @@
 from torch import nn
 
 from .dit import DiT
+from .edm2 import EDM2
 from .mlp import MLP
 from .unet import UNet
 
-NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "mlp": MLP, "unet": UNet}
+NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "edm2": EDM2, "mlp": MLP, "unet": UNet}
 """Names that a recipe may use; a network of your own is named "package.module:Class"."""
 
-__all__ = ["MLP", "NETWORKS", "DiT", "UNet"]
+__all__ = ["EDM2", "MLP", "NETWORKS", "DiT", "UNet"]

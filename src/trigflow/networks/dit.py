@@ -22,6 +22,14 @@ from .layers import (
     zero_init,
 )
 
+DIT_SIZES: dict[str, dict[str, int]] = {
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
+"""Options of the published sizes (arXiv 2212.09748, table 1); docs/networks.md has the counts."""
+
 
 class Block(nn.Module):
     """x -> x + attention(norm(x, emb)) -> x + mlp(norm(x, emb)) on tokens (B, N, C); both branches start at zero."""

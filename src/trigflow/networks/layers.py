@@ -55,6 +55,13 @@ def positive(**numbers: int) -> None:
             raise UserError(f"{name} must be an integer of at least 1, not {number!r}")
 
 
+def share(**numbers: float) -> None:
+    """Raise a UserError unless each of the named numbers lies in [0, 1]."""
+    for name, number in numbers.items():
+        if not 0 <= number <= 1:
+            raise UserError(f"{name} must lie between 0 and 1, not {number}")
+
+
 def spatial_dims(network: str, data_shape: tuple[int, ...]) -> int:
     """The number of spatial dimensions of (C, *size): 1, 2 or 3; else a UserError."""
     dims = len(data_shape) - 1
@@ -64,6 +71,28 @@ def spatial_dims(network: str, data_shape: tuple[int, ...]) -> int:
         )
     positive(**{f"data_shape[{axis}]": size for axis, size in enumerate(data_shape)})
     return dims
+
+
+def halving_levels(
+    network: str,
+    data_shape: tuple[int, ...],
+    levels: int,
+    attention_levels: Iterable[int],
+    patch: int | None = None,
+) -> None:
+    """Raise a UserError unless the sizes halve evenly from level to level, and attention stands where there is one."""
+    factor = (patch or 1) * 2 ** max(levels - 1, 0)
+    if levels < 1 or any(size % factor for size in data_shape[1:]):
+        of_patch, or_patch = ("", "") if patch is None else (f" of patch {patch}", " or patch")
+        raise UserError(
+            f"network '{network}'{of_patch} with {levels} levels in channel_mult needs at least one and sizes "
+            f"divisible by {factor}, not {tuple(data_shape[1:])}; change the length of channel_mult{or_patch}"
+        )
+    for level in attention_levels:
+        if level not in range(levels):
+            raise UserError(
+                f"attention_levels: there is no level {level}; this {network} has levels 0 to {levels - 1}"
+            )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -199,6 +228,16 @@ TIME_EMBEDDINGS: dict[str, type[PositionalEmbedding] | type[FourierEmbedding]] =
 }
 
 
+def time_features(
+    time_embedding: str, channels: int, fourier_scale: float
+) -> PositionalEmbedding | FourierEmbedding:
+    """The sinusoids of the time by name, (B,) -> (B, channels); a UserError for an unknown name or an odd number."""
+    one_of("time_embedding", time_embedding, TIME_EMBEDDINGS)
+    if channels % 2:
+        raise UserError(f"the time embedding needs an even number of channels, not {channels}")
+    return TIME_EMBEDDINGS[time_embedding](channels, fourier_scale)
+
+
 class Embedding(nn.Module):
     """Time (B,) and labels (B,) to one embedding (B, E), silu included.
 
@@ -214,11 +253,8 @@ class Embedding(nn.Module):
         self, channels: int, emb_channels: int, num_classes: int, time_embedding: str, fourier_scale: float
     ) -> None:
         super().__init__()
-        one_of("time_embedding", time_embedding, TIME_EMBEDDINGS)
-        if channels % 2:
-            raise UserError(f"the time embedding needs an even number of channels, not {channels}")
         self.num_classes = num_classes
-        self.time = TIME_EMBEDDINGS[time_embedding](channels, fourier_scale)
+        self.time = time_features(time_embedding, channels, fourier_scale)
         self.first = unit_init(nn.Linear(channels, emb_channels))
         self.second = unit_init(nn.Linear(emb_channels, emb_channels))
         self.label = nn.Embedding(num_classes + 1, emb_channels) if num_classes else None
@@ -230,7 +266,7 @@ class Embedding(nn.Module):
             waves = self.time(t).to(self.first.weight.dtype)
             emb = self.second(F.silu(self.first(waves)))
             if self.label is None:
-                _no_labels(labels)
+                no_labels(labels)
                 return F.silu(emb)
             return F.silu(emb + self.label(self._or_null(labels, t)))
 
@@ -240,7 +276,8 @@ class Embedding(nn.Module):
         return torch.full((t.shape[0],), self.num_classes, dtype=torch.int64, device=self.first.weight.device)
 
 
-def _no_labels(labels: Tensor | None) -> None:
+def no_labels(labels: Tensor | None) -> None:
+    """Raise a UserError where labels were given, for networks without classes."""
     if labels is not None:
         raise UserError("labels were given to a network without classes (num_classes=0); leave them out")
 
@@ -256,7 +293,7 @@ class Dropout(nn.Module):
         p: probability that an element is dropped, in [0, 1).
 
     Attributes:
-        keys: None: the mask is drawn as torch's dropout draws it. (B,) int64: the mask of image b depends on keys[b]
+        keys: None: the mask is drawn from torch's own generator. (B,) int64: the mask of image b depends on keys[b]
             only, so it is the same in every pass, at every place in the batch and on every device.
     """
 
@@ -272,10 +309,13 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        if self.keys is None:
-            return F.dropout(x, self.p)
-        kept = hash_uniform(self.keys, tuple(x.shape[1:])).to(x.device) >= self.p
-        return x * (kept.to(x.dtype) / (1 - self.p))
+        return x * ((self._uniform(x).to(x.device) >= self.p).to(x.dtype) / (1 - self.p))
+
+    def _uniform(self, x: Tensor) -> Tensor:
+        if self.keys is not None:
+            return hash_uniform(self.keys, tuple(x.shape[1:]))
+        # F.dropout draws in the order of memory, which in torch.func.jvp is another one for channels last.
+        return torch.rand(x.shape, device=x.device)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..devices import without_autocast
-from ..errors import UserError
 from .attention import SelfAttention
 from .layers import (
     AVG_POOLS,
@@ -21,6 +20,7 @@ from .layers import (
     Embedding,
     ModulatedNorm,
     depth_to_space,
+    halving_levels,
     pixel_norm,
     positive,
     space_to_depth,
@@ -170,7 +170,7 @@ class UNet(nn.Module):
             emb_channels=emb_channels,
         )
         positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
-        _check_levels(data_shape, patch, len(channel_mult), attention_levels)
+        halving_levels("unet", data_shape, len(channel_mult), attention_levels, patch)
         self.patch = patch
         values = data_shape[0] * patch**self.dims
         self.num_classes = num_classes
@@ -246,20 +246,3 @@ def _way_up(
             width = c_out
         levels.append(stages)
     return levels
-
-
-def _check_levels(
-    data_shape: tuple[int, ...], patch: int, levels: int, attention_levels: Sequence[int]
-) -> None:
-    """Sizes halve evenly, and attention stands only where there is a level."""
-    factor = patch * 2 ** max(levels - 1, 0)
-    if levels < 1 or any(size % factor for size in data_shape[1:]):
-        raise UserError(
-            f"a unet of patch {patch} with {levels} levels in channel_mult needs at least one and sizes divisible by "
-            f"{factor}, not {tuple(data_shape[1:])}; change patch or the length of channel_mult"
-        )
-    for level in attention_levels:
-        if level not in range(levels):
-            raise UserError(
-                f"attention_levels: there is no level {level}; this unet has levels 0 to {levels - 1}"
-            )

@@ -1,0 +1,182 @@
+"""The network of EDM2 ("config G", arXiv 2312.02696), as published and with sCM's change (arXiv 2410.11081)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .edm2_blocks import NORMALIZATIONS, Block, Plan
+from .layers import MEMORY_FORMATS, halving_levels, one_of, positive, share, spatial_dims
+from .magnitude import MPConv, MPEmbedding, mp_cat, normalize_weights
+
+EDM2_SIZES = {"S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
+"""Option `channels` of the published sizes; all other options are the defaults (docs/networks.md has the counts)."""
+
+
+class EDM2(nn.Module):
+    """F(x, t, labels): a U-Net all of whose layers keep the magnitude of what passes through them.
+
+    Each level has `num_blocks` blocks on the way down and one more on the way up, each of these fed also with the
+    matching activation of the way down. Between levels a block of its own halves or doubles the size, and two blocks
+    stand in the middle. There are no biases: a channel of ones beside the data takes their place. The output's gain
+    starts at zero, so F starts as 0.
+
+    A loop that trains it calls `normalize_weights` after each step of the optimiser, as `trigflow.train` does.
+
+    Args:
+        data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by 2^(levels - 1).
+        num_classes: number of labels, 0 for none; label `num_classes` is the null label.
+        channels: channels of the first level, an even number (EDM2_SIZES).
+        channel_mult: channels of each level as multiples of `channels`; its length is the number of levels.
+        num_blocks: blocks in each level.
+        attention_levels: levels (0 = full size) with self-attention; those of 16 and 8 pixels where there are 64.
+        head_channels: channels of an attention head (there is always at least one head).
+        dropout: probability, in [0, 1).
+        dropout_resolution: the largest size of a level with dropout (sCM: 16); None: all levels have it.
+        label_balance: share of the label in its sum with the time.
+        concat_balance: share of the activation of the way down where it joins the way up.
+        res_balance, attn_balance: share of a residual branch, of attention.
+        clip_act: activations are clipped to this after each block, for the sake of half precision.
+        normalization: "double" (sCM) or "edm2" (as published), see `edm2_blocks.Modulation`.
+        time_embedding: "positional" (sCM) or "fourier" (as published; it expects precond.c_noise = "edm").
+        fourier_scale: standard deviation of the frequencies of "fourier".
+
+    Raises:
+        UserError: an option out of range, or sizes that do not halve evenly.
+    """
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        num_classes: int = 0,
+        *,
+        channels: int = EDM2_SIZES["S"],
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        num_blocks: int = 3,
+        attention_levels: Sequence[int] = (2, 3),
+        head_channels: int = 64,
+        dropout: float = 0.0,
+        dropout_resolution: int | None = None,
+        label_balance: float = 0.5,
+        concat_balance: float = 0.5,
+        res_balance: float = 0.3,
+        attn_balance: float = 0.3,
+        clip_act: float = 256.0,
+        normalization: str = "double",
+        time_embedding: str = "positional",
+        fourier_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        dims = spatial_dims("edm2", data_shape)
+        positive(channels=channels, num_blocks=num_blocks, head_channels=head_channels)
+        positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
+        if dropout_resolution is not None:
+            positive(dropout_resolution=dropout_resolution)
+        halving_levels("edm2", data_shape, len(channel_mult), attention_levels)
+        share(label_balance=label_balance, concat_balance=concat_balance)
+        share(res_balance=res_balance, attn_balance=attn_balance)
+        if not clip_act > 0:
+            raise UserError(f"clip_act must be a positive number, not {clip_act}")
+        self.num_classes, self.concat_balance = num_classes, concat_balance
+        plan = Plan(
+            dims,
+            widths=tuple(channels * mult for mult in channel_mult),
+            attends=tuple(level in attention_levels for level in range(len(channel_mult))),
+            dropouts=_dropouts(dropout, dropout_resolution, max(data_shape[1:]), len(channel_mult)),
+            num_blocks=num_blocks,
+            normalization=one_of("normalization", normalization, NORMALIZATIONS),
+            head_channels=head_channels,
+            res_balance=res_balance,
+            attn_balance=attn_balance,
+            clip_act=clip_act,
+        )
+        width = plan.widths[0]
+        self.embedding = MPEmbedding(
+            width, plan.emb_channels, num_classes, label_balance, time_embedding, fourier_scale
+        )
+        self.conv_in = MPConv(data_shape[0] + 1, width, plan.kernel(3))
+        self.down, skips = _way_down(plan)
+        self.middle = _middle(plan)
+        self.up = _way_up(plan, skips)
+        self.conv_out = MPConv(width, data_shape[0], plan.kernel(3))
+        self.gain_out = nn.Parameter(torch.zeros(()))
+        self.normalize_weights()
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """F at x_t / sigma_data.
+
+        Args:
+            x: (B, C, *size), of unit variance.
+            t: (B,), c_noise(t).
+            labels: (B,) int64 in [0, num_classes]; None: the null label.
+
+        Returns:
+            (B, C, *size).
+        """
+        emb = self.embedding(t, labels)
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[x.ndim - 2]))
+        skips = [x]
+        for block in self.down:
+            x = block(x, emb)
+            skips.append(x)
+        for block in self.middle:
+            x = block(x, emb)
+        for block in cast("Iterable[Block]", self.up):
+            if block.joins:
+                x = mp_cat(x, skips.pop(), self.concat_balance)
+            x = block(x, emb)
+        output: Tensor = self.conv_out(x, self.gain_out)
+        return output
+
+    def normalize_weights(self) -> None:
+        """Forced weight normalisation, to be done after each step of the optimiser (`magnitude.normalize_weights`)."""
+        normalize_weights(self)
+
+
+def _dropouts(dropout: float, resolution: int | None, size: int, levels: int) -> tuple[float, ...]:
+    """The dropout of each level, whose sizes are size, size / 2, ..."""
+    return tuple(
+        dropout if resolution is None or size // 2**level <= resolution else 0.0 for level in range(levels)
+    )
+
+
+def _way_down(plan: Plan) -> tuple[nn.ModuleList, list[int]]:
+    """Blocks of the way down, and the channels of the activations that the way up will join, in order of appearance."""
+    blocks, skips = nn.ModuleList(), [plan.widths[0]]
+    for width, attends, dropout in zip(plan.widths, plan.attends, plan.dropouts, strict=True):
+        if blocks:
+            blocks.append(Block(skips[-1], skips[-1], plan, down=True, resample="halve", dropout=dropout))
+            skips.append(skips[-1])
+        for _ in range(plan.num_blocks):
+            blocks.append(Block(skips[-1], width, plan, down=True, attention=attends, dropout=dropout))
+            skips.append(width)
+    return blocks, skips
+
+
+def _middle(plan: Plan) -> nn.ModuleList:
+    """Two blocks at the lowest level, the first with attention; they are built as those of the way up."""
+    width, dropout = plan.widths[-1], plan.dropouts[-1]
+    return nn.ModuleList(
+        Block(width, width, plan, down=False, attention=attends, dropout=dropout) for attends in (True, False)
+    )
+
+
+def _way_up(plan: Plan, skips: list[int]) -> nn.ModuleList:
+    """Blocks of the way up, lowest level first; each joins the last activation of the way down that is left."""
+    blocks, c_in, skips = nn.ModuleList(), plan.widths[-1], list(skips)
+    levels = list(zip(plan.widths, plan.attends, plan.dropouts, strict=True))
+    for width, attends, dropout in reversed(levels):
+        if blocks:
+            blocks.append(Block(c_in, c_in, plan, down=False, resample="double", dropout=dropout))
+        for _ in range(plan.num_blocks + 1):
+            c_joined = c_in + skips.pop()
+            blocks.append(
+                Block(c_joined, width, plan, down=False, attention=attends, dropout=dropout, joins=True)
+            )
+            c_in = width
+    return blocks

@@ -1,0 +1,161 @@
+"""The blocks of EDM2 ("config G", arXiv 2312.02696), as published and with sCM's change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .attention import attention
+from .layers import AVG_POOLS, Dropout
+from .magnitude import MPConv, mp_silu, mp_sum, unit_magnitude
+
+NORMALIZATIONS = ("double", "edm2")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all blocks of one network have in common; of the levels, the highest resolution first."""
+
+    dims: int
+    widths: tuple[int, ...]  # channels of each level
+    attends: tuple[bool, ...]  # whether a level has attention
+    dropouts: tuple[float, ...]  # of each level
+    num_blocks: int
+    normalization: str
+    head_channels: int
+    res_balance: float
+    attn_balance: float
+    clip_act: float
+
+    @property
+    def emb_channels(self) -> int:
+        """Channels of the embedding of time and label."""
+        return max(self.widths)
+
+    def kernel(self, edge: int) -> tuple[int, ...]:
+        """The size of a kernel of this edge."""
+        return (edge,) * self.dims
+
+
+class Modulation(nn.Module):
+    """h -> h whose channels are scaled (and shifted) as the embedding of time and label says.
+
+    "double" (sCM, section 4.1):   y = pnorm(h) * pnorm(s) + pnorm(b)
+    "edm2"   (as published):       y = h * (1 + s), with a learned gain of s that starts at zero
+
+    Args:
+        channels: C, number of channels of h.
+        emb_channels: E, number of channels of the embedding.
+        normalization: "double" or "edm2".
+    """
+
+    def __init__(self, channels: int, emb_channels: int, normalization: str) -> None:
+        super().__init__()
+        double = normalization == "double"
+        self.style = MPConv(emb_channels, 2 * channels if double else channels)
+        self.gain = None if double else nn.Parameter(torch.zeros(()))
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        """h (B, C, *size), emb (B, E) -> (B, C, *size)."""
+        shape = (*h.shape[:2], *(1,) * (h.ndim - 2))
+        if self.gain is not None:
+            scale: Tensor = self.style(emb, self.gain) + 1
+            return h * scale.reshape(shape)
+        style = unit_magnitude(self.style(emb).reshape(h.shape[0], 2, h.shape[1]), 2)
+        scale, shift = style.unbind(1)
+        return unit_magnitude(h, 1) * scale.reshape(shape) + shift.reshape(shape)
+
+
+class Branch(nn.Module):
+    """The residual branch: conv(dropout(mp_silu(modulation(conv(mp_silu(x)), emb))))."""
+
+    def __init__(self, c_in: int, c_out: int, plan: Plan, dropout: float) -> None:
+        super().__init__()
+        self.conv_1 = MPConv(c_in, c_out, plan.kernel(3))
+        self.modulation = Modulation(c_out, plan.emb_channels, plan.normalization)
+        self.dropout = Dropout(dropout)
+        self.conv_2 = MPConv(c_out, c_out, plan.kernel(3))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.modulation(self.conv_1(mp_silu(x)), emb)
+        y: Tensor = self.conv_2(self.dropout(mp_silu(h)))
+        return y
+
+
+class CosineAttention(nn.Module):
+    """x -> mp_sum(x, attention(x)) over all positions; queries, keys and values are vectors of magnitude 1."""
+
+    def __init__(self, channels: int, plan: Plan) -> None:
+        super().__init__()
+        self.heads = max(1, channels // plan.head_channels)
+        if channels % self.heads:
+            raise UserError(
+                f"{channels} channels do not divide into {self.heads} attention heads; change channels or head_channels"
+            )
+        self.balance = plan.attn_balance
+        self.qkv = MPConv(channels, 3 * channels, plan.kernel(1))
+        self.out = MPConv(channels, channels, plan.kernel(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels = x.shape[:2]
+        # (B, 3 C, *size) -> (B, 3, heads, C / heads, N) -> 3 x (B, heads, N, C / heads)
+        qkv = self.qkv(x).reshape(batch, 3, self.heads, channels // self.heads, -1)
+        q, k, v = unit_magnitude(qkv, 3).transpose(3, 4).unbind(1)
+        y = attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        return mp_sum(x, self.out(y), self.balance)
+
+
+Resample = Literal["keep", "halve", "double"]
+
+
+class Block(nn.Module):
+    """Resample, residual branch, attention, clip.
+
+    On the way down the shortcut (with its 1x1 convolution where the channels change) and the branch both start from the
+    pixel norm of the shortcut; on the way up the branch starts from x itself.
+
+    Args:
+        c_in, c_out: channels.
+        plan: what all blocks have in common.
+        down: of the way down.
+        resample: what happens to the size, before all else.
+        attention: attend over all positions after the branch.
+        dropout: probability, in [0, 1).
+        joins: takes an activation of the way down beside x.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        plan: Plan,
+        *,
+        down: bool,
+        resample: Resample = "keep",
+        attention: bool = False,
+        dropout: float = 0.0,
+        joins: bool = False,
+    ) -> None:
+        super().__init__()
+        self.plan, self.down, self.resample, self.joins = plan, down, resample, joins
+        self.skip = nn.Identity() if c_in == c_out else MPConv(c_in, c_out, plan.kernel(1))
+        self.branch = Branch(c_out if down else c_in, c_out, plan, dropout)
+        self.attention = CosineAttention(c_out, plan) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        x = self._resampled(x)
+        shortcut: Tensor = self.skip(x)
+        if self.down:
+            x = shortcut = unit_magnitude(shortcut, 1)
+        x = self.attention(mp_sum(shortcut, self.branch(x, emb), self.plan.res_balance))
+        return x.clamp(-self.plan.clip_act, self.plan.clip_act)
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "halve":
+            return AVG_POOLS[self.plan.dims](x, 2)
+        return F.interpolate(x, scale_factor=2.0) if self.resample == "double" else x

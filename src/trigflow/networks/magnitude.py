@@ -1,0 +1,144 @@
+"""Layers that keep the magnitude of activations, weights and updates (EDM2, arXiv 2312.02696, appendix B).
+
+The magnitude of a tensor is its root mean square. Inputs of magnitude 1 that are independent of each other give outputs
+of magnitude 1, so a deep network needs no learned scales, biases or group norms. A weight is normalised twice: in
+forward as a function of the stored weight, which makes its gradient orthogonal to it, and in place after each step of
+the optimiser (`normalize_weights`), which keeps the effective learning rate from falling as the weight grows. Forward
+itself writes nothing, so a forward derivative runs through it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..devices import without_autocast
+from .layers import no_labels, time_features
+
+# Root mean square of silu(x) for x ~ N(0, 1).
+_SILU_MAGNITUDE = 0.596
+
+
+def unit_magnitude(x: Tensor, *dims: int, eps: float = 1e-4) -> Tensor:
+    """x / (rms(x) + eps), the root mean square over the given dimensions; for activations EDM2's pixel norm.
+
+    Written with a norm, whose derivative at x = 0 is 0.
+    """
+    count = math.prod([x.shape[dim] for dim in dims])  # a list: torch.compile follows no generator here
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+    return x / (norm / math.sqrt(count) + eps)
+
+
+def mp_silu(x: Tensor) -> Tensor:
+    """silu(x) / 0.596 (equation 81)."""
+    return F.silu(x) / _SILU_MAGNITUDE
+
+
+def mp_sum(a: Tensor, b: Tensor, balance: float) -> Tensor:
+    """((1 - balance) a + balance b) / sqrt((1 - balance)^2 + balance^2) (equation 88)."""
+    scale = 1 / math.hypot(1 - balance, balance)
+    return a * ((1 - balance) * scale) + b * (balance * scale)
+
+
+def mp_cat(a: Tensor, b: Tensor, balance: float) -> Tensor:
+    """Channels of a (B, N_a, *size) and b (B, N_b, *size) as one tensor, b having the share `balance` (equation 103).
+
+    sqrt((N_a + N_b) / ((1 - balance)^2 + balance^2)) [(1 - balance) / sqrt(N_a) a, balance / sqrt(N_b) b]: what each
+    contributes to the next convolution does not depend on its number of channels.
+    """
+    n_a, n_b = a.shape[1], b.shape[1]
+    scale = math.sqrt(n_a + n_b) / math.hypot(1 - balance, balance)
+    return torch.cat(
+        [a * (scale * (1 - balance) / math.sqrt(n_a)), b * (scale * balance / math.sqrt(n_b))], dim=1
+    )
+
+
+class MPConv(nn.Module):
+    """Convolution (stride 1, same size) or linear layer without bias, its weight normalised (equation 47).
+
+    W_i = w_i / (rms(w_i) + eps) / sqrt(fan_in) for each output channel i, so that |W_i| = 1.
+
+    Args:
+        c_in, c_out: channels.
+        kernel: odd edges, one for each spatial dimension; () for a linear layer on (B, C).
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, *kernel))
+
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        """gain times the output; a gain on the weight costs less than one on the activations."""
+        weight = self.unit_weight() * (gain / math.sqrt(self.weight[0].numel()))
+        match self.weight.shape[2:]:
+            case ():
+                return F.linear(x, weight)
+            case (edge,):
+                return F.conv1d(x, weight, padding=edge // 2)
+            case (height, width):
+                return F.conv2d(x, weight, padding=(height // 2, width // 2))
+            case (depth, height, width):
+                return F.conv3d(x, weight, padding=(depth // 2, height // 2, width // 2))
+        raise AssertionError("networks.layers.spatial_dims lets no other pass")
+
+    def unit_weight(self) -> Tensor:
+        """w_i / (rms(w_i) + eps), shaped as the weight."""
+        return unit_magnitude(self.weight, *range(1, self.weight.ndim))
+
+
+@torch.no_grad()
+def normalize_weights(module: nn.Module) -> None:
+    """Forced weight normalisation (equation 66), in place: the weights of all MPConv get magnitude 1.
+
+    The function that the module computes stays the same.
+    """
+    for layer in module.modules():
+        if isinstance(layer, MPConv):
+            layer.weight.copy_(layer.unit_weight())
+
+
+class MPEmbedding(nn.Module):
+    """Time (B,) and labels (B,) to one embedding (B, E): mp_silu(mp_sum(W_t waves(t), W_l sqrt(K) one_hot(label))).
+
+    The null label is a row of zeros.
+
+    Args:
+        channels: number of sinusoids, an even number.
+        emb_channels: E.
+        num_classes: K; 0 for none.
+        label_balance: share of the label in the sum.
+        time_embedding: "positional" or "fourier".
+        fourier_scale: standard deviation of the frequencies of "fourier".
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        num_classes: int,
+        label_balance: float,
+        time_embedding: str,
+        fourier_scale: float,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.label_balance = label_balance
+        self.time = time_features(time_embedding, channels, fourier_scale)
+        self.linear = MPConv(channels, emb_channels)
+        self.label = MPConv(num_classes, emb_channels) if num_classes else None
+
+    def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
+        # Half precision cannot tell near times apart: the sinusoids are taken in the precision of t.
+        with without_autocast(t.device):
+            weight = self.linear.weight
+            emb: Tensor = self.linear(self.time(t).to(weight.dtype))
+            if self.label is None:
+                no_labels(labels)
+                return mp_silu(emb)
+            if labels is None:
+                labels = torch.full((t.shape[0],), self.num_classes, dtype=torch.int64, device=weight.device)
+            one_hot = F.one_hot(labels, self.num_classes + 1)[:, :-1].to(weight.dtype)
+            return mp_silu(mp_sum(emb, self.label(one_hot * math.sqrt(self.num_classes)), self.label_balance))
