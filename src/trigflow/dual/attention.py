@@ -8,6 +8,7 @@ is not: by a Triton kernel on CUDA, in torch elsewhere.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import math
 import os
@@ -229,10 +230,8 @@ def _kernel(q: Tensor, y: Tensor) -> Any:
     """
     if os.environ.get("TRIGFLOW_TRITON") == "0" or not _triton_runs_on(q) or not _has_triton():
         return None
-    from trigflow.dual import attention_triton  # Triton need not be there
-
-    fits = max(q.shape[-1], y.shape[-1]) <= attention_triton.largest_head(y.dtype)
-    return attention_triton if fits else None
+    module: Any = importlib.import_module("trigflow.dual.attention_triton")
+    return module if max(q.shape[-1], y.shape[-1]) <= module.largest_head(y.dtype) else None
 
 
 def _triton_runs_on(q: Tensor) -> bool:
