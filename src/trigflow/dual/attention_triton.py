@@ -173,7 +173,7 @@ def tangent(
 
 
 # Bytes of a number -> head size, padded -> rows, columns, warps and stages of a block. Chosen by compiling for sm_80
-# and sm_90: the largest that spill next to nothing out of the registers. No GPU was there to time them on.
+# and sm_90: the largest that spill little out of the registers. No GPU was there to time them on.
 BLOCKS = {
     2: {64: (64, 64, 4, 2), 128: (64, 32, 8, 2), 256: (16, 32, 8, 1)},
     4: {32: (32, 32, 4, 2), 64: (16, 32, 4, 1)},
