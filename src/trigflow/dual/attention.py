@@ -148,7 +148,7 @@ def _without_matrix(
 
     def tangent() -> Tensor:
         moving = (_four(item.tangent, lead) if isinstance(item, Dual) else None for item in items)
-        moved = _tangent_function(output)(q, k, v, *moving, output.detach(), mask, is_causal, scale)
+        moved = _tangent_function()(q, k, v, *moving, output.detach(), mask, is_causal, scale)
         return moved.reshape(*lead, *moved.shape[-2:])
 
     return output.reshape(*lead, *output.shape[-2:]), tangent
@@ -185,7 +185,7 @@ def _padded(item: Tensor, width: int) -> Tensor:
     return item if item.stride(-1) == 1 else item.contiguous()
 
 
-def _tangent_function(output: Tensor) -> Callable[..., Tensor]:
+def _tangent_function() -> Callable[..., Tensor]:
     """To torch.compile the blocks are one operation: traced, thousands of them would be compiled one by one."""
     return _tangent_operation if torch.compiler.is_compiling() else _tangent
 
