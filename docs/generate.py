@@ -122,7 +122,23 @@ def train_step() -> str:
     return _markdown(head, lines)
 
 
+def attention() -> str:
+    """Time and memory of attention with its tangent over the number of tokens."""
+    rows = _result("attention.json")["rows"]
+    cell = {(row["tokens"], row["way"]): row for row in rows}
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    lines = []
+    for tokens in dict.fromkeys(row["tokens"] for row in rows):
+        times = [f"{1000 * cell[tokens, way]['seconds']:.0f}" for way in ways]
+        lines.append(
+            [str(tokens), *times, *(f"{cell[tokens, way]['peak_bytes'] / 2**20:.1f}" for way in ways)]
+        )
+    head = ["tokens", *(f"{way}, ms" for way in ways), *(f"{way}, MiB" for way in ways)]
+    return _markdown(" | ".join(head), lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "attention": attention,
     "digits": lambda: beside_teacher("digits", "8x8 digits"),
     "mnist": lambda: beside_teacher("mnist", "MNIST, 28x28"),
     "mixture2d": mixture2d,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from trigflow import recipes
 from trigflow.train import train
 
 matplotlib.use("Agg")
+# Triton reads it at its first import, which torch.compile does: without a GPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(1)  # small tensors, several test processes: more threads would only wait for each other
 
 

@@ -16,7 +16,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from trigflow import dual
 from trigflow.dual import MODES, RULES, Dual, fallbacks, value_and_tangent
 from trigflow.dual.elementwise import constant
 from trigflow.dual.value import read_number
@@ -655,17 +654,6 @@ def test_dropout_inside_attention_is_one_mask_too() -> None:
         outputs.append(value_and_tangent(net, primals, tangents, mode=mode))
     torch.testing.assert_close(outputs[0].value, outputs[1].value, rtol=1e-9, atol=1e-9)
     assert (outputs[0].tangent - outputs[1].tangent).norm() / outputs[1].tangent.norm() < 1e-6
-
-
-def test_long_attention_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = torch.randn(3, 2, 2, 9, 4, dtype=torch.float64)
-    directions = tuple(torch.randn_like(x) for x in (q, k, v))
-    mask = torch.randn(9, 9, dtype=torch.float64)
-    attend = functools.partial(F.scaled_dot_product_attention, attn_mask=mask)
-    whole = value_and_tangent(attend, (q, k, v), directions)
-    monkeypatch.setattr(dual.neural, "_PROBABILITIES", 2 * 2 * 9 * 4)
-    parts = value_and_tangent(attend, (q, k, v), directions)
-    torch.testing.assert_close(parts.tangent, whole.tangent, rtol=1e-12, atol=1e-12)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

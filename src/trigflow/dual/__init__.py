@@ -1,6 +1,6 @@
 """The derivative along the path: one pass, tangent not recorded."""
 
-from trigflow.dual import elementwise, linear, neural
+from trigflow.dual import attention, elementwise, linear, neural
 from trigflow.dual.derivative import MODES, value_and_tangent
 from trigflow.dual.value import RULES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks
 
@@ -11,6 +11,7 @@ __all__ = [
     "InPlaceWrite",
     "NoDerivative",
     "NumberRead",
+    "attention",
     "elementwise",
     "fallbacks",
     "linear",

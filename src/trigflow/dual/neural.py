@@ -1,8 +1,7 @@
-"""Rules of the layers: softmax, norms, pooling, dropout with one mask, attention."""
+"""Rules of the layers: softmax, norms, pooling, dropout with one mask."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from trigflow.devices import autocast_is_on
 from trigflow.dual.linear import Work, named, register
-from trigflow.dual.value import Dual, duals_in, fallback, value_of
+from trigflow.dual.value import Dual, duals_in, fallback
 from trigflow.errors import UserError
 
 aten = torch.ops.aten
@@ -277,109 +276,3 @@ def dropout(
 
 
 register(dropout, [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout])
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Attention.
-
-# Elements of the largest matrix of probabilities that a tangent makes at a time; longer sequences go in parts.
-_PROBABILITIES = 2**26
-
-
-def attention(
-    func: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> tuple[Any, Work]:
-    """The value by torch's fast kernel, which saves no probabilities; the tangent by explicit ones, not kept.
-
-    With S = scale q k^T + mask and P = softmax(S), row by row:
-    dS = scale (dq k^T + q dk^T),  d(P v) = P dv + [P (dS - sum(P dS))] v.
-    """
-    options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    if dropout_p > 0 or isinstance(attn_mask, Dual):
-        return _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    output = func(value_of(query), value_of(key), value_of(value), attn_mask, 0.0, **options)
-
-    def tangent() -> Tensor:
-        k, v = (_repeated(item, query) for item in (key, value)) if enable_gqa else (key, value)
-        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        bias = _bias(attn_mask, is_causal, query, key)
-        return _attention_tangent(query, k, v, bias, factor)
-
-    return output, tangent
-
-
-def _written_out(
-    q: Any, k: Any, v: Any, mask: Any, p: float, is_causal: bool, scale: Any, gqa: bool
-) -> tuple[Any, Work]:
-    """Attention in functions that have rules of their own: for dropout on the probabilities, or a moving mask."""
-    if gqa:
-        k, v = _repeated(k, q), _repeated(v, q)
-    scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    bias = mask if isinstance(mask, Dual) else _bias(mask, is_causal, q, k)
-    probabilities = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-    output: Any = torch.matmul(F.dropout(probabilities, p), v)
-    return output.value, lambda: output.tangent
-
-
-def _repeated(item: Any, query: Any) -> Any:
-    """Keys or values of fewer heads than the queries, each repeated for its group."""
-    return item.repeat_interleave(query.shape[-3] // item.shape[-3], dim=-3)
-
-
-def _bias(mask: Tensor | None, is_causal: bool, query: Any, key: Any) -> Tensor | None:
-    """What is added to the scores: 0 and -inf where the mask is boolean or causal."""
-    if is_causal:
-        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, -math.inf)
-
-
-def _attention_tangent(query: Any, key: Any, value: Any, bias: Tensor | None, scale: float) -> Tensor:
-    """The tangent for as many queries at a time as keep the probabilities small."""
-    heads = math.prod(query.shape[:-2])
-    rows = max(1, _PROBABILITIES // max(1, heads * key.shape[-2]))
-    if rows >= query.shape[-2]:
-        return _attention_rows(query, key, value, bias, scale)
-    parts = []
-    for start in range(0, query.shape[-2], rows):
-        rows_of = slice(start, start + rows)
-        part = bias[..., rows_of, :] if bias is not None and bias.shape[-2] > 1 else bias
-        parts.append(_attention_rows(query[..., rows_of, :], key, value, part, scale))
-    return torch.cat(parts, dim=-2)
-
-
-def _attention_rows(query: Any, key: Any, value: Any, bias: Tensor | None, scale: float) -> Tensor:
-    q, k, v = value_of(query) * scale, value_of(key), value_of(value)
-    scores = q @ k.transpose(-2, -1)
-    if bias is not None:
-        scores = scores + bias
-    p = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    if bias is not None:
-        p = p.nan_to_num(0.0)  # a row that may look nowhere: its output is 0 in torch's kernels
-    total: Any = p.to(v.dtype) @ value.tangent if isinstance(value, Dual) else 0
-    if isinstance(query, Dual) or isinstance(key, Dual):
-        moved = softmax_tangent(_score_tangent(query, key, q, k, scale), p, -1).to(v.dtype) @ v
-        total = moved + total
-    return total  # type: ignore[no-any-return]
-
-
-def _score_tangent(query: Any, key: Any, q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """scale (dq k^T + q dk^T), as one product of twice the width where both move."""
-    if not isinstance(key, Dual):
-        return (query.tangent * scale) @ k.transpose(-2, -1)  # type: ignore[no-any-return]
-    if not isinstance(query, Dual):
-        return q @ key.tangent.transpose(-2, -1)
-    left = torch.cat([query.tangent * scale, q], dim=-1)
-    return left @ torch.cat([k, key.tangent], dim=-1).transpose(-2, -1)
-
-
-register(attention, [F.scaled_dot_product_attention])
