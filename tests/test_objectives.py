@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +123,32 @@ def test_teacher_at_its_own_student_leaves_only_the_second_term() -> None:
     start = scd({"net": net, "teacher": net}, Batch(x_0), 0, random)
     assert start.logs["tangent_norm"].max() < 1e-15
     assert scd({"net": net, "teacher": net}, Batch(x_0), 10, random).logs["tangent_norm"].min() > 1e-4
+
+
+def test_a_target_gives_value_and_tangent_without_a_gradient() -> None:
+    """Equal to the trained network it changes nothing; another one is what the trained network is drawn to."""
+    net, other = small_precond("mlp"), small_precond("mlp", normalization="adagn")
+    x_0, random = points((6,))
+    fields: dict[str, Any] = {
+        "velocity": "data",
+        "warmup": 0,
+        "adaptive_weight": False,
+        "normalization": "none",
+    }
+    plain, targeted = SCM(**fields), SCM(**fields, target_halflife=100)
+    parameters = list(net.network.parameters())
+    expected = torch.autograd.grad(plain({"net": net}, Batch(x_0), 0, random).losses["net"], parameters)
+    twin = copy.deepcopy(net)
+    loss = targeted({"net": net, "target": twin}, Batch(x_0), 0, random).losses["net"]
+    for gradient, reference in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-12, atol=1e-14)
+
+    of_other = plain({"net": other}, Batch(x_0), 0, random)
+    output = targeted({"net": net, "target": other}, Batch(x_0), 0, random)
+    torch.testing.assert_close(output.logs["tangent_norm"], of_other.logs["tangent_norm"])
+    output.losses["net"].backward()
+    assert all(parameter.grad is None for parameter in other.parameters())
+    assert targeted.forwards_per_image == plain.forwards_per_image + 1
 
 
 def test_warmup_counts_images_or_steps() -> None:

@@ -36,7 +36,12 @@ Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
 # Dropout, accumulation, two averages and a warm-up under way: all that a resumed run must take up where it was.
 EVERYTHING = (
     *("network.dropout=0.2", "train.microbatch=16", "ema.ema_std=[0.05, 0.1]", "ema.snapshot_nimg=96"),
-    *("objective.warmup=7", "optimizer.schedule=cosine", "optimizer.rampup_nimg=96"),
+    *(
+        "objective.warmup=7",
+        "objective.target_halflife=64",
+        "optimizer.schedule=cosine",
+        "optimizer.rampup_nimg=96",
+    ),
 )
 
 

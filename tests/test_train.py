@@ -257,6 +257,21 @@ def test_a_student_with_an_addition_starts_as_its_teacher(tmp_path: Path) -> Non
         assemble(deeper, CPU)
 
 
+def test_the_target_follows_the_network(tmp_path: Path) -> None:
+    recipe = tiny("mixture2d-scd", "objective.target_halflife=64", "train.checkpoint_nimg=32")
+    recipe = replace(recipe, train=replace(recipe.train, batch=32, total_nimg=96, microbatch=None))
+    expected = {
+        name: tensor.clone() for name, tensor in assemble(recipe, CPU).nets["net"].state_dict().items()
+    }
+    folder = trained(recipe, tmp_path)
+    for path in sorted((folder / "checkpoints").iterdir()):
+        tensors = read_state(path)[0]
+        for name, average in expected.items():
+            average.lerp_(tensors[f"net/net/{name}"], 1 - 0.5**0.5)
+            torch.testing.assert_close(average, tensors[f"target/{name}"])
+    assert len(list((folder / "checkpoints").iterdir())) == 3
+
+
 def test_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny(), tmp_path, device="cpu", progress=True)
     shown = capsys.readouterr()

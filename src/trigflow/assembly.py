@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +32,7 @@ class Parts:
     Args:
         dataset: on the device.
         objective: what is minimised.
-        nets: all networks by name: the trained ones, and "teacher" where there is one.
+        nets: all networks by name: the trained ones, their "target" and the "teacher" if wanted.
         card: describes the model that comes out.
         teacher: the teacher as a model to sample from, where it is one and not a closed form.
         flow_map_error: measures a student where the truth is known and the recipe asks for it.
@@ -88,6 +89,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     nets = {name: _new_network(recipe, card, initial).to(device) for name in objective.trains}
     for net in nets.values():
         _try_forward(net, dataset, device, recipe.network.name)
+    if getattr(objective, "target_halflife", 0):
+        nets["target"] = copy.deepcopy(nets[objective.trains[0]]).requires_grad_(False)
     if teacher and objective.needs_teacher:
         nets["teacher"] = teacher.precond.to(device)
     model = teacher.model if teacher else None

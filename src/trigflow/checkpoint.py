@@ -135,6 +135,16 @@ class CheckpointFolder:
 # Loading weights into networks
 
 
+def prefixed(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    """Tensors of a part of the state, under names of their own."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def below(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """The inverse of `prefixed`."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def load_tensors(module: nn.Module, tensors: Tensors, source: str) -> None:
     """Copies the tensors into the module.
 

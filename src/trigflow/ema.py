@@ -114,6 +114,12 @@ class HalfLifeEMA:
         _lerp(self.averages[0], net, half_life_beta(self.halflife_nimg, self.rampup_ratio, nimg, batch))
 
 
+@torch.no_grad()
+def follow(target: nn.Module, net: nn.Module, halflife_nimg: float, batch: int) -> None:
+    """Takes the weights of net, after a step of `batch` images, into a target network's average of them, in place."""
+    _lerp(dict(target.state_dict()), net, half_life_beta(halflife_nimg, None, 0, batch))
+
+
 # Post-hoc reconstruction
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
-from trigflow.checkpoint import load_average, load_tensors, read_card, save_model
+from trigflow.checkpoint import below, load_average, load_tensors, prefixed, read_card, save_model
 from trigflow.codecs import codec_from_json
 from trigflow.data import rows
 from trigflow.devices import resolve_device
-from trigflow.ema import EMA, EMASnapshot, HalfLifeEMA, PowerEMA
+from trigflow.ema import EMA, EMASnapshot, HalfLifeEMA, PowerEMA, follow
 from trigflow.errors import Diverged, UserError
 from trigflow.objectives import Batch, LossOutput
 from trigflow.optim import (
@@ -149,6 +149,11 @@ class Run:
         """The network that becomes the model: the first that the objective trains."""
         return self.trained[self.parts.objective.trains[0]]
 
+    @property
+    def target(self) -> TrigFlowPrecond | None:
+        """The running average that the objective takes its tangent from, where it wants one."""
+        return self.parts.nets.get("target")
+
     # The loop
 
     def go(self, progress: bool) -> None:
@@ -219,6 +224,8 @@ class Run:
         for trained in due.values():
             trained.step(self.nimg)
         self.nimg += batch
+        if self.target is not None:
+            follow(self.target, self.main.net, self.parts.objective.target_halflife, batch)
         for trained in self.trained.values():  # also those that stood still: the average is one over time
             trained.ema.update(trained.net, self.nimg, batch)
         for values in (norms, *(part.logs for part in parts)):
@@ -276,12 +283,14 @@ class Run:
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         for name, trained in self.trained.items():
-            tensors |= _prefixed(f"net/{name}/", trained.net.state_dict())
-            tensors |= _prefixed(f"optimizer/{name}/", optimizer_tensors(trained.optimizer))
+            tensors |= prefixed(f"net/{name}/", trained.net.state_dict())
+            tensors |= prefixed(f"optimizer/{name}/", optimizer_tensors(trained.optimizer))
             for ema_name, average in zip(trained.ema.names, trained.ema.averages, strict=True):
-                tensors |= _prefixed(f"ema/{name}/{ema_name}/", average)
+                tensors |= prefixed(f"ema/{name}/{ema_name}/", average)
+        if self.target is not None:
+            tensors |= prefixed("target/", self.target.state_dict())
         sums, counts = self.averages.state()
-        return tensors | _prefixed("log/", sums), {"nimg": self.nimg, "log": counts}
+        return tensors | prefixed("log/", sums), {"nimg": self.nimg, "log": counts}
 
     def _restore(self) -> None:
         """Takes up the newest checkpoint, if there is one.
@@ -303,11 +312,13 @@ class Run:
     def _take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self._check_state(tensors, state)
         for name, trained in self.trained.items():
-            load_tensors(trained.net, _below(tensors, f"net/{name}/"), "it")
-            load_optimizer_tensors(trained.optimizer, _below(tensors, f"optimizer/{name}/"))
+            load_tensors(trained.net, below(tensors, f"net/{name}/"), "it")
+            load_optimizer_tensors(trained.optimizer, below(tensors, f"optimizer/{name}/"))
             for ema_name, average in zip(trained.ema.names, trained.ema.averages, strict=True):
-                load_average(average, _below(tensors, f"ema/{name}/{ema_name}/"), "it")
-        sums = {name: value.to(self.device) for name, value in _below(tensors, "log/").items()}
+                load_average(average, below(tensors, f"ema/{name}/{ema_name}/"), "it")
+        if self.target is not None:
+            load_tensors(self.target, below(tensors, "target/"), "it")
+        sums = {name: value.to(self.device) for name, value in below(tensors, "log/").items()}
         self.averages.load(sums, state["log"])
         self._set_generators(tensors)
         self.nimg = state["nimg"]
@@ -322,7 +333,7 @@ class Run:
 
     def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Raises a UserError for what the networks, optimisers and averages do not check themselves."""
-        nimg, counts, sums = state.get("nimg"), state.get("log"), _below(tensors, "log/")
+        nimg, counts, sums = state.get("nimg"), state.get("log"), below(tensors, "log/")
         if type(nimg) is not int or nimg < 0 or nimg % self.recipe.train.batch:
             raise UserError(f"it is of {nimg!r} images, not of whole batches")
         if not isinstance(counts, dict) or counts.keys() != sums.keys():
@@ -331,10 +342,10 @@ class Run:
             raise UserError("its sums of logged values are not whole")
         if "rng/cpu" not in tensors:
             raise UserError("it has no tensor 'rng/cpu'")
-        known = ["rng/", "log/"]
+        known = ["rng/", "log/"] + (["target/"] if self.target is not None else [])
         for name, trained in self.trained.items():
             known += [f"net/{name}/", f"optimizer/{name}/", *(f"ema/{name}/{e}/" for e in trained.ema.names)]
-            if nimg and not _below(tensors, f"optimizer/{name}/"):
+            if nimg and not below(tensors, f"optimizer/{name}/"):
                 raise UserError(f"it has no state of the optimiser of '{name}'")
         if foreign := [name for name in tensors if not name.startswith(tuple(known))]:
             raise UserError(f"its tensor '{foreign[0]}' is foreign")
@@ -385,11 +396,3 @@ class Run:
 def say(text: str) -> None:
     """A line for whoever watches."""
     print(text, file=sys.stderr)
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -43,7 +43,11 @@ class LossOutput:
 
 
 class Objective(Protocol):
-    """A small frozen object whose fields are its hyper-parameters; it owns no network, optimiser or device."""
+    """A small frozen object whose fields are its hyper-parameters; it owns no network, optimiser or device.
+
+    With a field target_halflife above 0, nets hold "target": a running average of the first trained network that
+    forgets a half in so many images.
+    """
 
     @property
     def trains(self) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, Literal
 
@@ -85,6 +87,8 @@ class SCM:
         warmup_unit: whether H counts "images" or "steps".
         adaptive_weight: learn u(t); off means u = 0.
         prior_weight: the weight 1/sigma that is folded into g; off means a weight of one, g sigma_data tan t.
+        target_halflife: images in which a target network, a running average of the trained one, forgets a half: F^- and
+            the tangent are the target's then, and less noisy. 0: they are the trained network's own, as in the paper.
         stable_target: sCT averages dx_t/dt over the batch (stable_velocity), which takes noise out of the tangent.
         guidance_scale: classifier-free guidance of the teacher, 1 is none.
         derivative: mode of the derivative: "dual", "func" or "finite_difference".
@@ -102,6 +106,7 @@ class SCM:
     warmup_unit: Literal["images", "steps"] = "steps"
     adaptive_weight: bool = True
     prior_weight: bool = True
+    target_halflife: int = Field(default=0, ge=0)
     stable_target: bool = False
     guidance_scale: float = Field(default=1.0, ge=0)
     derivative: Literal["dual", "func", "finite_difference"] = "dual"
@@ -127,8 +132,12 @@ class SCM:
 
     @property
     def forwards_per_image(self) -> float:
-        """4: value, tangent (a difference takes 2 passes) and backward; and the teacher's, twice where it is guided."""
-        own = 5.0 if self.derivative == "finite_difference" else 4.0
+        """4: value, tangent (a difference takes 2 passes) and backward; with a target its value, too; and the
+        teacher's, twice where it is guided.
+        """
+        own = (5.0 if self.derivative == "finite_difference" else 4.0) + (
+            1.0 if self.target_halflife else 0.0
+        )
         if self.velocity == "data":
             return own
         return own + (1 if self.guidance_scale == 1 else 2)
@@ -145,23 +154,39 @@ class SCM:
         x_t = flow.interpolate(x_0, z, t)
         dx_dt = self._velocity(nets, batch, x_t, z, t)
 
-        # The derivative is taken along (cos t sin t dx/dt, cos t sin t), which keeps it bounded (section 4.2).
-        scale = t.cos() * t.sin()
-        seed_dropout(net, random)
-        derivative = _compiled_derivative() if self.compile else dual.value_and_tangent
-        output = derivative(
-            net, (x_t, t), (flow.expand(scale, x_t) * dx_dt, scale), mode=self.derivative, cond=batch.cond
-        )
-        F = output.value.detach()
+        value, target = self._derivative(nets, x_t, t, dx_dt, batch.cond, random)
+        F = target.value
         warmup = self.tangent_warmup(nimg, batch.step_images or len(x_0))
-        g = consistency_tangent(x_t, t, F, output.tangent, dx_dt, net.sigma_data, warmup)
+        g = consistency_tangent(x_t, t, F, target.tangent, dx_dt, net.sigma_data, warmup)
         if not self.prior_weight:
             g = g * flow.expand(flow.sigma_from_t(t, net.sigma_data), g)
 
-        error = per_sample((output.value - F - normalize_tangent(g, self.normalization, self.c)).square())
+        error = per_sample((value - F - normalize_tangent(g, self.normalization, self.c)).square())
         loss = weighted(error, net.logvar(t) if self.adaptive_weight else None)
         logs = {"t": t, "loss": loss.detach(), "tangent_norm": per_sample(g.square()).sqrt()}
         return LossOutput({"net": loss.mean()}, logs)
+
+    def _derivative(
+        self,
+        nets: Nets,
+        x_t: Tensor,
+        t: Tensor,
+        dx_dt: Tensor,
+        cond: Mapping[str, Tensor],
+        random: SampleRandom,
+    ) -> tuple[Tensor, dual.Dual]:
+        """F of the trained network, with a graph; F and cos t sin t dF/dt of itself or its average, without."""
+        # The derivative is taken along (cos t sin t dx/dt, cos t sin t), which keeps it bounded (section 4.2).
+        scale = t.cos() * t.sin()
+        directions = (flow.expand(scale, x_t) * dx_dt, scale)
+        derivative = _compiled_derivative() if self.compile else dual.value_and_tangent
+        net, target = nets["net"], nets["target" if self.target_halflife else "net"]
+        for one in (net, target):
+            seed_dropout(one, random)
+        with nullcontext() if target is net else torch.no_grad():
+            output = derivative(target, (x_t, t), directions, mode=self.derivative, cond=cond)
+        value = output.value if target is net else net(x_t, t, **cond)
+        return value, dual.Dual(output.value.detach(), output.tangent)
 
     @torch.no_grad()
     def _velocity(self, nets: Nets, batch: Batch, x_t: Tensor, z: Tensor, t: Tensor) -> Tensor:
