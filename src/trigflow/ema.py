@@ -115,9 +115,12 @@ class HalfLifeEMA:
 
 
 @torch.no_grad()
-def follow(target: nn.Module, net: nn.Module, halflife_nimg: float, batch: int) -> None:
-    """Takes the weights of net, after a step of `batch` images, into a target network's average of them, in place."""
-    _lerp(dict(target.state_dict()), net, half_life_beta(halflife_nimg, None, 0, batch))
+def follow(target: nn.Module, net: nn.Module, halflife_nimg: float, nimg: int, batch: int) -> None:
+    """Takes net's weights, after a step of `batch` images that ended at nimg, into a target network's average of them.
+
+    As in HalfLifeEMA, the half-life is at most a twentieth of the images seen.
+    """
+    _lerp(dict(target.state_dict()), net, half_life_beta(halflife_nimg, 0.05, nimg, batch))
 
 
 # Post-hoc reconstruction

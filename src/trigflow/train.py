@@ -225,7 +225,7 @@ class Run:
             trained.step(self.nimg)
         self.nimg += batch
         if self.target is not None:
-            follow(self.target, self.main.net, self.parts.objective.target_halflife, batch)
+            follow(self.target, self.main.net, self.parts.objective.target_halflife, self.nimg, batch)
         for trained in self.trained.values():  # also those that stood still: the average is one over time
             trained.ema.update(trained.net, self.nimg, batch)
         for values in (norms, *(part.logs for part in parts)):

@@ -87,8 +87,9 @@ class SCM:
         warmup_unit: whether H counts "images" or "steps".
         adaptive_weight: learn u(t); off means u = 0.
         prior_weight: the weight 1/sigma that is folded into g; off means a weight of one, g sigma_data tan t.
-        target_halflife: images in which a target network, a running average of the trained one, forgets a half: F^- and
-            the tangent are the target's then, and less noisy. 0: they are the trained network's own, as in the paper.
+        target_halflife: images in which a target network, a running average of the trained one, forgets a half (at most
+            a twentieth of the images seen): F^- and the tangent are the target's then, and less noisy. 0: they are the
+            trained network's own, as in the paper.
         stable_target: sCT averages dx_t/dt over the batch (stable_velocity), which takes noise out of the tangent.
         guidance_scale: classifier-free guidance of the teacher, 1 is none.
         derivative: mode of the derivative: "dual", "func" or "finite_difference".
