@@ -20,6 +20,10 @@ FLAGS = {
     "demo": {"--out", "--seed", "--device"},
     "list": {"kind"},
     "data": {"action", "source", "--out", "--size", "--rgb", "--skip-damaged", "--resume"},
+    "plan": {
+        *("recipe", "overrides", "--gpus", "--memory", "--throughput", "--microbatch", "--checkpointing"),
+        "--json",
+    },
     "train": {"recipe", "overrides", "--out", "--resume", "--data", "--seed", "--device"},
     "sample": {
         *(

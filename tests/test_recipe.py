@@ -32,7 +32,7 @@ def test_every_recipe_round_trips_and_says_how_to_run_it(name: str) -> None:
     assert f"trigflow train {name}" in (recipes.RECIPES[name].__doc__ or "")
 
 
-NEEDS_FILES = [name for name in recipes.RECIPES if name.startswith(("mnist", "cifar10"))]
+NEEDS_FILES = [name for name in recipes.RECIPES if name.startswith(("mnist", "cifar10", "imagenet"))]
 
 
 @pytest.mark.parametrize("name", sorted(set(recipes.RECIPES) - set(NEEDS_FILES)))

@@ -13,14 +13,25 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from trigflow.commands import data, demo, doctor, evaluate, listing, sample, study, train, train_classifier
+from trigflow.commands import (
+    data,
+    demo,
+    doctor,
+    evaluate,
+    listing,
+    plan,
+    sample,
+    study,
+    train,
+    train_classifier,
+)
 from trigflow.commands.command import Command
 from trigflow.errors import UserError, did_you_mean
 from trigflow.version import __version__
 
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
-    for module in (demo, listing, data, train, sample, evaluate, study, doctor, train_classifier)
+    for module in (demo, listing, data, plan, train, sample, evaluate, study, doctor, train_classifier)
 }
 
 # What the system refuses, and what to do about it.

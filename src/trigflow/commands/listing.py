@@ -45,8 +45,9 @@ def _run(args: argparse.Namespace) -> int:
     for kind, table in _tables().items():
         if args.kind in (None, kind):
             print(f"{kind}:")
+            width = max(20, *map(len, table))
             for name, thing in table.items():
-                print(f"  {name:<20} {_describe(thing)}".rstrip())
+                print(f"  {name:<{width}} {_describe(thing)}".rstrip())
     return 0
 
 

@@ -15,6 +15,7 @@ from trigflow.recipes.cifar10 import (
     cifar10_teacher,
 )
 from trigflow.recipes.digits import digits_scd, digits_sct, digits_teacher
+from trigflow.recipes.imagenet import IMAGENET
 from trigflow.recipes.mixture2d import mixture2d_scd, mixture2d_sct, mixture2d_teacher
 from trigflow.recipes.mnist import mnist_scd, mnist_sct, mnist_teacher
 
@@ -33,6 +34,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "cifar10-sct": cifar10_sct,
     "cifar10-small-teacher": cifar10_small_teacher,
     "cifar10-small-scd": cifar10_small_scd,
+    **IMAGENET,
 }
 
 

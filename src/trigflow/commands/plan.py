@@ -1,0 +1,57 @@
+"""`trigflow plan`: what a training needs before it is started: memory, arithmetic, days."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from trigflow.commands.command import Command, integer, number
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `trigflow list recipes`")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change a field of the recipe, e.g. train.batch=64"
+    )
+    parser.add_argument("--gpus", type=integer(1), default=8, help="how many there are (default: 8)")
+    parser.add_argument("--memory", type=number(0.1), default=80.0, help="of each GPU in GiB (default: 80)")
+    parser.add_argument(
+        "--throughput",
+        type=number(0.001),
+        default=150.0,
+        help="that each GPU sustains in training, in TFLOP/s (default: 150, a guess for an A100 or H100 in bfloat16)",
+    )
+    parser.add_argument(
+        "--microbatch",
+        type=integer(1),
+        help="images in one pass on one GPU (default: the recipe's, else as many as fit)",
+    )
+    parser.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="plan with activation checkpointing of the network's blocks, which the training does not have yet",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file, too")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from trigflow import plan, recipes
+    from trigflow.files import write_json
+
+    machine = plan.Machine(gpus=args.gpus, memory=args.memory, throughput=args.throughput)
+    made = plan.make_plan(
+        recipes.get(args.recipe, args.overrides), machine, args.microbatch, args.checkpointing
+    )
+    if args.json:
+        write_json(args.json, made.to_json())
+    print(plan.report(made))
+    return 0
+
+
+COMMAND = Command(
+    name="plan",
+    summary="what a training needs on your GPUs, before it is started: memory, FLOPs, days",
+    example="trigflow plan imagenet512-xxl-scd --gpus 8 --memory 80",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -1,0 +1,25 @@
+"""What a training needs before it is started: memory, arithmetic, days. Nothing is computed, no data is read.
+
+The step of the training is rehearsed on tensors without numbers (`rehearsal`), which tells its memory at any batch;
+layouts over GPUs share it out (`memory`); `report` says whether it fits and what to change.
+"""
+
+from trigflow.plan.memory import Layout, Need
+from trigflow.plan.planning import Machine, Plan, make_plan
+from trigflow.plan.rehearsal import Course, Footprint, rehearse
+from trigflow.plan.report import report
+from trigflow.plan.shapes import SHAPES, sample_shape
+
+__all__ = [
+    "SHAPES",
+    "Course",
+    "Footprint",
+    "Layout",
+    "Machine",
+    "Need",
+    "Plan",
+    "make_plan",
+    "rehearse",
+    "report",
+    "sample_shape",
+]

@@ -1,0 +1,173 @@
+"""A recipe on a machine: whether it fits, in which microbatches, and how long it takes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trigflow.errors import UserError
+from trigflow.plan.memory import Layout, Need, need
+from trigflow.plan.rehearsal import Footprint, rehearse
+from trigflow.plan.shapes import sample_shape
+from trigflow.recipe import Recipe
+
+GIB = 2**30
+# The rest is left to the driver, the libraries' workspaces and holes between tensors.
+USABLE = 0.9
+THROUGHPUT = 150.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """GPUs, all alike.
+
+    Args:
+        gpus: how many.
+        memory: of each, in GiB.
+        throughput: that each sustains in training, in TFLOP/s. The default is a guess for an A100 or H100 in bfloat16,
+            half and a seventh of what their sheets say.
+    """
+
+    gpus: int = 8
+    memory: float = 80.0
+    throughput: float = THROUGHPUT
+
+    @property
+    def usable(self) -> float:
+        """Bytes on each GPU that tensors may take."""
+        return USABLE * self.memory * GIB
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layout of the training.
+
+    Args:
+        layout: over the GPUs.
+        microbatch: images in one pass on one GPU.
+        passes: in one step of the optimiser.
+        need: on one GPU.
+        fits: into the usable memory.
+        largest: the largest microbatch that fits, 0 where none does.
+    """
+
+    layout: Layout
+    microbatch: int
+    passes: int
+    need: Need
+    fits: bool
+    largest: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on a machine.
+
+    Args:
+        recipe, machine: what was planned.
+        data_shape, num_classes: of the data.
+        checkpointing: whether blocks are computed twice to keep less.
+        footprint: of the training.
+        choices: the layouts.
+    """
+
+    recipe: Recipe
+    machine: Machine
+    data_shape: tuple[int, ...]
+    num_classes: int
+    checkpointing: bool
+    footprint: Footprint
+    choices: tuple[Choice, ...]
+
+    @property
+    def total_flops(self) -> float:
+        """Of the whole training."""
+        return self.recipe.train.total_nimg * self.footprint.training_flops
+
+    @property
+    def seconds(self) -> float:
+        """The whole training at the given throughput."""
+        return self.total_flops / (self.machine.gpus * self.machine.throughput * 1e12)
+
+    @property
+    def share(self) -> int:
+        """Images of a step on one GPU."""
+        return self.recipe.train.batch // self.machine.gpus
+
+    def gpus_needed(self) -> int | None:
+        """The fewest GPUs of this kind that fit the recipe in microbatches of one image, sharded; None: none do."""
+        batch = self.recipe.train.batch
+        for gpus in divisors(batch):
+            layout = Layout("FSDP", gpus, sharded=gpus > 1)
+            if need(self.footprint, layout, 1, batch // gpus).total <= self.machine.usable:
+                return gpus
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers, in bytes, FLOP and seconds."""
+        footprint = {key: value for key, value in vars(self.footprint).items() if key != "courses"}
+        choices = [asdict(one) | {"total": one.need.total} for one in self.choices]
+        return {
+            "recipe": self.recipe.name,
+            "machine": asdict(self.machine) | {"usable": int(self.machine.usable)},
+            "data_shape": self.data_shape,
+            "num_classes": self.num_classes,
+            "precision": self.recipe.train.precision,
+            "checkpointing": self.checkpointing,
+            "batch": self.recipe.train.batch,
+            "total_nimg": self.recipe.train.total_nimg,
+            **footprint,
+            "total_flops": self.total_flops,
+            "seconds": self.seconds,
+            "layouts": choices,
+        }
+
+
+def make_plan(
+    recipe: Recipe, machine: Machine, microbatch: int | None = None, checkpointing: bool = False
+) -> Plan:
+    """Plans a training.
+
+    Args:
+        recipe: of the training.
+        machine: where it is to run.
+        microbatch: images in one pass on one GPU; None: the recipe's, else the largest that fits.
+        checkpointing: plan with activation checkpointing of the network's blocks.
+
+    Raises:
+        UserError: numbers that do not divide each other, or a mistake in the recipe.
+    """
+    batch, gpus = recipe.train.batch, machine.gpus
+    if batch % gpus:
+        raise UserError(
+            f"--gpus {gpus} does not divide the batch of {batch} images: change it or train.batch"
+        )
+    share, wanted = batch // gpus, microbatch or recipe.train.microbatch
+    if wanted and share % wanted:
+        raise UserError(
+            f"a microbatch of {wanted} does not divide the {share} images that each of {gpus} GPUs has of a step: "
+            "change --microbatch, --gpus or train.batch"
+        )
+    data_shape, num_classes = sample_shape(recipe)
+    footprint = rehearse(recipe, data_shape, num_classes, checkpointing)
+    layouts = (
+        (Layout("DDP", gpus), Layout("FSDP", gpus, sharded=True)) if gpus > 1 else (Layout("one GPU", 1),)
+    )
+    choices = tuple(_choice(footprint, layout, share, wanted, machine.usable) for layout in layouts)
+    return Plan(recipe, machine, data_shape, num_classes, checkpointing, footprint, choices)
+
+
+def _choice(footprint: Footprint, layout: Layout, share: int, wanted: int | None, usable: float) -> Choice:
+    def needed(microbatch: int) -> Need:
+        return need(footprint, layout, microbatch, share // microbatch)
+
+    largest = next((one for one in reversed(divisors(share)) if needed(one).total <= usable), 0)
+    microbatch = wanted or largest or 1
+    found = needed(microbatch)
+    return Choice(layout, microbatch, share // microbatch, found, found.total <= usable, largest)
+
+
+def divisors(number: int) -> list[int]:
+    """In rising order."""
+    small = [one for one in range(1, int(number**0.5) + 1) if number % one == 0]
+    return sorted({*small, *(number // one for one in small)})

@@ -1,0 +1,121 @@
+"""A plan in words: a table of memory, the days, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from trigflow.plan.planning import GIB, USABLE, Choice, Plan
+
+_ROWS = {
+    "weights": "weights",
+    "teacher": "weights of the teacher",
+    "gradients": "gradients",
+    "optimizer": "optimiser",
+    "averages": "averages of the weights",
+    "gathered": "gathered blocks",
+    "activations": "activations",
+    "transients": "tangents and other transients",
+}
+
+
+def report(plan: Plan) -> str:
+    """The plan as text of some thirty lines."""
+    return "\n\n".join(["\n".join(_head(plan)), _table(plan), "\n".join(_verdict(plan))])
+
+
+def _head(plan: Plan) -> list[str]:
+    recipe, machine, print_ = plan.recipe, plan.machine, plan.footprint
+    passes = print_.training_flops / print_.forward_flops if print_.forward_flops else 0
+    gpus = "1 GPU" if machine.gpus == 1 else f"{machine.gpus} GPUs"
+    classes = f", {plan.num_classes} classes" if plan.num_classes else ""
+    return [
+        f"{recipe.name} on {gpus} of {machine.memory:g} GiB",
+        f"network    {recipe.network.name}, {print_.parameters / 1e6:.1f} million parameters; "
+        f"samples of shape {plan.data_shape}{classes}",
+        f"image      {print_.forward_flops / 1e9:.4g} GFLOP forward; a training image costs {passes:g} times that",
+        f"training   {recipe.train.total_nimg:,} images in batches of {recipe.train.batch:,}, {recipe.train.precision}"
+        f"{', activation checkpointing' if plan.checkpointing else ''}: {plan.total_flops:.3g} FLOP",
+        f"time       {duration(plan.seconds)} at {machine.throughput:g} TFLOP/s on each GPU (--throughput)",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """In days, hours, minutes or seconds."""
+    for size, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.1f} seconds"
+
+
+def _table(plan: Plan) -> str:
+    """Rows of memory on one GPU, a column for each layout."""
+    most = max(choice.need.total for choice in plan.choices)
+    unit, size = ("GiB", GIB) if most >= GIB else ("MiB", 2**20)
+    rows = [[f"{unit} on a GPU", *(choice.layout.name for choice in plan.choices)]]
+    for field, name in _ROWS.items():
+        values = [getattr(choice.need, field) for choice in plan.choices]
+        if any(values):
+            rows.append([name, *(f"{value / size:.2f}" for value in values)])
+    rows.append(["together", *(f"{choice.need.total / size:.2f}" for choice in plan.choices)])
+    rows.append(["fits", *("yes" if choice.fits else "no" for choice in plan.choices)])
+    rows.append(["images in a pass", *(str(choice.microbatch) for choice in plan.choices)])
+    rows.append(["passes in a step", *(str(choice.passes) for choice in plan.choices)])
+    rows.append(["most images that fit", *(str(choice.largest or "none") for choice in plan.choices)])
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
+def _verdict(plan: Plan) -> list[str]:
+    fitting = [choice for choice in plan.choices if choice.fits]
+    lines = [_fit(plan, fitting)]
+    if not fitting:
+        lines += [f"- {line}" for line in advice(plan)]
+    if plan.machine.gpus > 1:
+        lines.append(
+            "`trigflow train` uses one device today: several GPUs are what these layouts would need."
+        )
+    elif plan.choices[0].passes > 1 and fitting:
+        lines.append(f"Run it with train.microbatch={plan.choices[0].microbatch}.")
+    if plan.checkpointing:
+        lines.append("`trigflow train` has no activation checkpointing yet.")
+    return lines
+
+
+def _fit(plan: Plan, fitting: Sequence[Choice]) -> str:
+    within = f"{USABLE:.0%} of {plan.machine.memory:g} GiB; the rest is for driver, workspaces and holes"
+    if not fitting:
+        return f"It does not fit ({within}). What to change:"
+    names = " and with ".join(choice.layout.name for choice in fitting)
+    missed = ", ".join(choice.layout.name for choice in plan.choices if not choice.fits)
+    where = f"It fits with {names}" if plan.machine.gpus > 1 else "It fits"
+    return f"{where} ({within}).{f' {missed} does not: share out the weights (FSDP).' if missed else ''}"
+
+
+def advice(plan: Plan) -> list[str]:
+    """What to change where no layout fits, the cheapest first."""
+    train, lines = plan.recipe.train, []
+    if smaller := [choice for choice in plan.choices if choice.largest]:
+        most = max(choice.largest for choice in smaller)
+        lines.append(f"--microbatch {most}: fewer images in a pass, more passes in a step")
+    if train.precision == "float32":
+        lines.append("train.precision=bfloat16: products, and so most activations, of half the size")
+    if not smaller and not plan.checkpointing:
+        lines.append("--checkpointing: keep the inputs of blocks only, for one more forward pass an image")
+    if len(plan.recipe.ema.ema_std) > 1 and plan.recipe.ema.kind == "power":
+        lines.append("fewer averages in ema.ema_std: each is as large as the weights")
+    gpus = plan.gpus_needed()
+    if gpus is not None and gpus > plan.machine.gpus:
+        lines.append(f"--gpus {gpus}: the fewest that hold it when all is shared out (FSDP)")
+    least = min(choice.need.total for choice in plan.choices) / USABLE / GIB
+    lines.append(f"--memory {math.ceil(10 * least) / 10:g}: GPUs that hold it as it is")
+    return lines
