@@ -141,6 +141,15 @@ def test_what_lasts_is_counted_exactly() -> None:
     assert steps == pytest.approx(8, rel=0.01)  # two moments of float32, and a counter for each tensor
 
 
+def test_a_target_network_is_an_average_more() -> None:
+    without, with_it = (
+        rehearse(recipes.get("mixture2d-scd", [f"objective.target_halflife={halflife}"]), (2,), 0)
+        for halflife in (0, 64)
+    )
+    assert with_it.averages == without.averages + with_it.weights
+    assert with_it.training_flops == without.training_flops + with_it.forward_flops
+
+
 def test_sharding_divides_what_lasts_and_gathers_blocks() -> None:
     footprint = tiny_footprint()
     whole, shared = (need(footprint, Layout("", 4, sharded), 8, 2) for sharded in (False, True))

@@ -79,7 +79,7 @@ class Footprint:
         teacher: weights of the teacher.
         gradients: of all trained parameters.
         optimizer: its state.
-        averages: of the weights.
+        averages: of the weights, a target network among them.
         block: weights of the largest block of the network: what full sharding gathers at a time.
         forward_flops: of a forward pass on one image; a multiplication and an addition are two.
         training_flops: of one image of training.
@@ -185,6 +185,8 @@ class _Stage:
         self.recipe, self.objective, self.card = recipe, objective, card
         self.trained = {name: new_precond(card).train() for name in objective.trains}
         self.nets: dict[str, Any] = dict(self.trained)
+        if getattr(objective, "target_halflife", 0):
+            self.nets["target"] = new_precond(card).train().requires_grad_(False)
         if objective.needs_teacher:
             other = _Still() if recipe.teacher == "exact" else new_precond(card)
             self.nets["teacher"] = other.eval().requires_grad_(False)
@@ -301,7 +303,7 @@ class _Stage:
             teacher=weights.get("teacher", 0),
             gradients=_bytes(parameters),
             optimizer=self._optimizer_bytes(),
-            averages=sum(_bytes(tensors.values()) for tensors in averages),
+            averages=sum(_bytes(tensors.values()) for tensors in averages) + weights.get("target", 0),
             block=max(_bytes(block.parameters()) for block in [*blocks(self.main)] or [self.main]),
             forward_flops=forward_flops,
             training_flops=training_flops,
