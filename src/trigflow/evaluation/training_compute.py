@@ -20,6 +20,7 @@ from trigflow.config import Component, build, validate
 from trigflow.errors import UserError
 from trigflow.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
+from trigflow.synthetic import evaluations_per_sample
 
 
 def training_forwards(model: Model, teacher: Model | None = None) -> float | None:
@@ -55,8 +56,7 @@ def training_share(student: Model, teacher: Model) -> float | None:
 def forward_flops(model: Model) -> int:
     """FLOPs of a forward pass on one sample (a multiplication and an addition are two); 0 without any product."""
     x = torch.zeros(1, *model.card.data_shape, device=model.device)
-    labels = model.labels(1)
-    cond = {} if labels is None else {"labels": labels.to(model.device)}
+    cond = model.conditions(model.labels(1), torch.ones(1))
     with FlopCounterMode(display=False) as counter:
         model.precond(x, torch.full((1,), math.pi / 4, device=model.device), **cond)
     return int(counter.get_total_flops())
@@ -88,6 +88,6 @@ def _forwards_of_samples(card: ModelCard, teacher: Model | None) -> float | None
         return None
     guidance_scale = getattr(_objective(card), "guidance_scale", 1.0)
     try:
-        return float(num * teacher.count_nfe(teacher.plan(guidance_scale=guidance_scale)))
+        return float(num * evaluations_per_sample(teacher, guidance_scale, bool(card.recipe.get("guide"))))
     except UserError:  # it cannot be guided: another one than made the samples
         return None

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from trigflow import dual, flow, guidance
+from trigflow import dual, flow
 from trigflow.devices import without_autocast
+from trigflow.guidance import GuidanceScale, autoguided, guided, scales_in
 from trigflow.networks.layers import seed_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets
 from trigflow.objectives.diffusion import per_sample, sample_times, weighted
@@ -86,7 +87,9 @@ class SCM:
         adaptive_weight: learn u(t); off means u = 0.
         prior_weight: the weight 1/sigma that is folded into g; off means a weight of one, g sigma_data tan t.
         stable_target: sCT averages dx_t/dt over the batch (stable_velocity), which takes noise out of the tangent.
-        guidance_scale: classifier-free guidance of the teacher, 1 is none.
+        guidance_scale: of the teacher's guidance, 1 is none; by its null label, or by the network "guide" if there is
+            one. A range [low, high]: uniform in it, for each image, and handed to the student as the condition
+            "guidance" (sCM, appendix G: s ~ U[1, 2]).
         derivative: mode of the derivative: "dual", "func" or "finite_difference".
         compile: run the derivative through torch.compile (one to two minutes at the first step).
     """
@@ -103,7 +106,7 @@ class SCM:
     adaptive_weight: bool = True
     prior_weight: bool = True
     stable_target: bool = False
-    guidance_scale: float = Field(default=1.0, ge=0)
+    guidance_scale: GuidanceScale = 1.0
     derivative: Literal["dual", "func", "finite_difference"] = "dual"
     compile: bool = False
 
@@ -112,6 +115,17 @@ class SCM:
         if self.stable_target and self.velocity == "teacher":
             raise ValueError("stable_target false: a teacher's velocity is no average over data")
         return self
+
+    @model_validator(mode="after")
+    def _guidance_is_for_a_teacher(self) -> SCM:
+        if self.guidance_range is not None and self.velocity == "data":
+            raise ValueError("guidance_scale a number: a range is for scd, whose teacher is guided")
+        return self
+
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """(low, high) of the scale that the student takes as its input; None: it takes none."""
+        return self.guidance_scale if isinstance(self.guidance_scale, tuple) else None
 
     @property
     def trains(self) -> tuple[str, ...]:
@@ -127,7 +141,10 @@ class SCM:
 
     @property
     def forwards_per_image(self) -> float:
-        """4: value, tangent (a difference takes 2 passes) and backward; and the teacher's, twice where it is guided."""
+        """4: value, tangent (a difference takes 2 passes) and backward; and the teacher's, twice where it is guided.
+
+        A guide of its own is taken to be as large as the teacher.
+        """
         own = 5.0 if self.derivative == "finite_difference" else 4.0
         if self.velocity == "data":
             return own
@@ -143,14 +160,17 @@ class SCM:
         t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)
         z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
         x_t = flow.interpolate(x_0, z, t)
-        dx_dt = self._velocity(nets, batch, x_t, z, t)
+        s = self._guidance(random, x_0.dtype)
+        dx_dt = self._velocity(nets, batch, x_t, z, t, s)
+        # A scale that is an input stands still along the path: it has no tangent.
+        cond = {**batch.cond, "guidance": s} if isinstance(s, Tensor) else batch.cond
 
         # The derivative is taken along (cos t sin t dx/dt, cos t sin t), which keeps it bounded (section 4.2).
         scale = t.cos() * t.sin()
         seed_dropout(net, random)
         derivative = _compiled_derivative() if self.compile else dual.value_and_tangent
         output = derivative(
-            net, (x_t, t), (flow.expand(scale, x_t) * dx_dt, scale), mode=self.derivative, cond=batch.cond
+            net, (x_t, t), (flow.expand(scale, x_t) * dx_dt, scale), mode=self.derivative, cond=cond
         )
         F = output.value.detach()
         warmup = self.tangent_warmup(nimg, batch.step_images or len(x_0))
@@ -163,15 +183,27 @@ class SCM:
         logs = {"t": t, "loss": loss.detach(), "tangent_norm": per_sample(g.square()).sqrt()}
         return LossOutput({"net": loss.mean()}, logs)
 
+    def _guidance(self, random: SampleRandom, dtype: torch.dtype) -> float | Tensor:
+        """The scale of the teacher's guidance: the number, or one of each image (B,), uniform in the range."""
+        if not isinstance(self.guidance_scale, tuple):
+            return self.guidance_scale
+        return scales_in(*self.guidance_scale, random.uniform("guidance", dtype=dtype))
+
     @torch.no_grad()
-    def _velocity(self, nets: Nets, batch: Batch, x_t: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def _velocity(
+        self, nets: Nets, batch: Batch, x_t: Tensor, z: Tensor, t: Tensor, s: float | Tensor
+    ) -> Tensor:
         if self.stable_target:
             with without_autocast(t.device):  # its products nearly cancel at small times
                 return stable_velocity(batch.x_0, z, t, nets["net"].sigma_data, batch.cond)
         if self.velocity == "data":
             return flow.velocity_target(batch.x_0, z, t)
-        teacher = nets["teacher"]
+        teacher, guide = nets["teacher"], nets.get("guide")
         if self.guidance_scale == 1:
             return teacher.velocity(x_t, t, **batch.cond)
-        guided = guidance.guided(teacher.velocity, self.guidance_scale, teacher.num_classes)
-        return guided(x_t, t, **batch.cond)
+        velocity = (
+            guided(teacher.velocity, s, teacher.num_classes)
+            if guide is None
+            else autoguided(teacher.velocity, guide.velocity, s)
+        )
+        return velocity(x_t, t, **batch.cond)
