@@ -30,6 +30,7 @@ FLAGS = {
             "--labels",
             "--trust-code",
             "--guidance-scale",
+            "--guide",
             "--sampler",
             "--seed",
             "--device",
@@ -49,7 +50,7 @@ FLAGS = {
             "--guidance-scale",
             "--out",
         ),
-        *("--resume", "--device"),
+        *("--resume", "--device", "--guide"),
     },
     "study": {
         *("study", "subject", "overrides", "--out", "--seeds", "--num", "--features", "--teacher", "--data"),
