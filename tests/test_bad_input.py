@@ -90,6 +90,12 @@ def test_arguments(line: str, words: list[str], refused: Refused) -> None:
         ("train digits-teacher objective=difusion --out a", ["'difusion'", "did you mean 'diffusion'?"]),
         ("train digits-teacher sampling.sampler=huen --out a", ["'huen'", "did you mean 'heun'?"]),
         ("train digits-teacher data=digts --out a", ["'digts'", "did you mean 'digits'?"]),
+        ("train digits-scd teacher=digits-teacher guide=digts --out a", ["guide = digts", "no guidance"]),
+        ("evaluate digits-teacher --guide digts --out a", ["no model 'digts'"]),
+        (
+            "sample digits --guide digits-teacher --out a.png",
+            ["'digits'", "only a diffusion model has a guide"],
+        ),
     ],
 )
 def test_names(line: str, words: list[str], refused: Refused) -> None:
@@ -133,6 +139,30 @@ def test_unknown_sampler_and_label_of_a_model(student_folder: Path, refused: Ref
 )
 def test_overrides(override: str, words: list[str], refused: Refused) -> None:
     refused(f"train digits-teacher {override} --out a", *words)
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        ("[2,1]", ["objective.guidance_scale = [2, 1]", "[low, high]"]),
+        ("[1,nan]", ["objective.guidance_scale", "[low, high]"]),
+        ("-1", ["objective.guidance_scale = -1"]),
+        ("[1,2]", ["[1, 2]", "network.guidance_input=true"]),
+        (
+            "[1,2] network.guidance_input=true sampling.guidance_scale=3",
+            ["sampling.guidance_scale = 3", "[1, 2]"],
+        ),
+        (
+            "1 network.guidance_input=true",
+            ["network.guidance_input = true", "objective.guidance_scale=[1,2]"],
+        ),
+    ],
+)
+def test_scales_of_guidance(scale: str, words: list[str], teacher_folder: Path, refused: Refused) -> None:
+    small = " ".join(TINY)
+    refused(
+        f"train digits-scd {small} teacher={teacher_folder} objective.guidance_scale={scale} --out a", *words
+    )
 
 
 @pytest.mark.parametrize("option", ["hidden=0", "emb_channels=0", "depth=1000000000"])

@@ -34,6 +34,7 @@ FLAGS = {
             "--labels",
             "--trust-code",
             "--guidance-scale",
+            "--guide",
             "--sampler",
             "--seed",
             "--device",
@@ -53,7 +54,7 @@ FLAGS = {
             "--guidance-scale",
             "--out",
         ),
-        *("--resume", "--device"),
+        *("--resume", "--device", "--guide"),
     },
     "study": {
         *("study", "subject", "overrides", "--out", "--seeds", "--num", "--features", "--teacher", "--data"),

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: its formula, its cost, its mistakes."""
+"""Classifier-free guidance and autoguidance: their formulas, their cost, their mistakes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trigflow.errors import UserError
-from trigflow.guidance import guided
+from trigflow.guidance import autoguided, guided
 from trigflow.samplers import CountNFE, sample_heun
 
 
@@ -28,6 +28,38 @@ def test_guidance_extrapolates_from_the_null_label(scale: float | Tensor) -> Non
     v = guided(labelled, scale, null_label=3)(X, T, labels=LABELS)
     label = 3 + scale * (LABELS - 3)
     torch.testing.assert_close(v, X + label[:, None] * torch.cos(T)[:, None], rtol=0, atol=1e-12)
+
+
+def weaker(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """Another velocity that tells its label."""
+    return 0.5 * labelled(x_t, t, labels) - torch.sin(t)[:, None]
+
+
+def test_a_scale_of_each_sample_is_that_scale_for_all() -> None:
+    scales = torch.tensor([1.0, 1.5, 0.0], dtype=torch.float64)
+    for velocity in (lambda s: guided(labelled, s, null_label=3), lambda s: autoguided(labelled, weaker, s)):
+        mixed = velocity(scales)(X, T, labels=LABELS)
+        each = torch.stack([velocity(s)(X, T, labels=LABELS)[k] for k, s in enumerate(scales.tolist())])
+        torch.testing.assert_close(mixed, each, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, torch.tensor([1.0, 1.5, 2.0])])
+def test_autoguidance_extrapolates_from_the_weaker_model(scale: float | Tensor) -> None:
+    v = autoguided(labelled, weaker, scale)(X, T, labels=LABELS)
+    weak, strong = weaker(X, T, LABELS), labelled(X, T, LABELS)
+    column = scale[:, None] if isinstance(scale, Tensor) else scale
+    torch.testing.assert_close(v, weak + column * (strong - weak), rtol=0, atol=1e-12)
+
+
+def test_autoguidance_costs_an_evaluation_of_each() -> None:
+    for scale, evaluations in ((1.0, 1), (2.0, 2)):
+        count = CountNFE(labelled)
+        velocity = autoguided(count, count.with_guide(weaker), scale)
+        velocity(X, T, labels=LABELS)
+        assert count.nfe == evaluations
+    assert autoguided(labelled, weaker, 1) is labelled
+    with pytest.raises(UserError, match="finite"):
+        autoguided(labelled, weaker, math.inf)
 
 
 def test_a_scale_of_one_is_no_guidance_and_one_evaluation() -> None:
@@ -58,5 +90,7 @@ def test_guidance_of_an_unconditional_network_is_a_mistake(scale: float | Tensor
 def test_missing_labels_and_an_infinite_scale_are_mistakes() -> None:
     with pytest.raises(UserError, match="needs labels"):
         guided(labelled, 2.0, null_label=3)(X, T)
+    with pytest.raises(UserError, match="guidance_scale of each sample needs labels"):
+        guided(labelled, torch.tensor([2.0, 3.0]), null_label=3)(X, T)
     with pytest.raises(UserError, match="finite"):
         guided(labelled, math.nan, null_label=3)

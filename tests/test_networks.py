@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trigflow.dual import MODES, value_and_tangent
 from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
-from trigflow.networks.layers import Dropout, depth_to_space, seed_dropout, space_to_depth
+from trigflow.networks.layers import Dropout, seed_dropout
+from trigflow.networks.patches import depth_to_space, space_to_depth
 from trigflow.randomness import SampleRandom
 
 UNET: dict[str, Any] = {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1}

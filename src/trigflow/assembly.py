@@ -15,9 +15,11 @@ from trigflow.codecs import codec_from_json, codec_to_json
 from trigflow.config import build, to_json
 from trigflow.data import Dataset, exact_teacher, load_data
 from trigflow.errors import UserError, did_you_mean
+from trigflow.guidance import scale_in_words
 from trigflow.metrics import FlowMapError
-from trigflow.model import Model, model_folder
+from trigflow.model import Model, check_guide, model_folder
 from trigflow.objectives import OBJECTIVES, Objective
+from trigflow.objectives.batch import target_halflife
 from trigflow.optim import learning_rate
 from trigflow.pictures import drawable
 from trigflow.precond import TrigFlowPrecond
@@ -32,9 +34,9 @@ class Parts:
     Args:
         dataset: on the device.
         objective: what is minimised.
-        nets: all networks by name: the trained ones, their "target" and the "teacher" if wanted.
+        nets: all networks by name: the trained ones, their "target", the "teacher" and its "guide" where wanted.
         card: describes the model that comes out.
-        teacher: the teacher as a model to sample from, where it is one and not a closed form.
+        teacher: the teacher as a model to sample from, with its guide, where it is one and not a closed form.
         flow_map_error: measures a student where the truth is known and the recipe asks for it.
     """
 
@@ -76,7 +78,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
             f"sampling.grid_nimg = {recipe.sampling.grid_nimg}: data of shape {dataset.data_shape} cannot be drawn; "
             "set it to 0"
         )
-    teacher = _teacher(recipe, objective, dataset)
+    teacher, guide = _teacher(recipe, objective, dataset), _guide(recipe, objective)
     initial = _initial(recipe, teacher, dataset)
     for source in (initial, teacher):  # the teacher has the last word
         if source and source.card:
@@ -85,26 +87,38 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         raise UserError(
             f"train.label_dropout = {recipe.train.label_dropout}: {dataset.name} has no labels; set it to 0"
         )
-    card = _card(recipe, dataset)
+    card = _card(recipe, objective, dataset)
     nets = {name: _new_network(recipe, card, initial).to(device) for name in objective.trains}
     for net in nets.values():
+        _check_guidance_input(net, recipe, card)
         _try_forward(net, dataset, device, recipe.network.name)
-    if getattr(objective, "target_halflife", 0):
+    if target_halflife(objective):
         nets["target"] = copy.deepcopy(nets[objective.trains[0]]).requires_grad_(False)
     if teacher and objective.needs_teacher:
         nets["teacher"] = teacher.precond.to(device)
     model = teacher.model if teacher else None
+    if guide:
+        check_guide(guide, card)
+        nets["guide"] = guide.precond.to(device)
+        model = model and model.with_guide(guide)
     if recipe.train.synthetic and model is None:
         raise UserError(
             f"train.synthetic = {recipe.train.synthetic}: there is no teacher model to sample from; set it to 0"
         )
-    return Parts(dataset.to(device), objective, nets, card, model, _flow_map_error(recipe, dataset, device))
+    measure = _flow_map_error(recipe, objective, dataset, device)
+    return Parts(dataset.to(device), objective, nets, card, model, measure)
 
 
-def _flow_map_error(recipe: Recipe, dataset: Dataset, device: torch.device) -> FlowMapError | None:
+def _flow_map_error(
+    recipe: Recipe, objective: Objective, dataset: Dataset, device: torch.device
+) -> FlowMapError | None:
     num = recipe.sampling.flow_map_num
     if not num:
         return None
+    if getattr(objective, "guidance_scale", 1.0) != 1:
+        raise UserError(
+            f"sampling.flow_map_num = {num}: the flow map of a guided teacher is not known; set it to 0"
+        )
     if dataset.oracle is None and recipe.teacher != "exact":
         raise UserError(
             f"sampling.flow_map_num = {num}: the flow map of {dataset.name} is not known; set it to 0, or teacher=exact"
@@ -135,7 +149,7 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
         )
 
 
-def _card(recipe: Recipe, dataset: Dataset) -> ModelCard:
+def _card(recipe: Recipe, objective: Objective, dataset: Dataset) -> ModelCard:
     return ModelCard(
         name=recipe.name,
         network=recipe.network,
@@ -147,6 +161,7 @@ def _card(recipe: Recipe, dataset: Dataset) -> ModelCard:
         objective=recipe.objective.name,
         sampling=recipe.sampling,
         recipe=to_json(recipe),
+        guidance_range=getattr(objective, "guidance_range", None),
     )
 
 
@@ -168,22 +183,64 @@ def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset) -> Source |
     else:
         source = _source(recipe.teacher, recipe)
         _check_fit(source, recipe, dataset)
-    _check_guidance(source, getattr(objective, "guidance_scale", 1.0))
+    if source.card and source.card.guidance_range:
+        raise UserError(
+            f"the teacher '{source.name}' takes the guidance scale as an input: it is a student, give its teacher"
+        )
+    if recipe.guide is None:
+        _check_guidance(source, getattr(objective, "guidance_scale", 1.0))
     return source
 
 
-def _check_guidance(source: Source, guidance_scale: float) -> None:
+def _check_guidance(source: Source, guidance_scale: float | tuple[float, float]) -> None:
     """A guided teacher must know the null label from its own training."""
     if guidance_scale == 1:
         return
+    setting = f"objective.guidance_scale = {scale_in_words(guidance_scale)}"
     if source.card is None or source.card.num_classes == 0:
-        raise UserError(
-            f"objective.guidance_scale = {guidance_scale}: the teacher '{source.name}' knows no classes"
-        )
+        raise UserError(f"{setting}: the teacher '{source.name}' knows no classes")
     if source.card.recipe.get("train", {}).get("label_dropout") == 0:
         raise UserError(
-            f"objective.guidance_scale = {guidance_scale}: the teacher '{source.name}' never saw the null label; "
-            "train it with train.label_dropout=0.1"
+            f"{setting}: the teacher '{source.name}' never saw the null label; train it with "
+            "train.label_dropout=0.1, or give guide=FOLDER of a weaker model"
+        )
+
+
+def _guide(recipe: Recipe, objective: Objective) -> Model | None:
+    """The model that guides the teacher in the place of its null label."""
+    if recipe.guide is None:
+        return None
+    if not objective.needs_teacher:
+        raise UserError(
+            f"guide = {recipe.guide}: objective '{recipe.objective.name}' has no teacher to be guided; leave it out"
+        )
+    if getattr(objective, "guidance_scale", 1.0) == 1:
+        raise UserError(
+            f"guide = {recipe.guide}: objective.guidance_scale = 1 is no guidance; give a larger one, or a range"
+        )
+    return _source(recipe.guide, recipe).model
+
+
+def _check_guidance_input(net: TrigFlowPrecond, recipe: Recipe, card: ModelCard) -> None:
+    """A network that takes the guidance scale needs an objective that draws it, and the other way round."""
+    if card.guidance_range is None:
+        if net.guidance_input:
+            raise UserError(
+                f"network.guidance_input = true: objective '{recipe.objective.name}' draws no scale for it; give scd "
+                "a range, objective.guidance_scale=[1,2], or leave it out"
+            )
+        return
+    scales = scale_in_words(card.guidance_range)
+    if not net.guidance_input:
+        raise UserError(
+            f"objective.guidance_scale = {scales}: a range needs a network that takes the scale as an input; give "
+            "network.guidance_input=true"
+        )
+    own, (low, high) = card.sampling.guidance_scale, card.guidance_range
+    if not low <= own <= high:
+        raise UserError(
+            f"sampling.guidance_scale = {own:g}: the student learns the scales of objective.guidance_scale = {scales}; "
+            "give one of these"
         )
 
 
@@ -221,7 +278,9 @@ def _try_forward(net: TrigFlowPrecond, dataset: Dataset, device: torch.device, n
     """One pass on two images: a network of the user's that cannot do it should say so before anything is written."""
     x = dataset.codec.encode(dataset.data[:2]).to(device)
     cond = {} if dataset.labels is None else {"labels": dataset.labels[:2].to(device)}
-    wanted = f"forward(x, t{', labels' if cond else ''}) -> F of the shape of x"
+    if net.guidance_input:
+        cond["guidance"] = torch.ones(len(x), device=device)
+    wanted = f"forward({', '.join(['x', 't', *cond])}) -> F of the shape of x"
     with torch.random.fork_rng(devices=[]):
         net.eval()
         try:
@@ -252,5 +311,5 @@ def _new_network(recipe: Recipe, card: ModelCard, source: Source | None) -> Trig
 
 def _additions(network: nn.Module) -> dict[str, Tensor]:
     """The fresh tensors of parts that the initial weights need not have (`UNet.additions`)."""
-    parts = getattr(network, "additions", ())
-    return {name: tensor for name, tensor in network.state_dict().items() if name.partition(".")[0] in parts}
+    parts = tuple(f"{part}." for part in getattr(network, "additions", ()))
+    return {name: tensor for name, tensor in network.state_dict().items() if f"{name}.".startswith(parts)}

@@ -215,6 +215,8 @@ class ModelCard:
         nimg: images it was trained on.
         ema: name of the average of the weights.
         recipe: the whole recipe as JSON.
+        guidance_range: (low, high) of the guidance scales that a student was trained with which takes the scale as an
+            input; null for a model that takes none.
     """
 
     name: str
@@ -229,6 +231,7 @@ class ModelCard:
     nimg: int = 0
     ema: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
+    guidance_range: tuple[float, float] | None = None
 
 
 def new_precond(card: ModelCard) -> TrigFlowPrecond:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from trigflow.checkpoint import ModelCard, load_model
-from trigflow.codecs import Codec, codec_from_json
+from trigflow.codecs import Codec, codec_from_json, codec_to_json
 from trigflow.devices import resolve_device
 from trigflow.errors import Diverged, UserError, did_you_mean
-from trigflow.guidance import guided
+from trigflow.guidance import ConditionalVelocity, autoguided, guided
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 from trigflow.samplers import SAMPLERS, CountNFE, OnStep
@@ -66,12 +66,14 @@ class Model:
         codec: x_0 <-> data as stored.
         card: where it comes from and how it is sampled by default.
         name: what it was loaded by.
+        guide: a weaker model that guides it in the place of its null label (`with_guide`).
     """
 
     precond: TrigFlowPrecond
     codec: Codec
     card: ModelCard
     name: str = ""
+    guide: Model | None = None
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +95,22 @@ class Model:
         """Whether it jumps to data (a consistency model), rather than following a path (a diffusion model)."""
         return self.card.sampling.sampler == "consistency"
 
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """(low, high) of the scales of a student that takes the scale as an input; None: it takes none."""
+        return self.card.guidance_range
+
+    def with_guide(self, guide: Model) -> Model:
+        """The same model, guided by a weaker one of the same data: autoguidance, see `guidance.autoguided`.
+
+        Raises:
+            UserError: one of them is a consistency model, or they do not live on the same data.
+        """
+        if self.is_student:
+            raise UserError(f"model '{self.name}' is a consistency model: only a diffusion model has a guide")
+        check_guide(guide, self.card)
+        return replace(self, guide=guide)
+
     def sample(
         self,
         n: int,
@@ -112,12 +130,14 @@ class Model:
             steps: of the sampler, >= 1 (default: the card's; 2 for our students).
             labels: a class, or several that are taken in turn (default: all classes in turn).
             seed: of all noises.
-            guidance_scale: classifier-free guidance, 1 = none (default: the card's).
+            guidance_scale: 1 = none (default: the card's). A student that takes the scale as an input has learned it in
+                its range; else it is that of classifier-free guidance, or of autoguidance (`with_guide`).
             sampler: a name in `samplers.SAMPLERS` (default: the card's).
             batch: samples computed at once.
 
         Raises:
-            UserError: a number out of range, an unknown sampler, labels that the model does not know.
+            UserError: a number out of range, an unknown sampler, labels that the model does not know, guidance that it
+                has not learned.
             Diverged: samples that are not finite.
         """
         plan = self.plan(steps, guidance_scale, sampler)
@@ -129,7 +149,7 @@ class Model:
         """These choices, completed by the card's.
 
         Raises:
-            UserError: steps < 1, an unknown sampler.
+            UserError: steps < 1, an unknown sampler, guidance that the model has not learned.
         """
         own = self.card.sampling
         chosen = own.sampler if sampler is None else sampler
@@ -140,24 +160,49 @@ class Model:
         if steps < 1:
             raise UserError(f"steps is {steps}: give 1 or more")
         scale = own.guidance_scale if guidance_scale is None else guidance_scale
-        trained_with = self.card.recipe.get("train", {})
-        if scale != 1 and self.num_classes and trained_with.get("label_dropout") == 0:
+        self._check_scale(scale)
+        return Plan(chosen, steps, scale)
+
+    def _check_scale(self, scale: float) -> None:
+        if self.guidance_range is not None:
+            low, high = self.guidance_range
+            if not low <= scale <= high:
+                raise UserError(
+                    f"guidance_scale {scale:g}: model '{self.name}' was trained with scales of {low:g} to {high:g}; "
+                    "give one in this range"
+                )
+        elif scale != 1 and self.guide is None and self.num_classes and self._never_saw_null():
             raise UserError(
                 f"guidance_scale {scale}: model '{self.name}' never saw the null label; use 1, or train it with "
                 "train.label_dropout=0.1"
             )
-        return Plan(chosen, steps, scale)
+
+    def _never_saw_null(self) -> bool:
+        return bool(self.card.recipe.get("train", {}).get("label_dropout") == 0)
 
     def sample_batches(
-        self, n: int, plan: Plan, labels: Labels = None, seed: int = 0, batch: int = 256
+        self,
+        n: int,
+        plan: Plan,
+        labels: Labels = None,
+        seed: int = 0,
+        batch: int = 256,
+        scales: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        """The samples of `sample`, a batch at a time: (<= batch, ...) as stored, on the CPU."""
+        """The samples of `sample`, a batch at a time: (<= batch, ...) as stored, on the CPU.
+
+        Args:
+            n, labels, seed, batch: as of `sample`.
+            plan: how each is sampled.
+            scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
+        """
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: give 1 or more of both")
         chosen = self.labels(n, labels)
         for first in range(0, n, batch):
             index = torch.arange(first, min(first + batch, n))
-            x_0 = self._x_0(plan, SampleRandom(seed, index), None if chosen is None else chosen[index])
+            own_labels, own_scales = (None if every is None else every[index] for every in (chosen, scales))
+            x_0 = self._x_0(plan, SampleRandom(seed, index), own_labels, scales=own_scales)
             if not x_0.isfinite().all():  # as uint8 they would be black pictures
                 raise Diverged(f"samples of the model '{self.name}' are not finite: its training diverged")
             yield self.codec.decode(x_0).cpu()
@@ -216,10 +261,17 @@ class Model:
 
     @torch.no_grad()
     def jump(self, x_t: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
-        """f(x_t, t): where a student lands from x_t (n, ...), as x_0 (n, ...) on the CPU."""
+        """f(x_t, t): where a student lands from x_t (n, ...), as x_0 (n, ...) on the CPU; at its card's guidance."""
         times = torch.full((len(x_t),), t, dtype=torch.float32, device=self.device)
-        cond = {} if labels is None else {"labels": labels.to(self.device)}
+        cond = self.conditions(labels, torch.full((len(x_t),), self.card.sampling.guidance_scale))
         return self.precond.denoised(x_t.to(self.device), times, **cond).cpu()
+
+    def conditions(self, labels: Tensor | None, scales: Tensor) -> dict[str, Tensor]:
+        """What the network is told beside x and t, on its device: labels (B,), and the scales (B,) if it takes them."""
+        cond = {} if labels is None else {"labels": labels.to(self.device)}
+        if self.guidance_range is not None:
+            cond["guidance"] = scales.to(self.device)
+        return cond
 
     @torch.no_grad()
     def _x_0(
@@ -229,21 +281,57 @@ class Model:
         labels: Tensor | None,
         counter: CountNFE | None = None,
         on_step: OnStep | None = None,
+        scales: Tensor | None = None,
     ) -> Tensor:
         """x_0 (B, ...) of the samples that `random` numbers, on the model's device."""
         random = SampleRandom(random.seed, random.index.to(self.device))
         shape, sigma_data = self.card.data_shape, self.precond.sigma_data
-        cond = {} if labels is None else {"labels": labels.to(self.device)}
-        velocity = guided(counter or self.precond.velocity, plan.guidance_scale, self.num_classes)
+        scale = plan.guidance_scale if scales is None else scales.to(self.device)
+        given = torch.full(random.index.shape, plan.guidance_scale) if scales is None else scales
         return run_sampler(
             plan.sampler,
-            partial(velocity, **cond),
+            partial(self.velocity(scale, counter), **self.conditions(labels, given)),
             sigma_data * random.normal("x_T", shape),
             plan.steps,
             noise=lambda step: random.normal(f"noise of step {step}", shape),
             sigma_data=sigma_data,
             on_step=on_step,
         )
+
+    def velocity(self, scale: float | Tensor, counter: CountNFE | None = None) -> ConditionalVelocity:
+        """velocity(x_t, t, **conditions), guided unless the scale is an input of the network, one of the conditions.
+
+        Args:
+            scale: a number, or a scale for each sample (B,).
+            counter: counts the evaluations of `precond.velocity`, and those of the guide.
+        """
+        counter = counter or CountNFE(self.precond.velocity)
+        if self.guidance_range is not None:
+            return counter
+        if self.guide is not None:
+            return autoguided(counter, counter.with_guide(self.guide.precond.velocity), scale)
+        return guided(counter, scale, self.num_classes)
+
+
+def check_guide(guide: Model, card: ModelCard) -> None:
+    """Whether a model can guide that of the card: both velocities must be of the same x_t, under the same labels.
+
+    Raises:
+        UserError: it is a consistency model, or lives on other data.
+    """
+    if guide.is_student:
+        raise UserError(f"the guide '{guide.name}' is a consistency model: give a diffusion model")
+    pairs = {
+        "data shape": (tuple(guide.card.data_shape), tuple(card.data_shape)),
+        "number of classes": (guide.num_classes, card.num_classes),
+        "sigma_data": (guide.precond.sigma_data, card.precond.sigma_data),
+        "codec": (codec_to_json(guide.codec), card.codec),
+    }
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UserError(
+                f"the guide '{guide.name}' does not fit '{card.name}': its {what} is {theirs}, not {ours}"
+            )
 
 
 def model_folder(name: str | Path) -> Path:

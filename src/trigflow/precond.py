@@ -80,6 +80,11 @@ class TrigFlowPrecond(nn.Module):
         """Number of classes of the network; 0 where it takes no labels."""
         return int(getattr(self.network, "num_classes", 0))
 
+    @property
+    def guidance_input(self) -> bool:
+        """Whether the network takes the guidance scale as an input, `guidance` (B,)."""
+        return bool(getattr(self.network, "guidance_input", False))
+
     def normalize_weights(self) -> None:
         """To be done after each step of the optimiser: the network's own `normalize_weights`, where it has one (EDM2).
 

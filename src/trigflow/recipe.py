@@ -157,6 +157,8 @@ class Recipe:
         objective: what is minimised, and its hyper-parameters.
         precond: TrigFlow's preconditioning.
         teacher: a run folder, a shipped model, or "exact" (the data set's closed form); null where none is needed.
+        guide: a weaker model (a run folder or a shipped model) that guides the teacher in the place of its null label:
+            autoguidance, by objective.guidance_scale; null for none.
         init: initial weights: "teacher" (those of its average, where the teacher has weights), "scratch", a run folder
             or a shipped model.
         train, sampling: the loop, and how the model is sampled.
@@ -170,6 +172,7 @@ class Recipe:
     objective: Component
     precond: PrecondConfig = field(default_factory=PrecondConfig)
     teacher: str | None = None
+    guide: str | None = None
     init: str = "teacher"
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -46,6 +46,15 @@ class CountNFE:
         self.nfe += 1
         return self.velocity(x_t, t, **cond)
 
+    def with_guide(self, guide: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Another network's velocity whose evaluations are counted here, too."""
+
+        def counted(x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+            self.nfe += 1
+            return guide(x_t, t, **cond)
+
+        return counted
+
 
 # Time grids
 

@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from trigflow.checkpoint import DamagedFile, read_state, tensors_digest, write_state
 from trigflow.data import Dataset, labels_like
+from trigflow.guidance import highest_scale, scales_in
 from trigflow.model import Model
+from trigflow.randomness import SampleRandom
 
 BATCH = 500
 
@@ -26,18 +28,18 @@ def synthetic_data(
     dataset: Dataset,
     num: int,
     seed: int,
-    guidance_scale: float,
+    guidance_scale: float | tuple[float, float],
     cache: Path,
     progress: bool = True,
 ) -> Dataset:
     """`num` samples of the teacher, by the sampler of its card, in the place of the data.
 
     Args:
-        teacher: a diffusion model.
+        teacher: a diffusion model, with its guide if it has one.
         dataset: the data that it was trained on; labels are drawn from its labels.
         num: number of samples.
         seed: of the run, >= 0. Noises and labels are those of the seed -1 - seed, which no evaluation uses.
-        guidance_scale: classifier-free guidance, 1 is none.
+        guidance_scale: 1 is none; a range: uniform in it, for each sample.
         cache: file that keeps the samples, so that a resumed run need not make them again.
         progress: show a bar on stderr.
 
@@ -47,6 +49,8 @@ def synthetic_data(
     own_seed = -1 - seed
     labels = labels_like(dataset, num, own_seed)
     origin = {"num": num, "teacher": tensors_digest(teacher.precond.state_dict())}
+    if teacher.guide is not None:
+        origin["guide"] = tensors_digest(teacher.guide.precond.state_dict())
     data = _cached(cache, origin, (num, *teacher.card.data_shape), dataset.data.dtype)
     if data is None:
         data = _sample(teacher, labels, num, own_seed, guidance_scale, progress)
@@ -78,13 +82,21 @@ def _cached(
 
 
 def _sample(
-    teacher: Model, labels: Tensor | None, num: int, seed: int, guidance_scale: float, progress: bool
+    teacher: Model,
+    labels: Tensor | None,
+    num: int,
+    seed: int,
+    guidance_scale: float | tuple[float, float],
+    progress: bool,
 ) -> Tensor:
-    plan = teacher.plan(guidance_scale=guidance_scale)
+    plan = teacher.plan(guidance_scale=highest_scale(guidance_scale))
+    scales = None
+    if isinstance(guidance_scale, tuple):
+        scales = scales_in(*guidance_scale, SampleRandom(seed, torch.arange(num)).uniform("guidance"))
     parts = []
     try:
         with tqdm(total=num, unit="img", desc="samples of the teacher", disable=not progress) as bar:
-            for part in teacher.sample_batches(num, plan, labels, seed, BATCH):
+            for part in teacher.sample_batches(num, plan, labels, seed, BATCH, scales):
                 parts.append(part)
                 bar.update(len(part))
     except KeyboardInterrupt:
@@ -92,3 +104,22 @@ def _sample(
             "stopped while the teacher made the training data; the same command with --resume begins with that again"
         ) from None
     return torch.cat(parts)
+
+
+def evaluations_per_sample(
+    teacher: Model, guidance_scale: float | tuple[float, float], has_guide: bool
+) -> int:
+    """What a sample of `synthetic_data` costs, in evaluations of the network; a guide is taken to be as large.
+
+    Args:
+        teacher: that made them.
+        guidance_scale: that they were made with, a number or a range.
+        has_guide: whether another model guided the teacher, which need not be here.
+
+    Raises:
+        UserError: it cannot be guided.
+    """
+    scale = highest_scale(guidance_scale)
+    if has_guide and scale != 1:
+        return 2 * teacher.count_nfe(teacher.plan(guidance_scale=1.0))
+    return teacher.count_nfe(teacher.plan(guidance_scale=scale))

@@ -20,6 +20,7 @@ from trigflow.devices import resolve_device
 from trigflow.ema import EMA, EMASnapshot, HalfLifeEMA, PowerEMA, follow
 from trigflow.errors import Diverged, UserError
 from trigflow.objectives import Batch, LossOutput
+from trigflow.objectives.batch import target_halflife
 from trigflow.optim import (
     learning_rate,
     load_optimizer_tensors,
@@ -225,7 +226,8 @@ class Run:
             trained.step(self.nimg)
         self.nimg += batch
         if self.target is not None:
-            follow(self.target, self.main.net, self.parts.objective.target_halflife, self.nimg, batch)
+            halflife = target_halflife(self.parts.objective)
+            follow(self.target, self.main.net, halflife, self.nimg, batch)
         for trained in self.trained.values():  # also those that stood still: the average is one over time
             trained.ema.update(trained.net, self.nimg, batch)
         for values in (norms, *(part.logs for part in parts)):

@@ -73,6 +73,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_guide(parser: argparse.ArgumentParser, whom: str) -> None:
+    parser.add_argument(
+        "--guide",
+        metavar="MODEL",
+        help=f"a weaker model that guides {whom} in the place of the null label (autoguidance, --guidance-scale)",
+    )
+
+
 def add_trust_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-code",

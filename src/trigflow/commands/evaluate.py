@@ -8,6 +8,7 @@ from pathlib import Path
 from trigflow.commands.command import (
     Command,
     add_device,
+    add_guide,
     add_model,
     add_trust_code,
     integer,
@@ -45,8 +46,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="real data that was held out, for a row of its own (default: the test part of the data, if it has one)",
     )
     parser.add_argument(
-        "--guidance-scale", type=number(0.0), help="guidance of the teacher, 1 = none (default: its own)"
+        "--guidance-scale",
+        type=number(0.0),
+        help="guidance of the teacher, and of a student that takes it, 1 = none (default: such a student's own, "
+        "else the teacher's)",
     )
+    add_guide(parser, "the teacher")
     parser.add_argument(
         "--out",
         type=Path,
@@ -81,6 +86,7 @@ def _run(args: argparse.Namespace) -> int:
         device=args.device,
         trust_code=args.trust_code,
         resume=args.resume,
+        guide=args.guide,
         test_data=args.test_data,
     )
     print(to_markdown(report))

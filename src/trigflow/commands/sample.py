@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from trigflow.commands.command import (
     Command,
     add_device,
+    add_guide,
     add_model,
     add_seed,
     add_trust_code,
@@ -44,8 +45,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classes with commas between them, taken in turn (default: all classes)",
     )
     parser.add_argument(
-        "--guidance-scale", type=number(0.0), help="guidance, 1 = none (default: the model's own)"
+        "--guidance-scale",
+        type=number(0.0),
+        help="guidance, 1 = none; of a student that takes it, in the range of its training (default: the model's own)",
     )
+    add_guide(parser, "a diffusion model")
     parser.add_argument("--sampler", help="a name from `trigflow list samplers` (default: the model's own)")
     add_seed(parser)
     add_trust_code(parser)
@@ -59,7 +63,11 @@ def _run(args: argparse.Namespace) -> int:
     from trigflow.model import load
 
     model = load(args.model, args.device, args.trust_code)
+    if args.guide is not None:
+        model = model.with_guide(load(args.guide, args.device, args.trust_code))
     plan = model.plan(args.steps, args.guidance_scale, args.sampler)
+    if args.guide is not None and plan.guidance_scale == 1:
+        raise UserError(f"--guide {args.guide}: a guidance scale of 1 is none; give --guidance-scale")
     labels = model.labels(args.num, args.labels)
     samples = model.sample(args.num, plan.steps, labels, args.seed, plan.guidance_scale, plan.sampler)
     make_folder(args.out.parent)

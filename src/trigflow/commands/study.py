@@ -41,7 +41,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=integers(1), help="steps, speed: the student's (default: 1,2,4,8 and 1,2)"
     )
     parser.add_argument(
-        "--guidance-scale", type=number(0.0), help="steps, speed: guidance of the guided teacher, 1 = none"
+        "--guidance-scale",
+        type=number(0.0),
+        help="steps, speed: guidance of the guided teacher, and of a student that takes it, 1 = none",
     )
     parser.add_argument(
         "--shares",

@@ -58,7 +58,8 @@ def diagnose(
             "package.module:Class" (built with data_shape where it takes one).
         data_shape: (C, *size) of a sample; default that of the model, or (3, 32, 32).
         inputs: (x, t) to examine with instead, (B, ...) and (B,), as for c_noise(t) = t.
-        cond: further inputs by name; default: random labels where the network has num_classes.
+        cond: further inputs by name; default: random labels where the network has num_classes, random scales where it
+            has guidance_input.
         device: where the costs are measured.
 
     Raises:

@@ -84,7 +84,7 @@ def admit(
             f"the inputs must be x (B, ...) and t (B,), not {tuple(x.shape)} and {tuple(t.shape)}"
         )
     dx = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    cond = dict(cond) if cond is not None else _labels(network, len(x), generator)
+    cond = dict(cond) if cond is not None else _conditions(network, len(x), generator)
     return Patient(name, network, x.double(), t.double(), dx, torch.ones_like(t).double(), cond)
 
 
@@ -112,6 +112,10 @@ def _inputs(data_shape: tuple[int, ...], generator: torch.Generator) -> tuple[Te
     return x, 0.2 + 1.2 * torch.rand(BATCH, generator=generator, dtype=torch.float64)
 
 
-def _labels(network: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _conditions(network: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random labels and guidance scales (B,), where the network says that it takes them."""
     num_classes = int(getattr(network, "num_classes", 0) or 0)
-    return {"labels": torch.randint(num_classes, (batch,), generator=generator)} if num_classes else {}
+    cond = {"labels": torch.randint(num_classes, (batch,), generator=generator)} if num_classes else {}
+    if getattr(network, "guidance_input", False):
+        cond["guidance"] = 1 + torch.rand(batch, generator=generator, dtype=torch.float64)
+    return cond

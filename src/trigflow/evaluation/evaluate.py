@@ -14,6 +14,7 @@ from trigflow.config import Component, check_trusted, validate
 from trigflow.data import Dataset, held_out_part, load_data
 from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
+from trigflow.evaluation.guidance import common_scale, student_contender, with_own_guide
 from trigflow.evaluation.kept_scores import forget
 from trigflow.evaluation.measure import (
     SPLITS,
@@ -64,6 +65,7 @@ def evaluate(
     trust_code: bool = False,
     test_data: Dataset | str | None = None,
     resume: bool = False,
+    guide: Model | str | Path | None = None,
 ) -> Row:
     """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
 
@@ -78,13 +80,14 @@ def evaluate(
         teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
         data: the real data, a name or a .npz file (default: what the model was trained on).
         out: folder for report.json, report.md, report.html and pictures.
-        guidance_scale: of the teacher, 1 = none (default: what its card says).
+        guidance_scale: of the teacher and of a student that takes it, 1 = none (default: such a student's or its own).
         device: where a model named by a string computes; its teacher and the features compute beside it.
         batch: samples computed at once.
         progress: draw a bar.
         trust_code: as in `load`, for models named by strings.
         test_data: held-out real data, for a row of its own (default: the test part of data that is named and has one).
         resume: take over the scores that a former evaluation of the same models, stopped or not, has left in `out`.
+        guide: a weaker model that guides the teacher (default: the one that did when the student was distilled).
 
     Returns:
         What report.json holds; ratios are against the reference teacher, None without one.
@@ -94,14 +97,12 @@ def evaluate(
     """
     _check_numbers(steps, num, seeds, batch)
     model = model if isinstance(model, Model) else load(model, device, trust_code)
-    reference, notes = reference_teacher(model, teacher, trust_code)
-    source = trained_on(model, trust_code) if data is None else data
-    dataset, held_out = _real_data(model, data, trust_code), _held_out(model, source, test_data)
+    reference, notes = reference_teacher(model, teacher, trust_code, guide)
+    dataset, held_out = _real_data(model, data, trust_code), _held_out(model, data, test_data, trust_code)
     known = load_features(features or default_features(dataset), model.device)
     trial = new_trial(dataset, known, num, seeds, batch, progress)
     real_test = None if held_out is None else _real_test(trial, held_out, progress)
-    teachers = [contender(reference, None, guidance_scale)] if reference else []
-    students = _students(model, steps)
+    teachers, students = _contenders(model, reference, steps, guidance_scale)
     kept = None if out is None else _make_report_folder(Path(out), resume)
     report = _measure(trial, model, teachers, students, real_test, kept, progress)
     report["notes"] = notes + _notes(trial)
@@ -113,9 +114,13 @@ def evaluate(
 # Preparation
 
 
-def _students(model: Model, steps: Sequence[int]) -> list[Contender]:
-    """Unguided: guidance belongs to the teacher, a student has learned its guided paths."""
-    return [contender(model, count, None) for count in steps] if model.is_student else []
+def _contenders(
+    model: Model, reference: Model | None, steps: Sequence[int], guidance_scale: float | None
+) -> tuple[list[Contender], list[Contender]]:
+    """Teachers and students, at one scale where the student takes it."""
+    scale = common_scale(model, guidance_scale)
+    students = [student_contender(model, count, scale) for count in steps] if model.is_student else []
+    return [contender(reference, None, scale)] if reference else [], students
 
 
 def _make_report_folder(out: Path, resume: bool) -> Path:
@@ -140,9 +145,19 @@ def _check_numbers(steps: Sequence[int], num: int, seeds: int, batch: int) -> No
 
 
 def reference_teacher(
+    model: Model,
+    teacher: Model | str | Path | None,
+    trust_code: bool,
+    guide: Model | str | Path | None = None,
+) -> tuple[Model | None, list[str]]:
+    """The reference teacher with its guide, and what is to say where there is none; a teacher is its own reference."""
+    found, notes = _found_teacher(model, teacher, trust_code)
+    return with_own_guide(model, found, guide, trust_code), notes
+
+
+def _found_teacher(
     model: Model, teacher: Model | str | Path | None, trust_code: bool
 ) -> tuple[Model | None, list[str]]:
-    """The reference teacher, and what is to say where there is none; a teacher is its own reference."""
     if isinstance(teacher, Model):
         return _fitting(model, teacher), []
     if teacher == NO_TEACHER and model.is_student:
@@ -187,14 +202,15 @@ def trained_on(model: Model, trust_code: bool) -> Component:
 
 
 def _held_out(
-    model: Model, data: Dataset | Component | str, test_data: Dataset | str | None
+    model: Model, data: Dataset | str | None, test_data: Dataset | str | None, trust_code: bool
 ) -> Dataset | None:
-    """The given test data, or the test part of what is named; nothing that is not on this disk."""
+    """The given test data, or the test part of what is named (the model's own); nothing that is not on this disk."""
     if isinstance(test_data, Dataset):
         return test_data
     if test_data is not None:
         return load_data(test_data, model.precond.sigma_data)
-    part = None if isinstance(data, Dataset) else held_out_part(data)
+    source = trained_on(model, trust_code) if data is None else data
+    part = None if isinstance(source, Dataset) else held_out_part(source)
     return None if part is None else load_data(part, model.precond.sigma_data)
 
 
@@ -313,6 +329,8 @@ def _row(one: Contender, scores: Scores, seconds: tuple[float, float], diversity
     quality = _spread(scores.fds) | {"fds": scores.fds} | _quality(scores, diversity_name)
     cost = {"seconds_per_sample": seconds[0], "latency_seconds": seconds[1]}
     cost |= {"params": one.model.num_parameters, "esc": one.esc}
+    if one.model.guide is not None:
+        own["guide"] = one.model.guide.name
     return own | plan | {"nfe": one.nfe} | quality | cost
 
 
@@ -333,7 +351,7 @@ def _quality(scores: Scores, diversity_name: str) -> Row:
 def _flow_map_error(trial: Trial, one: Contender) -> dict[str, float]:
     """Of a student in one step, on data whose flow map is known."""
     oracle, model = trial.dataset.oracle, one.model
-    if oracle is None or not model.is_student or one.plan.steps != 1:
+    if oracle is None or not model.is_student or one.plan.steps != 1 or model.guidance_range:
         return {}
     shape, sigma_data = model.card.data_shape, model.precond.sigma_data
     return FlowMapError.measure(oracle, shape, sigma_data, trial.num, model.device)(model.precond.denoised)

@@ -40,6 +40,11 @@ def contender_key(trial_key: str, model: Model, plan: Plan, num: int) -> str | N
         return None
     own = (to_json(network), to_json(model.card.precond), codec_to_json(model.codec), model.num_classes)
     weights = tensors_digest(model.precond.network.state_dict(), repr(own))
+    if model.guide is not None:
+        guide = contender_key(trial_key, model.guide, plan, num)
+        if guide is None:
+            return None
+        weights += f" guided by {guide}"
     return repr((__version__, trial_key, weights, sorted(asdict(plan).items()), num))
 
 

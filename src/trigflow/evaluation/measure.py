@@ -46,7 +46,10 @@ class Contender:
     @property
     def esc(self) -> float:
         """Effective sampling compute: billions of parameters x evaluations a sample (arXiv 2410.11081, figure 1)."""
-        return self.model.num_parameters / 1e9 * self.nfe
+        sizes = [self.model.num_parameters]
+        if self.model.guide is not None and self.plan.guidance_scale != 1:
+            sizes.append(self.model.guide.num_parameters)  # half of the evaluations are the guide's
+        return sum(sizes) / len(sizes) / 1e9 * self.nfe
 
 
 def contender(model: Model, steps: int | None, guidance_scale: float | None) -> Contender:

@@ -21,6 +21,7 @@ from trigflow.config import Component, build, validate
 from trigflow.errors import UserError
 from trigflow.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
+from trigflow.synthetic import evaluations_per_sample
 
 
 def training_forwards(model: Model, teacher: Model | None = None) -> float | None:
@@ -56,9 +57,8 @@ def training_share(student: Model, teacher: Model) -> float | None:
 def forward_flops(model: Model) -> int:
     """FLOPs of a forward pass on one sample (a multiplication and an addition are two); 0 without any product."""
     x = torch.zeros(1, *model.card.data_shape, device=model.device)
-    labels = model.labels(1)
-    cond = {} if labels is None else {"labels": labels.to(model.device)}
-    # The counter does not know every fused kernel of attention, the CPU's among them; written out it counts the products.
+    cond = model.conditions(model.labels(1), torch.ones(1))
+    # The counter does not know every fused kernel of attention, the CPU's among them; written out, it counts all.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.precond(x, torch.full((1,), math.pi / 4, device=model.device), **cond)
     return int(counter.get_total_flops())
@@ -90,6 +90,6 @@ def _forwards_of_samples(card: ModelCard, teacher: Model | None) -> float | None
         return None
     guidance_scale = getattr(_objective(card), "guidance_scale", 1.0)
     try:
-        return float(num * teacher.count_nfe(teacher.plan(guidance_scale=guidance_scale)))
+        return float(num * evaluations_per_sample(teacher, guidance_scale, bool(card.recipe.get("guide"))))
     except UserError:  # it cannot be guided: another one than made the samples
         return None

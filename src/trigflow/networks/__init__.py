@@ -1,4 +1,4 @@
-"""Networks F(x, t, labels): plain modules, built by name from a table."""
+"""Networks F(x, t, labels, guidance): plain modules, built by name from a table."""
 
 from torch import nn
 

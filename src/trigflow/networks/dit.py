@@ -15,12 +15,12 @@ from .layers import (
     Dropout,
     Embedding,
     ModulatedNorm,
-    depth_to_space,
     positive,
     spatial_dims,
     unit_init,
     zero_init,
 )
+from .patches import depth_to_space
 
 DIT_SIZES: dict[str, dict[str, int]] = {
     "S": {"width": 384, "depth": 12, "heads": 6},
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """F(x, t, labels): patches as tokens, `depth` transformer blocks, back to patches.
+    """F(x, t, labels, guidance): patches as tokens, `depth` transformer blocks, back to patches.
 
     Args:
         data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by `patch`.
@@ -74,10 +74,14 @@ class DiT(nn.Module):
         time_embedding, fourier_scale: see `layers.Embedding`.
         normalization: see `layers.ModulatedNorm`.
         qk_norm: see `attention.SelfAttention`.
+        guidance_input: take the guidance scale as an input, see `layers.GuidanceEmbedding`.
 
     Raises:
         UserError: an option out of range, or sizes that the patch does not divide.
     """
+
+    # What changes nothing while it is fresh: a student may have it and start from a teacher without.
+    additions = ("embedding.guidance",)
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class DiT(nn.Module):
         fourier_scale: float = 16.0,
         normalization: str = "double",
         qk_norm: bool = True,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         dims = spatial_dims("dit", data_shape)
@@ -106,10 +111,12 @@ class DiT(nn.Module):
             raise UserError(
                 f"a dit of patch {patch} needs sizes divisible by {patch}, not {tuple(data_shape[1:])}"
             )
-        self.num_classes = num_classes
+        self.num_classes, self.guidance_input = num_classes, guidance_input
         self.patch = patch
         self.grid = tuple(size // patch for size in data_shape[1:])
-        self.embedding = Embedding(width, emb_channels, num_classes, time_embedding, fourier_scale)
+        self.embedding = Embedding(
+            width, emb_channels, num_classes, time_embedding, fourier_scale, guidance_input
+        )
         self.patchify = unit_init(CONVS[dims](data_shape[0], width, patch, stride=patch))
         self.position = nn.Parameter(torch.randn(1, math.prod(self.grid), width) / math.sqrt(2))
         self.blocks = nn.ModuleList(
@@ -119,9 +126,21 @@ class DiT(nn.Module):
         self.norm_out = ModulatedNorm(width, emb_channels, normalization, dim=-1)
         self.linear_out = zero_init(nn.Linear(width, data_shape[0] * patch**dims))
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x (B, C, *size) of unit variance, t (B,) = c_noise(t), labels (B,) int64 (None: null) -> F, shaped as x."""
-        emb = self.embedding(t, labels)
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
+        """F at x_t / sigma_data.
+
+        Args:
+            x: (B, C, *size), of unit variance.
+            t: (B,), c_noise(t).
+            labels: (B,) int64 in [0, num_classes]; None: the null label.
+            guidance: (B,), the guidance scale, for a network with guidance_input.
+
+        Returns:
+            (B, C, *size).
+        """
+        emb = self.embedding(t, labels, guidance)
         tokens = self.patchify(x).flatten(2).transpose(1, 2) + self.position  # (B, C, *grid) -> (B, N, width)
         for block in self.blocks:
             tokens = block(tokens, emb)

@@ -18,7 +18,7 @@ EDM2_SIZES = {"S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
 
 class EDM2(nn.Module):
-    """F(x, t, labels): a U-Net all of whose layers keep the magnitude of what passes through them.
+    """F(x, t, labels, guidance): a U-Net all of whose layers keep the magnitude of what passes through them.
 
     Each level has `num_blocks` blocks on the way down and one more on the way up, each of these fed also with the
     matching activation of the way down. Between levels a block of its own halves or doubles the size, and two blocks
@@ -44,10 +44,14 @@ class EDM2(nn.Module):
         normalization: "double" (sCM) or "edm2" (as published), see `edm2_blocks.Modulation`.
         time_embedding: "positional" (sCM) or "fourier" (as published; it expects precond.c_noise = "edm").
         fourier_scale: standard deviation of the frequencies of "fourier".
+        guidance_input: take the guidance scale as an input, see `magnitude.MPGuidance`.
 
     Raises:
         UserError: an option out of range, or sizes that do not halve evenly.
     """
+
+    # What changes nothing while it is fresh: a student may have it and start from a teacher without.
+    additions = ("embedding.guidance",)
 
     def __init__(
         self,
@@ -69,19 +73,20 @@ class EDM2(nn.Module):
         normalization: str = "double",
         time_embedding: str = "positional",
         fourier_scale: float = 1.0,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         dims = spatial_dims("edm2", data_shape)
         positive(channels=channels, num_blocks=num_blocks, head_channels=head_channels)
         positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
-        if dropout_resolution is not None:
-            positive(dropout_resolution=dropout_resolution)
+        positive(dropout_resolution=1 if dropout_resolution is None else dropout_resolution)
         halving_levels("edm2", data_shape, len(channel_mult), attention_levels)
         share(label_balance=label_balance, concat_balance=concat_balance)
         share(res_balance=res_balance, attn_balance=attn_balance)
         if not clip_act > 0:
             raise UserError(f"clip_act must be a positive number, not {clip_act}")
-        self.num_classes, self.concat_balance = num_classes, concat_balance
+        self.num_classes, self.guidance_input = num_classes, guidance_input
+        self.concat_balance = concat_balance
         plan = Plan(
             dims,
             widths=tuple(channels * mult for mult in channel_mult),
@@ -94,9 +99,9 @@ class EDM2(nn.Module):
             attn_balance=attn_balance,
             clip_act=clip_act,
         )
-        width = plan.widths[0]
+        width, emb = plan.widths[0], plan.emb_channels
         self.embedding = MPEmbedding(
-            width, plan.emb_channels, num_classes, label_balance, time_embedding, fourier_scale
+            width, emb, num_classes, label_balance, time_embedding, fourier_scale, guidance_input
         )
         self.conv_in = MPConv(data_shape[0] + 1, width, plan.kernel(3))
         self.down, skips = _way_down(plan)
@@ -106,18 +111,21 @@ class EDM2(nn.Module):
         self.gain_out = nn.Parameter(torch.zeros(()))
         self.normalize_weights()
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         """F at x_t / sigma_data.
 
         Args:
             x: (B, C, *size), of unit variance.
             t: (B,), c_noise(t).
             labels: (B,) int64 in [0, num_classes]; None: the null label.
+            guidance: (B,), the guidance scale, for a network with guidance_input.
 
         Returns:
             (B, C, *size).
         """
-        emb = self.embedding(t, labels)
+        emb = self.embedding(t, labels, guidance)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[x.ndim - 2]))
         skips = [x]

@@ -181,7 +181,7 @@ class ModulatedNorm(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Time and label embeddings.
+# Embeddings of time, label and guidance.
 
 
 class PositionalEmbedding(nn.Module):
@@ -238,8 +238,30 @@ def time_features(
     return TIME_EMBEDDINGS[time_embedding](channels, fourier_scale)
 
 
+class GuidanceEmbedding(nn.Module):
+    """A guidance scale (B,) to what it adds to the embedding of the time (B, E), nothing at first.
+
+    Positional features and one linear layer (sCM, appendix G). The layer starts at zero, so that a student with it is
+    its teacher without it; its gradient is not zero, so it learns from the first step on.
+
+    Args:
+        channels: number of sinusoids, an even number.
+        emb_channels: E.
+    """
+
+    def __init__(self, channels: int, emb_channels: int) -> None:
+        super().__init__()
+        self.scale = PositionalEmbedding(channels, 1.0)
+        self.linear = zero_init(nn.Linear(channels, emb_channels))
+
+    def forward(self, guidance: Tensor | None) -> Tensor:
+        waves = self.scale(given_guidance(guidance))
+        summand: Tensor = self.linear(waves.to(self.linear.weight.dtype))
+        return summand
+
+
 class Embedding(nn.Module):
-    """Time (B,) and labels (B,) to one embedding (B, E), silu included.
+    """Time (B,), labels (B,) and, where asked for, the guidance scale (B,) to one embedding (B, E), silu included.
 
     Args:
         channels: number of sinusoids, an even number.
@@ -247,10 +269,17 @@ class Embedding(nn.Module):
         num_classes: 0 for none; else row `num_classes` of the label table is the null label.
         time_embedding: "positional" or "fourier".
         fourier_scale: standard deviation of the frequencies of "fourier".
+        guidance_input: whether it takes a guidance scale, see `GuidanceEmbedding`.
     """
 
     def __init__(
-        self, channels: int, emb_channels: int, num_classes: int, time_embedding: str, fourier_scale: float
+        self,
+        channels: int,
+        emb_channels: int,
+        num_classes: int,
+        time_embedding: str,
+        fourier_scale: float,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -258,13 +287,18 @@ class Embedding(nn.Module):
         self.first = unit_init(nn.Linear(channels, emb_channels))
         self.second = unit_init(nn.Linear(emb_channels, emb_channels))
         self.label = nn.Embedding(num_classes + 1, emb_channels) if num_classes else None
+        self.guidance = GuidanceEmbedding(channels, emb_channels) if guidance_input else None
 
-    def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor, labels: Tensor | None, guidance: Tensor | None = None) -> Tensor:
         # The sinusoids are taken in the precision of t; only their values are rounded to the network's, and
         # autocast does not round them at all: half precision cannot tell near times apart.
         with without_autocast(t.device):
             waves = self.time(t).to(self.first.weight.dtype)
             emb = self.second(F.silu(self.first(waves)))
+            if self.guidance is None:
+                no_guidance(guidance)
+            else:
+                emb = emb + self.guidance(guidance)
             if self.label is None:
                 no_labels(labels)
                 return F.silu(emb)
@@ -280,6 +314,23 @@ def no_labels(labels: Tensor | None) -> None:
     """Raise a UserError where labels were given, for networks without classes."""
     if labels is not None:
         raise UserError("labels were given to a network without classes (num_classes=0); leave them out")
+
+
+def no_guidance(guidance: Tensor | None) -> None:
+    """Raise a UserError where a guidance scale was given, for networks that do not take it."""
+    if guidance is not None:
+        raise UserError(
+            "guidance was given to a network that takes none (guidance_input=false); leave it out"
+        )
+
+
+def given_guidance(guidance: Tensor | None) -> Tensor:
+    """The scale (B,) of a network that takes it; a UserError where it is missing."""
+    if guidance is None:
+        raise UserError(
+            "the network takes the guidance scale (guidance_input=true): give guidance, a number for each sample"
+        )
+    return guidance
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -330,25 +381,3 @@ def seed_dropout(module: nn.Module, random: SampleRandom) -> None:
     """Tie the masks of the next passes to (seed, image number, layer); each layer has a stream of its own."""
     for name, layer in dropouts(module).items():
         layer.keys = random.keys(f"dropout.{name}")
-
-
-def space_to_depth(x: Tensor, patch: int) -> Tensor:
-    """(B, C, *size) -> (B, C * patch^dims, *size / patch): the values of each patch become channels."""
-    dims, (batch, channels) = x.ndim - 2, x.shape[:2]
-    split = [edge for size in x.shape[2:] for edge in (size // patch, patch)]
-    order = [0, 1, *(3 + 2 * axis for axis in range(dims)), *(2 + 2 * axis for axis in range(dims))]
-    small = [size // patch for size in x.shape[2:]]
-    return x.reshape(batch, channels, *split).permute(order).reshape(batch, channels * patch**dims, *small)
-
-
-def depth_to_space(x: Tensor, patch: int) -> Tensor:
-    """(B, C * patch^dims, *size) -> (B, C, *size * patch): the inverse of `space_to_depth`."""
-    dims, (batch, channels) = x.ndim - 2, x.shape[:2]
-    channels //= patch**dims
-    order = [0, 1, *(place for axis in range(dims) for place in (2 + dims + axis, 2 + axis))]
-    large = [size * patch for size in x.shape[2:]]
-    return (
-        x.reshape(batch, channels, *(patch,) * dims, *x.shape[2:])
-        .permute(order)
-        .reshape(batch, channels, *large)
-    )

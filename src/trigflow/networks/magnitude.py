@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..devices import without_autocast
-from .layers import no_labels, time_features
+from .layers import PositionalEmbedding, given_guidance, no_guidance, no_labels, time_features
 
 # Root mean square of silu(x) for x ~ N(0, 1).
 _SILU_MAGNITUDE = 0.596
@@ -100,10 +100,34 @@ def normalize_weights(module: nn.Module) -> None:
             layer.weight.copy_(layer.unit_weight())
 
 
+class MPGuidance(nn.Module):
+    """The embedding of the time (B, E), joined by a guidance scale s (B,): (emb + g W waves(s)) / sqrt(1 + g^2).
+
+    The gain g of each channel starts at zero, where nothing is changed, and keeps the magnitude wherever it goes. It
+    has a gradient from the first step on, and each channel takes the sign that it needs; W follows as soon as g is not
+    zero.
+
+    Args:
+        channels: number of sinusoids, an even number.
+        emb_channels: E.
+    """
+
+    def __init__(self, channels: int, emb_channels: int) -> None:
+        super().__init__()
+        self.scale = PositionalEmbedding(channels, 1.0)
+        self.linear = MPConv(channels, emb_channels)
+        self.gain = nn.Parameter(torch.zeros(emb_channels))
+
+    def forward(self, emb: Tensor, guidance: Tensor | None) -> Tensor:
+        waves = self.scale(given_guidance(guidance))
+        summand: Tensor = self.linear(waves.to(self.linear.weight.dtype))
+        return (emb + self.gain * summand) / (1 + self.gain.square()).sqrt()
+
+
 class MPEmbedding(nn.Module):
     """Time (B,) and labels (B,) to one embedding (B, E): mp_silu(mp_sum(W_t waves(t), W_l sqrt(K) one_hot(label))).
 
-    The null label is a row of zeros.
+    The null label is a row of zeros. Where asked for, the time is joined by a guidance scale (B,), see `MPGuidance`.
 
     Args:
         channels: number of sinusoids, an even number.
@@ -112,6 +136,7 @@ class MPEmbedding(nn.Module):
         label_balance: share of the label in the sum.
         time_embedding: "positional" or "fourier".
         fourier_scale: standard deviation of the frequencies of "fourier".
+        guidance_input: whether it takes a guidance scale.
     """
 
     def __init__(
@@ -122,6 +147,7 @@ class MPEmbedding(nn.Module):
         label_balance: float,
         time_embedding: str,
         fourier_scale: float,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -129,12 +155,17 @@ class MPEmbedding(nn.Module):
         self.time = time_features(time_embedding, channels, fourier_scale)
         self.linear = MPConv(channels, emb_channels)
         self.label = MPConv(num_classes, emb_channels) if num_classes else None
+        self.guidance = MPGuidance(channels, emb_channels) if guidance_input else None
 
-    def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor, labels: Tensor | None, guidance: Tensor | None = None) -> Tensor:
         # Half precision cannot tell near times apart: the sinusoids are taken in the precision of t.
         with without_autocast(t.device):
             weight = self.linear.weight
             emb: Tensor = self.linear(self.time(t).to(weight.dtype))
+            if self.guidance is None:
+                no_guidance(guidance)
+            else:
+                emb = self.guidance(emb, guidance)
             if self.label is None:
                 no_labels(labels)
                 return mp_silu(emb)

@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class MLP(nn.Module):
-    """F(x, t, labels) for data of any shape, taken as one vector.
+    """F(x, t, labels, guidance) for data of any shape, taken as one vector.
 
     Args:
         data_shape: shape of one sample, at least one dimension.
@@ -43,10 +43,14 @@ class MLP(nn.Module):
         dropout: probability, in [0, 1).
         time_embedding, fourier_scale: see `layers.Embedding`.
         normalization: see `layers.ModulatedNorm`.
+        guidance_input: take the guidance scale as an input, see `layers.GuidanceEmbedding`.
 
     Raises:
         UserError: an option out of range.
     """
+
+    # What changes nothing while it is fresh: a student may have it and start from a teacher without.
+    additions = ("embedding.guidance",)
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class MLP(nn.Module):
         time_embedding: str = "positional",
         fourier_scale: float = 16.0,
         normalization: str = "double",
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         if not data_shape:
@@ -75,17 +80,31 @@ class MLP(nn.Module):
         hidden = 2 * width if hidden is None else hidden
         emb_channels = max(2, width // 2) if emb_channels is None else emb_channels
         positive(hidden=hidden, emb_channels=emb_channels)
-        self.num_classes = num_classes
-        self.embedding = Embedding(_FEATURES, emb_channels, num_classes, time_embedding, fourier_scale)
+        self.num_classes, self.guidance_input = num_classes, guidance_input
+        self.embedding = Embedding(
+            _FEATURES, emb_channels, num_classes, time_embedding, fourier_scale, guidance_input
+        )
         self.linear_in = unit_init(nn.Linear(size, width))
         self.blocks = nn.ModuleList(
             Block(width, hidden, emb_channels, normalization, dropout) for _ in range(depth)
         )
         self.linear_out = zero_init(nn.Linear(width, size))
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x (B, ...) of unit variance, t (B,) = c_noise(t), labels (B,) int64 (None: null) -> F, shaped as x."""
-        emb = self.embedding(t, labels)
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
+        """F at x_t / sigma_data.
+
+        Args:
+            x: (B, ...), of unit variance.
+            t: (B,), c_noise(t).
+            labels: (B,) int64 in [0, num_classes]; None: the null label.
+            guidance: (B,), the guidance scale, for a network with guidance_input.
+
+        Returns:
+            Of the shape of x.
+        """
+        emb = self.embedding(t, labels, guidance)
         h = self.linear_in(x.flatten(1))
         for block in self.blocks:
             h = block(h, emb)

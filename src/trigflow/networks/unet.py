@@ -19,15 +19,14 @@ from .layers import (
     Dropout,
     Embedding,
     ModulatedNorm,
-    depth_to_space,
     halving_levels,
     pixel_norm,
     positive,
-    space_to_depth,
     spatial_dims,
     unit_init,
     zero_init,
 )
+from .patches import depth_to_space, space_to_depth
 
 
 class Block(nn.Module):
@@ -106,7 +105,7 @@ class Plan:
 
 
 class UNet(nn.Module):
-    """F(x, t, labels) for sounds, images and volumes.
+    """F(x, t, labels, guidance) for sounds, images and volumes.
 
     A level has `num_blocks` residual blocks on the way down and `num_blocks + 1` on the way up, each of these fed also
     with the matching activation of the way down; between levels the size halves by averaging and doubles by repeating.
@@ -130,14 +129,15 @@ class UNet(nn.Module):
         fourier_scale: standard deviation of the frequencies of "fourier" (EDM's is 16).
         normalization: "double" (sCM) or "adagn".
         qk_norm: see `attention.SelfAttention`.
-        input_gain: add a(t, labels) x to the output, see `InputGain`.
+        input_gain: add a(t, labels, guidance) x to the output, see `InputGain`.
+        guidance_input: take the guidance scale as an input, see `layers.GuidanceEmbedding`.
 
     Raises:
         UserError: an option out of range, or sizes that do not halve evenly.
     """
 
     # Parts that change nothing while they are fresh: a student may have them and start from a teacher without.
-    additions = ("input_gain",)
+    additions = ("input_gain", "embedding.guidance")
 
     def __init__(
         self,
@@ -158,6 +158,7 @@ class UNet(nn.Module):
         normalization: str = "double",
         qk_norm: bool = True,
         input_gain: bool = False,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         self.dims = spatial_dims("unet", data_shape)
@@ -173,8 +174,10 @@ class UNet(nn.Module):
         halving_levels("unet", data_shape, len(channel_mult), attention_levels, patch)
         self.patch = patch
         values = data_shape[0] * patch**self.dims
-        self.num_classes = num_classes
-        self.embedding = Embedding(channels, emb_channels, num_classes, time_embedding, fourier_scale)
+        self.num_classes, self.guidance_input = num_classes, guidance_input
+        self.embedding = Embedding(
+            channels, emb_channels, num_classes, time_embedding, fourier_scale, guidance_input
+        )
         plan = Plan(self.dims, emb_channels, normalization, dropout, head_channels, qk_norm)
         widths = [channels * mult for mult in channel_mult]
         attends = [level in attention_levels for level in range(len(widths))]
@@ -185,18 +188,21 @@ class UNet(nn.Module):
         self.conv_out = zero_init(CONVS[self.dims](widths[0], values, 3, padding=1))
         self.input_gain = InputGain(emb_channels, data_shape[0]) if input_gain else None
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         """F at x_t / sigma_data.
 
         Args:
             x: (B, C, *size), of unit variance.
             t: (B,), c_noise(t).
             labels: (B,) int64 in [0, num_classes]; None: the null label.
+            guidance: (B,), the guidance scale, for a network with guidance_input.
 
         Returns:
             (B, C, *size).
         """
-        emb = self.embedding(t, labels)
+        emb = self.embedding(t, labels, guidance)
         around = None if self.input_gain is None else self.input_gain(x, emb)
         x = space_to_depth(x, self.patch)
         x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[self.dims]))

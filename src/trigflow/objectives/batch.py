@@ -78,3 +78,8 @@ class Objective(Protocol):
             nimg: progress of the training, in images seen before this step.
             random: source of t, z and dropout, a function of (seed, number of the image).
         """
+
+
+def target_halflife(objective: Objective) -> int:
+    """Images in which the objective's target network forgets a half; 0: it has none."""
+    return int(getattr(objective, "target_halflife", 0))

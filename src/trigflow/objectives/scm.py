@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from trigflow import dual, flow, guidance
+from trigflow import dual, flow
 from trigflow.devices import without_autocast
+from trigflow.guidance import GuidanceScale, autoguided, guided, scales_in
 from trigflow.networks.layers import seed_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets
 from trigflow.objectives.diffusion import per_sample, sample_times, weighted
@@ -91,7 +92,9 @@ class SCM:
             a twentieth of the images seen): F^- and the tangent are the target's then, and less noisy. 0: they are the
             trained network's own, as in the paper.
         stable_target: sCT averages dx_t/dt over the batch (stable_velocity), which takes noise out of the tangent.
-        guidance_scale: classifier-free guidance of the teacher, 1 is none.
+        guidance_scale: of the teacher's guidance, 1 is none; by its null label, or by the network "guide" if there is
+            one. A range [low, high]: uniform in it, for each image, and handed to the student as the condition
+            "guidance" (sCM, appendix G: s ~ U[1, 2]).
         derivative: mode of the derivative: "dual", "func" or "finite_difference".
         compile: run the derivative through torch.compile (one to two minutes at the first step).
     """
@@ -109,7 +112,7 @@ class SCM:
     prior_weight: bool = True
     target_halflife: int = Field(default=0, ge=0)
     stable_target: bool = False
-    guidance_scale: float = Field(default=1.0, ge=0)
+    guidance_scale: GuidanceScale = 1.0
     derivative: Literal["dual", "func", "finite_difference"] = "dual"
     compile: bool = False
 
@@ -118,6 +121,17 @@ class SCM:
         if self.stable_target and self.velocity == "teacher":
             raise ValueError("stable_target false: a teacher's velocity is no average over data")
         return self
+
+    @model_validator(mode="after")
+    def _guidance_is_for_a_teacher(self) -> SCM:
+        if self.guidance_range is not None and self.velocity == "data":
+            raise ValueError("guidance_scale a number: a range is for scd, whose teacher is guided")
+        return self
+
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """(low, high) of the scale that the student takes as its input; None: it takes none."""
+        return self.guidance_scale if isinstance(self.guidance_scale, tuple) else None
 
     @property
     def trains(self) -> tuple[str, ...]:
@@ -134,7 +148,7 @@ class SCM:
     @property
     def forwards_per_image(self) -> float:
         """4: value, tangent (a difference takes 2 passes) and backward; with a target its value, too; and the
-        teacher's, twice where it is guided.
+        teacher's, twice where it is guided (a guide of its own is taken to be as large as the teacher).
         """
         own = (5.0 if self.derivative == "finite_difference" else 4.0) + (
             1.0 if self.target_halflife else 0.0
@@ -153,9 +167,12 @@ class SCM:
         t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)
         z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
         x_t = flow.interpolate(x_0, z, t)
-        dx_dt = self._velocity(nets, batch, x_t, z, t)
+        s = self._guidance(random, x_0.dtype)
+        dx_dt = self._velocity(nets, batch, x_t, z, t, s)
+        # A scale that is an input stands still along the path: it has no tangent.
+        cond = {**batch.cond, "guidance": s} if isinstance(s, Tensor) else batch.cond
 
-        value, target = self._derivative(nets, x_t, t, dx_dt, batch.cond, random)
+        value, target = self._derivative(nets, x_t, t, dx_dt, cond, random)
         F = target.value
         warmup = self.tangent_warmup(nimg, batch.step_images or len(x_0))
         g = consistency_tangent(x_t, t, F, target.tangent, dx_dt, net.sigma_data, warmup)
@@ -189,15 +206,27 @@ class SCM:
         value = output.value if target is net else net(x_t, t, **cond)
         return value, dual.Dual(output.value.detach(), output.tangent)
 
+    def _guidance(self, random: SampleRandom, dtype: torch.dtype) -> float | Tensor:
+        """The scale of the teacher's guidance: the number, or one of each image (B,), uniform in the range."""
+        if not isinstance(self.guidance_scale, tuple):
+            return self.guidance_scale
+        return scales_in(*self.guidance_scale, random.uniform("guidance", dtype=dtype))
+
     @torch.no_grad()
-    def _velocity(self, nets: Nets, batch: Batch, x_t: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def _velocity(
+        self, nets: Nets, batch: Batch, x_t: Tensor, z: Tensor, t: Tensor, s: float | Tensor
+    ) -> Tensor:
         if self.stable_target:
             with without_autocast(t.device):  # its products nearly cancel at small times
                 return stable_velocity(batch.x_0, z, t, nets["net"].sigma_data, batch.cond)
         if self.velocity == "data":
             return flow.velocity_target(batch.x_0, z, t)
-        teacher = nets["teacher"]
+        teacher, guide = nets["teacher"], nets.get("guide")
         if self.guidance_scale == 1:
             return teacher.velocity(x_t, t, **batch.cond)
-        guided = guidance.guided(teacher.velocity, self.guidance_scale, teacher.num_classes)
-        return guided(x_t, t, **batch.cond)
+        velocity = (
+            guided(teacher.velocity, s, teacher.num_classes)
+            if guide is None
+            else autoguided(teacher.velocity, guide.velocity, s)
+        )
+        return velocity(x_t, t, **batch.cond)

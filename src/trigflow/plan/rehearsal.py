@@ -26,6 +26,7 @@ from trigflow.config import Component, build, look_up
 from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
 from trigflow.objectives import OBJECTIVES, Batch, Objective
+from trigflow.objectives.batch import target_halflife
 from trigflow.optim import new_optimizer, optimizer_tensors
 from trigflow.plan.tracker import Tracker
 from trigflow.precond import TrigFlowPrecond
@@ -185,7 +186,7 @@ class _Stage:
         self.recipe, self.objective, self.card = recipe, objective, card
         self.trained = {name: new_precond(card).train() for name in objective.trains}
         self.nets: dict[str, Any] = dict(self.trained)
-        if getattr(objective, "target_halflife", 0):
+        if target_halflife(objective):
             self.nets["target"] = new_precond(card).train().requires_grad_(False)
         if objective.needs_teacher:
             other = _Still() if recipe.teacher == "exact" else new_precond(card)

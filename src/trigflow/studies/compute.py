@@ -26,6 +26,7 @@ from trigflow.studies.outcome import (
 from trigflow.studies.scaling import ratio
 from trigflow.studies.study import Bench
 from trigflow.studies.trained import Pair, Runs, check_features
+from trigflow.synthetic import evaluations_per_sample
 
 SHARES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # Samples of the teacher are part of a student's compute: 10,000 would be a third of a digits teacher's training.
@@ -90,8 +91,8 @@ class Compute:
         """Evaluations of the teacher for a sample that a student is trained on."""
         recipe, teacher = runs.students[student]
         model = runs.model(teacher) if recipe.train.synthetic else None
-        guidance_scale = recipe.objective.options.get("guidance_scale", 1.0)
-        return model.count_nfe(model.plan(guidance_scale=guidance_scale)) if model else 0
+        guidance_scale = getattr(_objective(recipe), "guidance_scale", 1.0)
+        return evaluations_per_sample(model, guidance_scale, recipe.guide is not None) if model else 0
 
 
 def _share_name(share: float) -> str:

@@ -11,7 +11,8 @@ from trigflow.config import to_json
 from trigflow.data import Dataset
 from trigflow.errors import UserError
 from trigflow.evaluation.evaluate import default_features, real_data, reference_teacher, trained_on
-from trigflow.evaluation.measure import SPLITS, Contender, Trial, contender, new_trial, score_all
+from trigflow.evaluation.guidance import common_scale, student_contender
+from trigflow.evaluation.measure import SPLITS, Contender, Trial, new_trial, score_all
 from trigflow.evaluation.reference import cache_key
 from trigflow.metrics import Features, load_features
 from trigflow.model import Model, load
@@ -32,7 +33,7 @@ class Setting:
         num: samples of each score.
         seeds: repetitions of each score.
         steps: of the student.
-        guidance_scale: of the guided teacher.
+        guidance_scale: of the guided teacher, and of a student that takes it.
     """
 
     model: str
@@ -53,16 +54,18 @@ class Scored:
         student, teacher: the models.
         trial: real data, features, number of samples, seeds.
         bench: where the scores are kept.
+        scale: of the guidance, see `common_scale`.
     """
 
     student: Model
     teacher: Model
     trial: Trial
     bench: Bench
+    scale: float | None = None
 
     def of_student(self, steps: int) -> Contender:
         """The student in so many steps."""
-        return contender(self.student, steps, None)
+        return student_contender(self.student, steps, self.scale)
 
     def of_teacher(self, sampler: str, steps: int, guidance_scale: float = 1.0) -> Contender:
         """The teacher by a sampler of its own choice."""
@@ -107,21 +110,25 @@ def check_setting(setting: Setting) -> dict[str, Any]:
     if len(set(setting.steps)) < len(setting.steps):
         raise UserError(f"steps {list(setting.steps)}: a number stands there twice")
     student, teacher = _models(setting, "cpu")
-    if setting.guidance_scale is not None:
-        # Complains where the teacher cannot be guided.
-        teacher.count_nfe(teacher.plan(1, setting.guidance_scale, "heun"))
+    scale = common_scale(student, setting.guidance_scale)
+    if scale is not None:
+        # Complains where the teacher cannot be guided, or the student has not learned the scale.
+        teacher.count_nfe(teacher.plan(1, scale, "heun"))
+        student_contender(student, 1, scale)
     dataset, features = _data_and_features(setting, student)
     return {
         "student_weights": _digest(student),
         "teacher": teacher.name,
         "teacher_weights": _digest(teacher),
         "reference": cache_key(dataset, features, SPLITS),
+        **({} if teacher.guide is None else {"guide_weights": _digest(teacher.guide)}),
     }
 
 
 def _digest(model: Model) -> str:
-    """Of the weights and the card."""
-    return tensors_digest(model.precond.state_dict(), json.dumps(to_json(model.card), sort_keys=True))
+    """Of the weights and the card; without fields that are null, which an older card does not have."""
+    card = {key: value for key, value in to_json(model.card).items() if value is not None}
+    return tensors_digest(model.precond.state_dict(), json.dumps(card, sort_keys=True))
 
 
 def _data_and_features(setting: Setting, student: Model) -> tuple[Dataset, Features]:
@@ -152,4 +159,4 @@ def scored(setting: Setting, bench: Bench) -> Scored:
     student, teacher = _models(setting, bench.device)
     dataset, features = _data_and_features(setting, student)
     trial = new_trial(dataset, features, setting.num, setting.seeds, BATCH)
-    return Scored(student, teacher, trial, bench)
+    return Scored(student, teacher, trial, bench, common_scale(student, setting.guidance_scale))

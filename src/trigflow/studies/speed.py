@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from trigflow.errors import UserError
@@ -56,7 +56,7 @@ class Speed(Setting):
 
     def measure(self, bench: Bench) -> Outcome:
         ready = scored(self, bench)
-        scale = self._scale(ready.teacher)
+        scale = replace(self, guidance_scale=ready.scale)._scale(ready.teacher)
         ways = {f"student, {in_steps(n)}": ready.of_student(n) for n in self.steps}
         ways["teacher, unguided"] = ready.of_teacher("heun", HEUN_STEPS)
         if scale is not None:
@@ -84,7 +84,9 @@ class Speed(Setting):
 
 
 def can_be_guided(teacher: Model) -> bool:
-    """Whether it knows classes, and was trained with label dropout."""
+    """Whether it has a guide, or knows classes and was trained with label dropout."""
+    if teacher.guide is not None:
+        return True
     trained_with = teacher.card.recipe.get("train", {})
     return bool(teacher.num_classes and trained_with.get("label_dropout"))
 

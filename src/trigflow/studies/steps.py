@@ -33,7 +33,7 @@ EXPECTATION = (
 class Steps(Setting):
     """A student in 1, 2, 4, 8 steps against its teacher at 9 .. 63 evaluations: a model in.
 
-    Args: see `Setting`; guidance_scale is the teacher's (default: its card's).
+    Args: see `Setting`; guidance_scale is the teacher's (default: that of a student that takes it, else its card's).
     """
 
     name: ClassVar[str] = "steps"
@@ -44,9 +44,7 @@ class Steps(Setting):
 
     def measure(self, bench: Bench) -> Outcome:
         ready = scored(self, bench)
-        scale = (
-            ready.teacher.card.sampling.guidance_scale if self.guidance_scale is None else self.guidance_scale
-        )
+        scale = ready.teacher.card.sampling.guidance_scale if ready.scale is None else ready.scale
         students = {
             f"student, {in_steps(n)}": ready.score(f"student-{n}", ready.of_student(n)) for n in self.steps
         }

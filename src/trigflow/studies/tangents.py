@@ -26,7 +26,7 @@ def derivative_norms(
 
     Args:
         model: whose f is differentiated.
-        teacher: whose velocity is dx/dt (a teacher's own for itself).
+        teacher: whose velocity is dx/dt (a teacher's own for itself), guided for a student that takes the scale.
         dataset: x_t is its data with noise.
         num: samples at each time.
         points: times.
@@ -41,13 +41,15 @@ def derivative_norms(
     chosen = order[torch.arange(num) % len(order)]
     x_0 = dataset.codec.encode(dataset.data[chosen]).to(place)
     z = sigma_data * random.normal("z", tuple(x_0.shape[1:]))
-    cond = {} if dataset.labels is None else {"labels": dataset.labels[chosen].to(place)}
+    labels = None if dataset.labels is None else dataset.labels[chosen]
+    scale = 1.0 if model.guidance_range is None else model.card.sampling.guidance_scale
+    cond, of_teacher = (one.conditions(labels, torch.full((num,), scale)) for one in (model, teacher))
     norms: dict[str, list[float]] = {"t": [], "time": [], "space": [], "tangent": []}
     low, high = (math.log(sigma) for sigma in SIGMAS)
     for sigma in torch.linspace(low, high, points).exp().tolist():
         t = torch.full((num,), flow.t_from_sigma(sigma, sigma_data), device=place)
         x_t = flow.interpolate(x_0, z, t)
-        terms = _terms(model, x_t, t, teacher.precond.velocity(x_t, t, **cond), cond)
+        terms = _terms(model, x_t, t, teacher.velocity(scale)(x_t, t, **of_teacher), cond)
         norms["t"].append(float(t[0]))
         for name, term in terms.items():
             norms[name].append(_rms(term))
