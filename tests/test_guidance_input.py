@@ -52,8 +52,8 @@ def test_a_fresh_input_changes_nothing_and_learns_from_the_first_step(case: str)
     net.load_state_dict(fresh | plain.state_dict())
     for scales in (SCALES, 2 * SCALES):
         assert torch.equal(net(x, t, labels, guidance=scales), plain(x, t, labels))
-    learning = [name for name in fresh if name.endswith(("gain", "weight", "bias"))]
-    last = dict(net.named_parameters())["embedding.guidance.gain" if "edm2" in case else learning[0]]
+    learning = [name for name in fresh if name.endswith("weight")]
+    last = dict(net.named_parameters())[learning[0]]
     gradients = [torch.autograd.grad(net(x, t, labels, s).sum(), last)[0] for s in (SCALES, 2 * SCALES)]
     assert gradients[0].abs().min() > 0 and not torch.allclose(*gradients)
 
@@ -101,14 +101,15 @@ def test_the_doctor_gives_a_scale(case: str) -> None:
     assert not diagnose(build(case, guidance_input=True), data_shape=CASES[case][1], device="cpu").findings
 
 
-def test_the_gain_keeps_the_magnitude() -> None:
-    """Of a time's embedding of magnitude 1, for a scale of any size and gains of any size."""
-    join = MPGuidance(256, 4096)
+def test_the_sum_keeps_the_magnitude() -> None:
+    """Of a time's embedding of magnitude 1, whatever the weights have learned, also where all go the same way."""
+    join = MPGuidance(64, 4096)
     emb = torch.randn(8, 4096)
-    for gain in (0.0, 0.5, 3.0):
-        nn.init.constant_(join.gain, gain)
-        magnitude = join(emb, torch.linspace(1, 2, 8)).square().mean(1).sqrt()
-        assert ((magnitude - 1).abs() < 0.05).all()
+    for size in (0.0, 0.5, 3.0):
+        for shape in ((4096, 64), (4096, 1)):
+            join.weight.data = size * torch.randn(shape).expand(4096, 64)
+            magnitude = join(emb, torch.linspace(1, 2, 8)).square().mean(1).sqrt()
+            assert ((magnitude - 1).abs() < 0.05).all()
 
 
 # The objective, where all is known: for equal variances, guidance moves the mean of a class to null + s (mean - null)

@@ -101,11 +101,12 @@ def normalize_weights(module: nn.Module) -> None:
 
 
 class MPGuidance(nn.Module):
-    """The embedding of the time (B, E), joined by a guidance scale s (B,): (emb + g W waves(s)) / sqrt(1 + g^2).
+    """The embedding of the time (B, E), joined by a guidance scale s (B,).
 
-    The gain g of each channel starts at zero, where nothing is changed, and keeps the magnitude wherever it goes. It
-    has a gradient from the first step on, and each channel takes the sign that it needs; W follows as soon as g is not
-    zero.
+    (emb + a) / sqrt(1 + mean(a^2)), a = W waves(s), the mean over the E channels. W starts at zero, where nothing is
+    changed, and the sum keeps its magnitude wherever W goes. Its size is part of what it learns, so it is not
+    normalised. A normalised W with a gain that starts at zero learned four times slower: Adam moves a gain by no more
+    than a learning rate a step.
 
     Args:
         channels: number of sinusoids, an even number.
@@ -115,13 +116,12 @@ class MPGuidance(nn.Module):
     def __init__(self, channels: int, emb_channels: int) -> None:
         super().__init__()
         self.scale = PositionalEmbedding(channels, 1.0)
-        self.linear = MPConv(channels, emb_channels)
-        self.gain = nn.Parameter(torch.zeros(emb_channels))
+        self.weight = nn.Parameter(torch.zeros(emb_channels, channels))
 
     def forward(self, emb: Tensor, guidance: Tensor | None) -> Tensor:
-        waves = self.scale(given_guidance(guidance))
-        summand: Tensor = self.linear(waves.to(self.linear.weight.dtype))
-        return (emb + self.gain * summand) / (1 + self.gain.square()).sqrt()
+        waves = self.scale(given_guidance(guidance)).to(self.weight.dtype)
+        a = F.linear(waves, self.weight / math.sqrt(self.weight.shape[1]))
+        return (emb + a) / (1 + a.square().mean(1, keepdim=True)).sqrt()
 
 
 class MPEmbedding(nn.Module):
