@@ -236,6 +236,7 @@ def largest(shape: Any, **kwargs: Any) -> int:
     return counted.elements
 
 
+@pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize(
     ("lead", "sizes"), [((1, 1), (16, 16)), ((1,), (16, 16)), ((), (16, 16)), ((1, 1, 1), (16, 24))]
 )
@@ -246,6 +247,7 @@ def test_no_tensor_of_the_size_of_the_matrix(lead: Any, sizes: tuple[int, int]) 
     )
 
 
+@pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("kwargs", [{"is_causal": True}, {"attn_mask": torch.rand(1, 1, 1, 2048) > 0.5}])
 def test_no_such_tensor_with_a_mask(kwargs: Any) -> None:
     assert largest(((1, 1), 2048, 2048, 16, 16), **kwargs) < 2048 * 2048 // 32

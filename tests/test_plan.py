@@ -8,6 +8,7 @@ the interpreter and what malloc keeps, which at these sizes is more than the tra
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from trigflow import cli, recipes
 from trigflow.data import load_data
-from trigflow.dual import neural
+from trigflow.dual import attention, attention_blocks
 from trigflow.errors import UserError
 from trigflow.plan import SHAPES, Footprint, Layout, Machine, make_plan, rehearse, report, sample_shape
 from trigflow.plan.memory import need
@@ -121,10 +122,12 @@ def test_checkpointing_keeps_less_and_computes_more() -> None:
 
 
 def test_a_tangent_that_goes_in_parts_is_planned_by_its_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention's tangent makes a part of its probabilities at a time: how many parts, depends on the batch."""
+    """Attention's tangent takes some heads of some samples at a time: how many times, depends on the batch."""
     recipe = recipes.get("digits-scd", NETWORKS["dit"])
     whole = rehearse(recipe, (1, 8, 8), 10)
-    monkeypatch.setattr(neural, "_PROBABILITIES", 2**8)
+    monkeypatch.setattr(attention, "FULL_MATRIX", 0)
+    monkeypatch.setattr(attention_blocks, "ELEMENTS", 2**8)
+    monkeypatch.setenv("TRIGFLOW_TRITON", "0")
     parts = rehearse(recipe, (1, 8, 8), 10)
     assert len({len(course.work) for course in whole.courses}) == 1
     assert len({len(course.work) for course in parts.courses}) == 2
@@ -289,7 +292,13 @@ def test_the_largest_recipe_is_planned_in_seconds_and_little_memory() -> None:
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
         "print(code, used.ru_utime + used.ru_stime, used.ru_maxrss)"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "TRIGFLOW_TRITON": "0",
+    }  # the tests' interpreter of kernels is not a part of it
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
+    )
     code, seconds, kilobytes = done.stdout.splitlines()[-1].split()
     assert code == "0" and "1597.8 million parameters" in done.stdout
     assert float(seconds) < 20

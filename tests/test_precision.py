@@ -72,7 +72,7 @@ def test_the_stable_velocity_is_taken_in_full_precision() -> None:
     found = []
     for low in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            found.append(objective._velocity(nets, batch, x_t, z, t))
+            found.append(objective._velocity(nets, batch, x_t, z, t, 1.0))
     assert torch.equal(*found)
 
 
