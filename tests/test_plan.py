@@ -288,9 +288,12 @@ def test_a_network_that_reads_numbers_is_told() -> None:
 def test_the_largest_recipe_is_planned_in_seconds_and_little_memory() -> None:
     """Under 20 seconds of one core and 2 GB, where the weights alone are 6 GB, for size XXL of ImageNet-512."""
     program = (
-        "import resource, sys; from trigflow import cli; code = cli.main(['plan', 'imagenet512-xxl-scd'])\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "print(code, used.ru_utime + used.ru_stime, used.ru_maxrss)"
+        "import pathlib, resource, sys; from trigflow import cli; code = cli.main(['plan', 'imagenet512-xxl-scd'])\n"
+        "used, status = resource.getrusage(resource.RUSAGE_SELF), pathlib.Path('/proc/self/status')\n"
+        # Linux hands the peak of the process that started this one down in ru_maxrss, but not in VmHWM.
+        "lines = status.read_text().splitlines() if status.exists() else []\n"
+        "peaks = [int(line.split()[1]) for line in lines if line.startswith('VmHWM')]\n"
+        "print(code, used.ru_utime + used.ru_stime, *peaks or [used.ru_maxrss])"
     )
     environment = {
         **os.environ,

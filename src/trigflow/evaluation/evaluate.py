@@ -96,6 +96,8 @@ def evaluate(
         UserError: a number out of range, an unknown name, features or a teacher that do not fit the data.
     """
     _check_numbers(steps, num, seeds, batch)
+    if out is not None:
+        _check_report_folder(Path(out))
     model = model if isinstance(model, Model) else load(model, device, trust_code)
     reference, notes = reference_teacher(model, teacher, trust_code, guide)
     dataset, held_out = _real_data(model, data, trust_code), _held_out(model, data, test_data, trust_code)
@@ -123,11 +125,15 @@ def _contenders(
     return [contender(reference, None, scale)] if reference else [], students
 
 
+def _check_report_folder(out: Path) -> None:
+    """Before anything is measured."""
+    if is_occupied(out) and not (out / "report.json").exists() and not (out / "scores").is_dir():
+        raise UserError(f"{out} is not empty and holds no report: give another --out")
+
+
 def _make_report_folder(out: Path, resume: bool) -> Path:
     """The folder within it where scores are kept as they are measured; emptied for an evaluation from the start."""
     kept = out / "scores"
-    if is_occupied(out) and not (out / "report.json").exists() and not kept.is_dir():
-        raise UserError(f"{out} is not empty and holds no report: give another --out")
     make_folder(kept)
     if not resume:
         forget(kept)
