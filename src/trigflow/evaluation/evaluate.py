@@ -95,9 +95,7 @@ def evaluate(
     Raises:
         UserError: a number out of range, an unknown name, features or a teacher that do not fit the data.
     """
-    _check_numbers(steps, num, seeds, batch)
-    if out is not None:
-        _check_report_folder(Path(out))
+    _check(steps, num, seeds, batch, out)
     model = model if isinstance(model, Model) else load(model, device, trust_code)
     reference, notes = reference_teacher(model, teacher, trust_code, guide)
     dataset, held_out = _real_data(model, data, trust_code), _held_out(model, data, test_data, trust_code)
@@ -125,8 +123,12 @@ def _contenders(
     return [contender(reference, None, scale)] if reference else [], students
 
 
-def _check_report_folder(out: Path) -> None:
-    """Before anything is measured."""
+def _check(steps: Sequence[int], num: int, seeds: int, batch: int, folder: Path | str | None) -> None:
+    """Numbers and folder, before anything is measured."""
+    _check_numbers(steps, num, seeds, batch)
+    if folder is None:
+        return
+    out = Path(folder)
     if is_occupied(out) and not (out / "report.json").exists() and not (out / "scores").is_dir():
         raise UserError(f"{out} is not empty and holds no report: give another --out")
 
