@@ -153,6 +153,16 @@ def test_a_target_network_is_an_average_more() -> None:
     assert with_it.training_flops == without.training_flops + with_it.forward_flops
 
 
+def test_scales_and_guides_are_planned() -> None:
+    """A student that is told the scale, of a teacher that is not; a guide, which is a network more."""
+    plain = rehearse(recipes.get("mnist-scd"), (1, 28, 28), 10)
+    scaled = ["network.guidance_input=true", "objective.guidance_scale=[1,2]"]
+    told = rehearse(recipes.get("mnist-scd", scaled), (1, 28, 28), 10)
+    assert told.weights > plain.weights and told.teacher == plain.teacher
+    guided = rehearse(recipes.get("mnist-scd", ["guide=mnist-teacher"]), (1, 28, 28), 10)
+    assert guided.teacher == 2 * plain.teacher and guided.training_flops == plain.training_flops
+
+
 def test_sharding_divides_what_lasts_and_gathers_blocks() -> None:
     footprint = tiny_footprint()
     whole, shared = (need(footprint, Layout("", 4, sharded), 8, 2) for sharded in (False, True))

@@ -10,9 +10,11 @@ pixels. What the optimiser, the averages of the weights and the loading of data 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +23,8 @@ from trigflow.config import Component, build, validate
 from trigflow.errors import UserError
 from trigflow.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
+from trigflow.objectives.batch import guidance_scale
+from trigflow.precond import TrigFlowPrecond
 from trigflow.synthetic import evaluations_per_sample
 
 
@@ -53,14 +57,18 @@ def training_share(student: Model, teacher: Model) -> float | None:
     return (ours * student_flops + samples * teacher_flops) / whole if whole else None
 
 
-@torch.no_grad()
 def forward_flops(model: Model) -> int:
-    """FLOPs of a forward pass on one sample (a multiplication and an addition are two); 0 without any product."""
+    """FLOPs of a forward pass on one sample, see `pass_flops`."""
     x = torch.zeros(1, *model.card.data_shape, device=model.device)
-    cond = model.conditions(model.labels(1), torch.ones(1))
+    return pass_flops(model.precond, x, model.conditions(model.labels(1), torch.ones(1)))
+
+
+@torch.no_grad()
+def pass_flops(net: TrigFlowPrecond, x: Tensor, cond: Mapping[str, Tensor]) -> int:
+    """FLOPs of a forward pass on x (1, ...) (a multiplication and an addition are two); 0 without any product."""
     # The counter does not know every fused kernel of attention, the CPU's among them; written out, it counts all.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.precond(x, torch.full((1,), math.pi / 4, device=model.device), **cond)
+        net(x, torch.full((1,), math.pi / 4, device=x.device), **cond)
     return int(counter.get_total_flops())
 
 
@@ -88,8 +96,8 @@ def _forwards_of_samples(card: ModelCard, teacher: Model | None) -> float | None
         return 0.0
     if teacher is None or type(num) is not int:
         return None
-    guidance_scale = getattr(_objective(card), "guidance_scale", 1.0)
+    scale = guidance_scale(_objective(card))
     try:
-        return float(num * evaluations_per_sample(teacher, guidance_scale, bool(card.recipe.get("guide"))))
+        return float(num * evaluations_per_sample(teacher, scale, bool(card.recipe.get("guide"))))
     except UserError:  # it cannot be guided: another one than made the samples
         return None

@@ -83,3 +83,9 @@ class Objective(Protocol):
 def target_halflife(objective: Objective) -> int:
     """Images in which the objective's target network forgets a half; 0: it has none."""
     return int(getattr(objective, "target_halflife", 0))
+
+
+def guidance_scale(objective: Objective | None) -> float | tuple[float, float]:
+    """At which the objective guides its teacher, a number or a range; 1, none, for one that guides nobody."""
+    scale: float | tuple[float, float] = getattr(objective, "guidance_scale", 1.0)
+    return scale

@@ -7,23 +7,21 @@ tangent, the teacher's pass and autocast need no model of their own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 from trigflow.checkpoint import ModelCard, new_precond
 from trigflow.config import Component, build, look_up
 from trigflow.errors import UserError
+from trigflow.evaluation.training_compute import pass_flops
 from trigflow.networks import NETWORKS
 from trigflow.objectives import OBJECTIVES, Batch, Objective
 from trigflow.objectives.batch import target_halflife
@@ -77,7 +75,7 @@ class Footprint:
     Args:
         parameters: number of trained parameters.
         weights: of the trained networks, buffers included.
-        teacher: weights of the teacher.
+        teacher: weights of the teacher, and of its guide.
         gradients: of all trained parameters.
         optimizer: its state.
         averages: of the weights, a target network among them.
@@ -121,7 +119,7 @@ def rehearse(
     """Builds the networks of a recipe without their numbers and goes through its step, in eager mode.
 
     Args:
-        recipe: of the training; a teacher is taken to be as large as the network.
+        recipe: of the training; a teacher and its guide are taken to be as large as the network.
         data_shape, num_classes: of the data.
         checkpointing: keep the inputs of the network's blocks only, and run each block again in the backward pass.
 
@@ -179,6 +177,13 @@ class _Still(nn.Module):
         return torch.zeros_like(x_t)
 
 
+def _other(card: ModelCard) -> TrigFlowPrecond:
+    """A teacher or its guide: the same network, but not told the guidance scale."""
+    options = {key: value for key, value in card.network.options.items() if key != "guidance_input"}
+    net = new_precond(replace(card, network=replace(card.network, options=options)))
+    return net.eval().requires_grad_(False)
+
+
 class _Stage:
     """The networks of a recipe with all that belongs to their training, without numbers."""
 
@@ -189,8 +194,9 @@ class _Stage:
         if target_halflife(objective):
             self.nets["target"] = new_precond(card).train().requires_grad_(False)
         if objective.needs_teacher:
-            other = _Still() if recipe.teacher == "exact" else new_precond(card)
-            self.nets["teacher"] = other.eval().requires_grad_(False)
+            self.nets["teacher"] = _other(card) if recipe.teacher != "exact" else _Still()
+        if recipe.guide is not None:
+            self.nets["guide"] = _other(card)
         self.parameters = {
             name: [parameter for parameter in net.parameters() if parameter.requires_grad]
             for name, net in self.trained.items()
@@ -207,11 +213,11 @@ class _Stage:
         return torch.zeros(batch, *self.card.data_shape), labels
 
     def forward_flops(self) -> int:
-        """Of a pass on one image, attention counted as its two products (of its fused kernels not all are known)."""
-        x, labels = self._inputs(1)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            self.main(x, torch.full((1,), math.pi / 4), **labels)
-        return int(counter.get_total_flops())
+        """Of a pass on one image."""
+        x, cond = self._inputs(1)
+        if self.main.guidance_input:
+            cond["guidance"] = torch.ones(1)
+        return pass_flops(self.main, x, cond)
 
     def checkpoint_blocks(self) -> None:
         """Each block of a trained network is run again in the backward pass."""
@@ -301,7 +307,7 @@ class _Stage:
         return Footprint(
             parameters=sum(parameter.numel() for parameter in parameters),
             weights=sum(weights[name] for name in self.trained),
-            teacher=weights.get("teacher", 0),
+            teacher=weights.get("teacher", 0) + weights.get("guide", 0),
             gradients=_bytes(parameters),
             optimizer=self._optimizer_bytes(),
             averages=sum(_bytes(tensors.values()) for tensors in averages) + weights.get("target", 0),
