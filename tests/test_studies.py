@@ -494,7 +494,7 @@ def test_the_scale_of_the_guided_rows(
 ) -> None:
     teacher = load(teacher_folder, "cpu")
     card = replace(teacher.card, sampling=replace(teacher.card.sampling, guidance_scale=own))
-    assert speed.Speed("student", guidance_scale=asked)._scale(replace(teacher, card=card)) == scale
+    assert speed._guided_scale(replace(teacher, card=card), asked) == scale
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

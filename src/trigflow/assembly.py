@@ -19,7 +19,7 @@ from trigflow.guidance import scale_in_words
 from trigflow.metrics import FlowMapError
 from trigflow.model import Model, check_guide, model_folder
 from trigflow.objectives import OBJECTIVES, Objective
-from trigflow.objectives.batch import target_halflife
+from trigflow.objectives.batch import guidance_scale, target_halflife
 from trigflow.optim import learning_rate
 from trigflow.pictures import drawable
 from trigflow.precond import TrigFlowPrecond
@@ -115,7 +115,7 @@ def _flow_map_error(
     num = recipe.sampling.flow_map_num
     if not num:
         return None
-    if getattr(objective, "guidance_scale", 1.0) != 1:
+    if guidance_scale(objective) != 1:
         raise UserError(
             f"sampling.flow_map_num = {num}: the flow map of a guided teacher is not known; set it to 0"
         )
@@ -188,15 +188,15 @@ def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset) -> Source |
             f"the teacher '{source.name}' takes the guidance scale as an input: it is a student, give its teacher"
         )
     if recipe.guide is None:
-        _check_guidance(source, getattr(objective, "guidance_scale", 1.0))
+        _check_guidance(source, guidance_scale(objective))
     return source
 
 
-def _check_guidance(source: Source, guidance_scale: float | tuple[float, float]) -> None:
+def _check_guidance(source: Source, scale: float | tuple[float, float]) -> None:
     """A guided teacher must know the null label from its own training."""
-    if guidance_scale == 1:
+    if scale == 1:
         return
-    setting = f"objective.guidance_scale = {scale_in_words(guidance_scale)}"
+    setting = f"objective.guidance_scale = {scale_in_words(scale)}"
     if source.card is None or source.card.num_classes == 0:
         raise UserError(f"{setting}: the teacher '{source.name}' knows no classes")
     if source.card.recipe.get("train", {}).get("label_dropout") == 0:
@@ -214,7 +214,7 @@ def _guide(recipe: Recipe, objective: Objective) -> Model | None:
         raise UserError(
             f"guide = {recipe.guide}: objective '{recipe.objective.name}' has no teacher to be guided; leave it out"
         )
-    if getattr(objective, "guidance_scale", 1.0) == 1:
+    if guidance_scale(objective) == 1:
         raise UserError(
             f"guide = {recipe.guide}: objective.guidance_scale = 1 is no guidance; give a larger one, or a range"
         )

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from trigflow.errors import UserError
 
 Tensors = dict[str, Tensor]
+# A half-life is at most this share of the images seen (EDM).
+RAMPUP_RATIO = 0.05
 
 
 class EMA(Protocol):
@@ -105,7 +107,9 @@ class HalfLifeEMA:
 
     names: tuple[str, ...] = ("halflife",)
 
-    def __init__(self, net: nn.Module, halflife_nimg: float, rampup_ratio: float | None = 0.05) -> None:
+    def __init__(
+        self, net: nn.Module, halflife_nimg: float, rampup_ratio: float | None = RAMPUP_RATIO
+    ) -> None:
         self.halflife_nimg, self.rampup_ratio = halflife_nimg, rampup_ratio
         self.averages: tuple[Tensors, ...] = (_copy(net),)
 
@@ -120,7 +124,7 @@ def follow(target: nn.Module, net: nn.Module, halflife_nimg: float, nimg: int, b
 
     As in HalfLifeEMA, the half-life is at most a twentieth of the images seen.
     """
-    _lerp(dict(target.state_dict()), net, half_life_beta(halflife_nimg, 0.05, nimg, batch))
+    _lerp(dict(target.state_dict()), net, half_life_beta(halflife_nimg, RAMPUP_RATIO, nimg, batch))
 
 
 # Post-hoc reconstruction

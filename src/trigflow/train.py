@@ -20,7 +20,7 @@ from trigflow.devices import resolve_device
 from trigflow.ema import EMA, EMASnapshot, HalfLifeEMA, PowerEMA, follow
 from trigflow.errors import Diverged, UserError
 from trigflow.objectives import Batch, LossOutput
-from trigflow.objectives.batch import target_halflife
+from trigflow.objectives.batch import guidance_scale, target_halflife
 from trigflow.optim import (
     learning_rate,
     load_optimizer_tensors,
@@ -77,7 +77,7 @@ def _with_synthetic_data(parts: Parts, recipe: Recipe, folder: RunFolder, progre
         parts.dataset,
         recipe.train.synthetic,
         recipe.train.seed,
-        getattr(parts.objective, "guidance_scale", 1.0),
+        guidance_scale(parts.objective),
         folder.path / "synthetic.safetensors",
         progress,
     )

@@ -302,12 +302,14 @@ class Embedding(nn.Module):
             if self.label is None:
                 no_labels(labels)
                 return F.silu(emb)
-            return F.silu(emb + self.label(self._or_null(labels, t)))
+            return F.silu(emb + self.label(or_null(labels, emb, self.num_classes)))
 
-    def _or_null(self, labels: Tensor | None, t: Tensor) -> Tensor:
-        if labels is not None:
-            return labels
-        return torch.full((t.shape[0],), self.num_classes, dtype=torch.int64, device=self.first.weight.device)
+
+def or_null(labels: Tensor | None, emb: Tensor, num_classes: int) -> Tensor:
+    """The labels (B,); the null label for each row of emb (B, E) where there are none."""
+    if labels is not None:
+        return labels
+    return torch.full((emb.shape[0],), num_classes, dtype=torch.int64, device=emb.device)
 
 
 def no_labels(labels: Tensor | None) -> None:

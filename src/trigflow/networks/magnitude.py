@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..devices import without_autocast
-from .layers import PositionalEmbedding, given_guidance, no_guidance, no_labels, time_features
+from .layers import PositionalEmbedding, given_guidance, no_guidance, no_labels, or_null, time_features
 
 # Root mean square of silu(x) for x ~ N(0, 1).
 _SILU_MAGNITUDE = 0.596
@@ -169,7 +169,6 @@ class MPEmbedding(nn.Module):
             if self.label is None:
                 no_labels(labels)
                 return mp_silu(emb)
-            if labels is None:
-                labels = torch.full((t.shape[0],), self.num_classes, dtype=torch.int64, device=weight.device)
+            labels = or_null(labels, emb, self.num_classes)
             one_hot = F.one_hot(labels, self.num_classes + 1)[:, :-1].to(weight.dtype)
             return mp_silu(mp_sum(emb, self.label(one_hot * math.sqrt(self.num_classes)), self.label_balance))

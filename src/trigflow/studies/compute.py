@@ -10,6 +10,7 @@ from trigflow.config import build
 from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
 from trigflow.objectives import OBJECTIVES, Objective
+from trigflow.objectives.batch import guidance_scale
 from trigflow.recipe import Recipe
 from trigflow.studies.outcome import (
     COLOURS,
@@ -91,8 +92,8 @@ class Compute:
         """Evaluations of the teacher for a sample that a student is trained on."""
         recipe, teacher = runs.students[student]
         model = runs.model(teacher) if recipe.train.synthetic else None
-        guidance_scale = getattr(_objective(recipe), "guidance_scale", 1.0)
-        return evaluations_per_sample(model, guidance_scale, recipe.guide is not None) if model else 0
+        scale = guidance_scale(_objective(recipe))
+        return evaluations_per_sample(model, scale, recipe.guide is not None) if model else 0
 
 
 def _share_name(share: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trigflow.errors import UserError
@@ -56,7 +56,7 @@ class Speed(Setting):
 
     def measure(self, bench: Bench) -> Outcome:
         ready = scored(self, bench)
-        scale = replace(self, guidance_scale=ready.scale)._scale(ready.teacher)
+        scale = _guided_scale(ready.teacher, ready.scale)
         ways = {f"student, {in_steps(n)}": ready.of_student(n) for n in self.steps}
         ways["teacher, unguided"] = ready.of_teacher("heun", HEUN_STEPS)
         if scale is not None:
@@ -75,12 +75,13 @@ class Speed(Setting):
         timing = bench.folder.cell("timing", lambda: _timed(ways, bench))
         return _outcome(ready, cells, tried, timing, scale)
 
-    def _scale(self, teacher: Model) -> float | None:
-        """Of the guided rows; None for none of them: a teacher that never saw the null label, or 1 asked for."""
-        if not can_be_guided(teacher) or self.guidance_scale == 1:
-            return None
-        own = teacher.card.sampling.guidance_scale
-        return (own if own != 1 else GUIDANCE) if self.guidance_scale is None else self.guidance_scale
+
+def _guided_scale(teacher: Model, scale: float | None) -> float | None:
+    """Of the guided rows, by default the teacher's own; None for none of them: it cannot be guided, or 1 asked for."""
+    if not can_be_guided(teacher) or scale == 1:
+        return None
+    own = teacher.card.sampling.guidance_scale
+    return (own if own != 1 else GUIDANCE) if scale is None else scale
 
 
 def can_be_guided(teacher: Model) -> bool:
