@@ -17,6 +17,7 @@ from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
 from trigflow.objectives import OBJECTIVES, SCM, Batch, Diffusion, consistency_tangent, normalize_tangent
 from trigflow.objectives.stable_target import stable_velocity
+from trigflow.objectives.warmup import stretched
 from trigflow.oracles import FiniteData, Gaussian
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
@@ -158,12 +159,20 @@ def test_warmup_counts_images_or_steps() -> None:
     assert SCM(velocity="data", warmup=0).tangent_warmup(0, 8) == 1.0
 
 
-def test_warmup_stops_where_it_is_told() -> None:
-    scd = SCM(velocity="teacher", warmup=100, warmup_unit="images", warmup_max=0.7)
-    assert [scd.tangent_warmup(nimg, 8) for nimg in (0, 50, 70, 100, 10**9)] == [0, 0.5, 0.7, 0.7, 0.7]
-    assert SCM(velocity="teacher", warmup=0, warmup_max=0.7).tangent_warmup(0, 8) == 0.7
-    with pytest.raises(ValidationError, match="warmup_max"):
-        SCM(velocity="teacher", warmup_max=0)
+def test_warmup_follows_its_knots() -> None:
+    scd = SCM(velocity="teacher", warmup=[[100, 0.5], [300, 0.75]], warmup_unit="images")
+    rs = [scd.tangent_warmup(nimg, 8) for nimg in (0, 50, 100, 200, 300, 10**9)]
+    assert rs == [0, 0.25, 0.5, 0.625, 0.75, 0.75]
+    held = SCM(velocity="teacher", warmup=[[0, 0.7]])
+    assert [held.tangent_warmup(nimg, 8) for nimg in (0, 10**9)] == [0.7, 0.7]
+    assert stretched(((100, 0.5), (300, 0.75)), 0.1) == ((10, 0.5), (30, 0.75))
+    assert stretched(100, 0.1) == 10
+
+
+@pytest.mark.parametrize("warmup", [-1, [], [[10, 0]], [[10, 1.1]], [[10, 0.5], [10, 0.7]], [[10]], 1.5, "x"])
+def test_a_warmup_that_cannot_be_is_refused(warmup: object) -> None:
+    with pytest.raises(ValidationError, match="warmup"):
+        SCM(velocity="teacher", warmup=warmup)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("normalization", ["rms", "l2"])

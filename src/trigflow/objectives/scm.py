@@ -19,6 +19,7 @@ from trigflow.networks.layers import seed_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets
 from trigflow.objectives.diffusion import per_sample, sample_times, weighted
 from trigflow.objectives.stable_target import stable_velocity
+from trigflow.objectives.warmup import Warmup, warmup_at
 from trigflow.randomness import SampleRandom
 
 Normalization = Literal["rms", "l2", "clip", "none"]
@@ -82,10 +83,11 @@ class SCM:
         proposal: "lognormal", or "uniform" in t.
         normalization: of the tangent: "rms", "l2", "clip" or "none".
         c: added to the norm of the tangent.
-        warmup: length H of the tangent's warm-up r = min(warmup_max, progress/H); 0 switches it off.
-        warmup_max: where r stops. Below 1 the student averages the teacher's denoiser over the rest of the path: a
-            little blur, but errors at small times fade instead of adding up (docs/objectives.md).
-        warmup_unit: whether H counts "images" or "steps".
+        warmup: length H of the tangent's warm-up r = min(1, progress/H); 0 switches it off. Or knots
+            [[length, r], ...], between which r is linear; from the last on it stays. Where r stays below
+            1 the student averages the teacher's denoiser over the rest of the path: a little blur, but errors at small
+            times fade instead of adding up (docs/objectives.md).
+        warmup_unit: whether the lengths count "images" or "steps".
         adaptive_weight: learn u(t); off means u = 0.
         prior_weight: the weight 1/sigma that is folded into g; off means a weight of one, g sigma_data tan t.
         target_halflife: images in which a target network, a running average of the trained one, forgets a half (at most
@@ -105,8 +107,7 @@ class SCM:
     proposal: Literal["lognormal", "uniform"] = "lognormal"
     normalization: Normalization = "rms"
     c: float = Field(default=0.1, gt=0)
-    warmup: int = Field(default=10_000, ge=0)
-    warmup_max: float = Field(default=1.0, gt=0, le=1)
+    warmup: Warmup = 10_000
     warmup_unit: Literal["images", "steps"] = "steps"
     adaptive_weight: bool = True
     prior_weight: bool = True
@@ -158,9 +159,8 @@ class SCM:
         return own + (1 if self.guidance_scale == 1 else 2)
 
     def tangent_warmup(self, nimg: int, step_images: int) -> float:
-        """r = min(warmup_max, progress / H) after nimg images, in steps of step_images; the paper's warmup_max is 1."""
-        length = self.warmup * (step_images if self.warmup_unit == "steps" else 1)
-        return min(self.warmup_max, nimg / length) if length else self.warmup_max
+        """r after nimg images, in steps of step_images."""
+        return warmup_at(self.warmup, nimg / (step_images if self.warmup_unit == "steps" else 1))
 
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
         net, x_0 = nets["net"], batch.x_0

@@ -11,6 +11,7 @@ from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
+from trigflow.objectives.warmup import stretched
 from trigflow.recipe import Recipe
 from trigflow.studies.outcome import (
     COLOURS,
@@ -135,7 +136,7 @@ def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> R
     factor = total / student.train.total_nimg
     options = dict(student.objective.options)
     if warmup := getattr(objective, "warmup", 0):  # also where the recipe leaves it to the objective
-        options["warmup"] = round(warmup * factor)
+        options["warmup"] = stretched(warmup, factor)
     optimizer, ema = student.optimizer, student.ema
     schedule = optimizer.schedule
     if "t_ref" in schedule.options:

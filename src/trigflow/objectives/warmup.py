@@ -1,0 +1,44 @@
+"""The tangent's warm-up r in [0, 1], the weight of what its network does along the path (arXiv 2410.11081, 4.2)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated
+
+import numpy as np
+from pydantic import AfterValidator, Field
+
+Knots = tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0, le=1)]], ...]
+
+
+def _rises(warmup: int | Knots) -> int | Knots:
+    if isinstance(warmup, tuple):
+        lengths = [length for length, _ in warmup]
+        if not warmup or any(next_ <= one for one, next_ in pairwise(lengths)):
+            raise ValueError("a length, or pairs of a length and its r, the lengths rising")
+    return warmup
+
+
+Warmup = Annotated[Annotated[int, Field(ge=0)] | Knots, AfterValidator(_rises)]
+
+
+def warmup_at(warmup: int | Knots, progress: float) -> float:
+    """r after so much progress: linear from (0, 0) through the knots, then held at the last one's.
+
+    Args:
+        warmup: H, the paper's r = min(1, progress/H) with 0 for r = 1 throughout; or knots (length, r), of which one at
+            0 is where r starts.
+        progress: >= 0, in the unit of the lengths.
+    """
+    knots = warmup if isinstance(warmup, tuple) else ((warmup, 1.0),)
+    if knots[0][0] > 0:
+        knots = ((0, 0.0), *knots)
+    lengths, values = zip(*knots, strict=True)
+    return float(np.interp(progress, lengths, values))
+
+
+def stretched(warmup: int | Knots, factor: float) -> int | Knots:
+    """The same warm-up over lengths that are ``factor`` times as long."""
+    if isinstance(warmup, tuple):
+        return tuple((round(length * factor), r) for length, r in warmup)
+    return round(warmup * factor)
