@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from trigflow.errors import UserError, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def _available(name: str) -> bool:
@@ -38,6 +41,21 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if not _available(kind) or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
         raise UserError(f"this machine has no device '{name}': take --device auto or --device cpu")
     return torch.device(name)
+
+
+def products_in(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Matrix products and convolutions within are taken in this precision, by torch.autocast; all else stays as it is.
+
+    Raises:
+        UserError: no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}; there are: {', '.join(PRECISIONS)}"
+        )
+    if precision == "float32":
+        return without_autocast(device)
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bfloat16" else torch.float16)
 
 
 def autocast_is_on(device: torch.device) -> bool:

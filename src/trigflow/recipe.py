@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from trigflow.config import STRICT_KEYS, Component
+from trigflow.devices import Precision
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
@@ -117,10 +118,12 @@ class TrainConfig:
         synthetic: samples of the teacher that take the place of the data; 0 keeps the data itself. A teacher knows more
             than a small data set shows: its samples follow the distribution that its velocity belongs to.
         label_dropout: share of labels replaced by the null label, for guided teachers.
-        precision: of the products inside the networks. "bfloat16" takes them in autocast, nearly twice as fast on
-            processors that have it (AVX512-BF16, AMX, GPUs), slower on others; weights, times, coefficients, loss and
-            averages stay in float32. A network of your own must take its time embedding out of autocast itself, as
-            `networks.layers.Embedding` does: half precision cannot tell near times apart.
+        precision: of the products inside the networks. "bfloat16" and "float16" take them in autocast, nearly twice as
+            fast on processors that have them, slower on others; weights, times, coefficients, loss, optimiser and
+            averages stay in float32. float16 rounds eight times finer than bfloat16 but ends at 65504: its loss is
+            scaled (`loss_scale.LossScale`), and steps that overflow are skipped. docs/precision.md has both's errors.
+            A network of your own must take its time embedding out of autocast itself, as `networks.layers.Embedding`
+            does: half precision cannot tell near times apart.
         log_nimg: images between lines of metrics.jsonl.
         checkpoint_nimg: images between checkpoints.
         keep_checkpoints: how many are kept, at least 2, so that a damaged one has one before it.
@@ -133,7 +136,7 @@ class TrainConfig:
     seed: Seed = 0
     synthetic: CountOrOff = 0
     label_dropout: Fraction = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     log_nimg: Count = 12_800
     checkpoint_nimg: Count = 128_000
     keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,21 @@ import torch
 from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
-from trigflow.checkpoint import below, load_average, load_tensors, prefixed, read_card, save_model
+from trigflow.checkpoint import below, load_tensors, prefixed, read_card, save_model
 from trigflow.codecs import codec_from_json
 from trigflow.data import rows
-from trigflow.devices import resolve_device
-from trigflow.ema import EMA, EMASnapshot, HalfLifeEMA, PowerEMA, follow
+from trigflow.devices import products_in, resolve_device
+from trigflow.ema import EMASnapshot, follow
 from trigflow.errors import Diverged, UserError
 from trigflow.objectives import Batch, LossOutput
 from trigflow.objectives.batch import guidance_scale, target_halflife
-from trigflow.optim import (
-    learning_rate,
-    load_optimizer_tensors,
-    new_optimizer,
-    optimizer_tensors,
-    set_learning_rate,
-)
 from trigflow.precond import TrigFlowPrecond
-from trigflow.progress import Averages, Reporter, gradient_norm, stop_on_signals
+from trigflow.progress import Averages, Reporter, stop_on_signals
 from trigflow.randomness import SampleRandom
-from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe
+from trigflow.recipe import EMAConfig, Recipe
 from trigflow.run_folder import RunFolder, open_run, stop_that_says_how_to_go_on
 from trigflow.synthetic import synthetic_data
+from trigflow.trained import Trained, new_trained
 
 
 def train(
@@ -84,45 +78,6 @@ def _with_synthetic_data(parts: Parts, recipe: Recipe, folder: RunFolder, progre
     return replace(parts, dataset=dataset)
 
 
-@dataclass
-class Trained:
-    """A network that is trained, with all that belongs to it."""
-
-    net: TrigFlowPrecond
-    parameters: list[Tensor]
-    optimizer: torch.optim.Optimizer
-    rate: Callable[[int], float]
-    update_period: int
-    ema: EMA
-
-    def step(self, nimg: int) -> None:
-        """One update of the weights, at the learning rate of the step that starts at nimg images."""
-        set_learning_rate(self.optimizer, self.rate(nimg))
-        self.optimizer.step()
-        self.net.normalize_weights()
-
-
-def _new_trained(net: TrigFlowPrecond, recipe: Recipe, config: OptimizerConfig) -> Trained:
-    net.train()
-    net.normalize_weights()  # another model's average is shorter than the weights it averages
-    parameters: list[Tensor] = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    return Trained(
-        net,
-        parameters,
-        new_optimizer(config, parameters),
-        learning_rate(config, recipe.train.batch, recipe.train.total_nimg),
-        config.update_period,
-        new_ema(recipe.ema, net),
-    )
-
-
-def new_ema(config: EMAConfig, net: TrigFlowPrecond) -> EMA:
-    """The average that a recipe asks for."""
-    if config.kind == "power":
-        return PowerEMA(net, config.ema_std)
-    return HalfLifeEMA(net, config.halflife_nimg, config.rampup_ratio)
-
-
 class Run:
     """A training under way: the loop, and the state that a checkpoint holds.
 
@@ -137,8 +92,7 @@ class Run:
         self.recipe, self.parts, self.folder, self.device = recipe, parts, folder, device
         self.nimg = 0
         self.trained = {
-            name: _new_trained(parts.nets[name], recipe, recipe.optimizer_of(name))
-            for name in parts.objective.trains
+            name: new_trained(name, parts.nets[name], recipe, device) for name in parts.objective.trains
         }
         self.averages = Averages()
         torch.manual_seed(
@@ -196,7 +150,9 @@ class Run:
         config, ema = self.recipe.train, self.recipe.ema
         finished = self.nimg >= config.total_nimg
         if self._is_due(config.log_nimg) or finished:
-            self.reporter.write(self.nimg, self.averages.take() | self._flow_map_error())
+            self.reporter.write(
+                self.nimg, self.averages.take() | self._loss_scales() | self._flow_map_error()
+            )
         if ema.kind == "power" and self._is_due(ema.snapshot_nimg):
             self._save_snapshots(ema)
         if self._is_due(self.recipe.sampling.grid_nimg):
@@ -215,37 +171,58 @@ class Run:
             trained.optimizer.zero_grad()
         size = self.recipe.train.microbatch or batch
         parts = [self._accumulate(first, size, due) for first in range(self.nimg, self.nimg + batch, size)]
-        norms: dict[str, Tensor] = {}
-        for name, trained in due.items():
-            norm = gradient_norm([p.grad for p in trained.parameters if p.grad is not None])
-            loss = sum(part.losses[name].detach() for part in parts)
-            if not torch.isfinite(norm + loss):
-                self._stop_at_nan(name, [part.logs for part in parts])
-            norms["grad_norm" if trained is self.main else f"grad_norm_{name}"] = norm
-        for trained in due.values():
-            trained.step(self.nimg)
+        norms = self._gradient_norms(due, parts)
+        for name in norms:
+            due[name].step(self.nimg)
         self.nimg += batch
         if self.target is not None:
             halflife = target_halflife(self.parts.objective)
             follow(self.target, self.main.net, halflife, self.nimg, batch)
         for trained in self.trained.values():  # also those that stood still: the average is one over time
             trained.ema.update(trained.net, self.nimg, batch)
-        for values in (norms, *(part.logs for part in parts)):
-            self.averages.add(values)
+        self.averages.add({self._of("grad_norm", name): norm for name, norm in norms.items()})
+        for part in parts:
+            self.averages.add(part.logs)
         self.reporter.advance(batch)
+
+    def _gradient_norms(self, due: Mapping[str, Trained], parts: list[LossOutput]) -> dict[str, Tensor]:
+        """Of each network that can be updated. The others' gradients overflowed float16: they stand still this time,
+        and their loss is scaled less from now on. A loss that is not finite is no overflow that this could cure.
+        """
+        norms: dict[str, Tensor] = {}
+        for name, trained in due.items():
+            overflow = trained.loss_scale.unscale(trained.optimizer)
+            norm = trained.gradient_norm()
+            loss = torch.stack([part.losses[name].detach() for part in parts]).sum()
+            if overflow and torch.isfinite(loss):
+                continue
+            if not torch.isfinite(norm + loss):
+                self._stop_at_nan(name, [part.logs for part in parts])
+            norms[name] = norm
+        return norms
+
+    def _of(self, what: str, name: str) -> str:
+        """What is logged of a network, under a name of its own unless it is the main one."""
+        return what if self.trained[name] is self.main else f"{what}_{name}"
+
+    def _loss_scales(self) -> dict[str, float]:
+        """As they stand, and the steps that were skipped so far; nothing but in float16."""
+        scales: dict[str, float] = {}
+        for name, trained in self.trained.items():
+            if trained.loss_scale.on:
+                scales[self._of("loss_scale", name)] = trained.loss_scale.scale
+                scales[self._of("skipped_steps", name)] = trained.loss_scale.skipped
+        return scales
 
     def _accumulate(self, first: int, size: int, due: Mapping[str, Trained]) -> LossOutput:
         """Adds the gradients of images first .. first + size - 1, weighted as their share of the batch."""
         batch, random = self._batch(first, size)
-        low = self.recipe.train.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+        with products_in(self.recipe.train.precision, self.device):
             output = self.parts.objective(self.parts.nets, batch, self.nimg, random)
         share = size / self.recipe.train.batch
         names = [name for name in output.losses if name in due]
         for name in names:
-            # Only this network's parameters take part; the losses may share a graph.
-            loss = output.losses[name] * share
-            loss.backward(inputs=due[name].parameters, retain_graph=name != names[-1])  # type: ignore[no-untyped-call]
+            due[name].backward(output.losses[name] * share, retain_graph=name != names[-1])
         return output
 
     def _batch(self, first: int, size: int) -> tuple[Batch, SampleRandom]:
@@ -270,11 +247,12 @@ class Run:
         worst = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
         where = "largest loss at image" if loss[worst].isfinite() else "image"
         step = self.nimg // self.recipe.train.batch
+        instead = " or train.precision=bfloat16" if self.recipe.train.precision == "float16" else ""
         raise Diverged(
             f"objective '{self.recipe.objective.name}' has no finite loss or gradient for '{name}' at step "
             f"{step} ({where} {self.nimg + int(worst)}, t = {t[worst].item():.4f}, "
             f"loss {loss[worst].item():g}); the state before it is kept in {self.folder.path}; "
-            "try a smaller optimizer.lr in another --out"
+            f"try a smaller optimizer.lr{instead} in another --out"
         )
 
     # State
@@ -284,15 +262,13 @@ class Run:
         tensors = {"rng/cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, trained in self.trained.items():
-            tensors |= prefixed(f"net/{name}/", trained.net.state_dict())
-            tensors |= prefixed(f"optimizer/{name}/", optimizer_tensors(trained.optimizer))
-            for ema_name, average in zip(trained.ema.names, trained.ema.averages, strict=True):
-                tensors |= prefixed(f"ema/{name}/{ema_name}/", average)
+        for trained in self.trained.values():
+            tensors |= trained.tensors()
         if self.target is not None:
             tensors |= prefixed("target/", self.target.state_dict())
         sums, counts = self.averages.state()
-        return tensors | prefixed("log/", sums), {"nimg": self.nimg, "log": counts}
+        scales = {name: trained.loss_scale.state() for name, trained in self.trained.items()}
+        return tensors | prefixed("log/", sums), {"nimg": self.nimg, "log": counts, "loss_scale": scales}
 
     def _restore(self) -> None:
         """Takes up the newest checkpoint, if there is one.
@@ -314,10 +290,8 @@ class Run:
     def _take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self._check_state(tensors, state)
         for name, trained in self.trained.items():
-            load_tensors(trained.net, below(tensors, f"net/{name}/"), "it")
-            load_optimizer_tensors(trained.optimizer, below(tensors, f"optimizer/{name}/"))
-            for ema_name, average in zip(trained.ema.names, trained.ema.averages, strict=True):
-                load_average(average, below(tensors, f"ema/{name}/{ema_name}/"), "it")
+            trained.take_up(tensors)
+            trained.loss_scale.load(state.get("loss_scale", {}).get(name, {}))
         if self.target is not None:
             load_tensors(self.target, below(tensors, "target/"), "it")
         sums = {name: value.to(self.device) for name, value in below(tensors, "log/").items()}
@@ -342,11 +316,13 @@ class Run:
             raise UserError("its sums of logged values are not whole")
         if not all(type(n) is int and n > 0 for n in counts.values()) or any(x.dim() for x in sums.values()):
             raise UserError("its sums of logged values are not whole")
+        if not isinstance(state.get("loss_scale", {}), dict):
+            raise UserError("its loss scales are not whole")
         if "rng/cpu" not in tensors:
             raise UserError("it has no tensor 'rng/cpu'")
         known = ["rng/", "log/"] + (["target/"] if self.target is not None else [])
         for name, trained in self.trained.items():
-            known += [f"net/{name}/", f"optimizer/{name}/", *(f"ema/{name}/{e}/" for e in trained.ema.names)]
+            known += trained.prefixes()
             if nimg and not below(tensors, f"optimizer/{name}/"):
                 raise UserError(f"it has no state of the optimiser of '{name}'")
         if foreign := [name for name in tensors if not name.startswith(tuple(known))]:

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trigflow.checkpoint import ModelCard, new_precond
 from trigflow.config import Component, build, look_up
+from trigflow.devices import products_in
 from trigflow.errors import UserError
 from trigflow.evaluation.training_compute import pass_flops
 from trigflow.networks import NETWORKS
@@ -31,7 +32,7 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import gradient_norm
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
-from trigflow.train import new_ema
+from trigflow.trained import new_ema
 
 # Two batches tell what belongs to an image. Not 1: a dimension of one element has no order of its own in memory, and
 # some copies are spared.
@@ -258,8 +259,7 @@ class _Stage:
     def _losses(self, batch: int) -> dict[str, Tensor]:
         x_0, labels = self._inputs(batch)
         random = SampleRandom(self.recipe.train.seed, torch.arange(batch))
-        low = self.recipe.train.precision == "bfloat16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with products_in(self.recipe.train.precision, torch.device("cpu")):
             losses = self.objective(self.nets, Batch(x_0, labels, self.recipe.train.batch), 0, random).losses
         return losses
 
