@@ -205,7 +205,8 @@ def vector_norm(
     value = func(x.value, ord, dim, keepdim, **kwargs)
 
     def tangent() -> Tensor:
-        dot = x.value.to(value.dtype) * x.tangent.to(value.dtype)
+        dtype = torch.promote_types(value.dtype, torch.float32)  # the products may be too large for float16
+        dot = x.value.to(dtype) * x.tangent.to(dtype)
         total = dot.sum() if dim is None and not keepdim else dot.sum(dim, keepdim=keepdim)
         return torch.where(value == 0, 0, total / value)
 

@@ -127,8 +127,19 @@ def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
     """
     channels = x.shape[dim]
     # sqrt(C) stays on the small tensor: x / sqrt(mean + eps) = x * sqrt(C) / sqrt(sum + C eps)
-    inverse = torch.rsqrt((x * x).sum(dim, keepdim=True) + channels * eps) * math.sqrt(channels)
-    return x * inverse
+    inverse = torch.rsqrt(_sum_of_squares(x, dim) + channels * eps) * math.sqrt(channels)
+    return x * inverse.to(x.dtype)
+
+
+def _sum_of_squares(x: Tensor, dim: int) -> Tensor:
+    """Over one dimension, which stays. Of float16 in float32: 64 channels of 32 sum to what float16 cannot hold, and
+    x / sqrt(inf) would be a silent 0. By the norm there, which keeps no float32 copy of x for the backward pass.
+    """
+    if x.dtype != torch.float16:
+        return (x * x).sum(dim, keepdim=True)
+    with without_autocast(x.device):
+        norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32)
+        return norm * norm
 
 
 NORMALIZATIONS = ("double", "adagn")
