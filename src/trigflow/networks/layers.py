@@ -128,7 +128,7 @@ def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
     channels = x.shape[dim]
     # sqrt(C) stays on the small tensor: x / sqrt(mean + eps) = x * sqrt(C) / sqrt(sum + C eps)
     inverse = torch.rsqrt(_sum_of_squares(x, dim) + channels * eps) * math.sqrt(channels)
-    return x * inverse.to(x.dtype)
+    return (x * inverse).to(x.dtype)
 
 
 def _sum_of_squares(x: Tensor, dim: int) -> Tensor:

@@ -25,11 +25,12 @@ _SILU_MAGNITUDE = 0.596
 def unit_magnitude(x: Tensor, *dims: int, eps: float = 1e-4) -> Tensor:
     """x / (rms(x) + eps), the root mean square over the given dimensions; for activations EDM2's pixel norm.
 
-    Written with a norm, whose derivative at x = 0 is 0.
+    Written with a norm, whose derivative at x = 0 is 0. It is taken in float32 at least: float16 may not hold it.
     """
     count = math.prod([x.shape[dim] for dim in dims])  # a list: torch.compile follows no generator here
-    norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
-    return x / (norm / math.sqrt(count) + eps)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=dtype)
+    return (x / (norm / math.sqrt(count) + eps)).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:
