@@ -16,14 +16,17 @@ SOURCE = Path(trigflow.__file__).parent
 # The first part of a module's name below `trigflow` -> its floor.
 FLOORS = {
     **dict.fromkeys(
-        ("version", "errors", "randomness", "dual", "ema", "config", "devices", "machine", "files"), 1
+        ("version", "errors", "launch", "randomness", "dual", "ema", "config", "devices", "machine"), 1
     ),
+    **dict.fromkeys(("distributed", "files"), 1),
     **dict.fromkeys(
         ("flow", "schedules", "oracles", "codecs", "guidance", "metrics", "networks", "data", "recipe"), 2
     ),
-    **dict.fromkeys(("precond", "samplers", "time_sampling"), 3),
-    **dict.fromkeys(("objectives", "optim", "loss_scale", "checkpoint"), 4),
-    **dict.fromkeys(("assembly", "run_folder", "progress", "synthetic", "trained", "train"), 5),
+    **dict.fromkeys(("precond", "sharding", "samplers", "time_sampling"), 3),
+    **dict.fromkeys(
+        ("objectives", "optim", "loss_scale", "checkpoint", "checkpoint_shards", "checkpoint_folder"), 4
+    ),
+    **dict.fromkeys(("assembly", "run_folder", "progress", "synthetic", "trained", "run_state", "train"), 5),
     **dict.fromkeys(("model", "pictures", "page", "classifier", "evaluation"), 5),
     **dict.fromkeys(("recipes", "diagram", "demo", "doctor", "plan", "studies"), 6),
     **dict.fromkeys(("commands", "cli", "__main__"), 7),

@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from trigflow.checkpoint import (
-    CheckpointFolder,
-    DamagedFile,
     ModelCard,
     load_model,
     load_tensors,
@@ -22,9 +20,10 @@ from trigflow.checkpoint import (
     save_model,
     write_state,
 )
+from trigflow.checkpoint_folder import CheckpointFolder
 from trigflow.config import Component
 from trigflow.errors import UserError
-from trigflow.files import read_json, write_atomically
+from trigflow.files import DamagedFile, read_json, write_atomically
 from trigflow.recipe import PrecondConfig, SamplingConfig
 
 TENSORS = {

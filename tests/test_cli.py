@@ -24,7 +24,10 @@ FLAGS = {
         *("recipe", "overrides", "--gpus", "--memory", "--throughput", "--microbatch", "--checkpointing"),
         "--json",
     },
-    "train": {"recipe", "overrides", "--out", "--resume", "--data", "--seed", "--device"},
+    "train": {
+        *("recipe", "overrides", "--out", "--resume", "--data", "--seed", "--device"),
+        *("--parallel", "--checkpointing"),
+    },
     "sample": {
         *(
             "model",

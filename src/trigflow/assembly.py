@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,17 +13,20 @@ from trigflow.checkpoint import ModelCard, load_model, load_tensors, new_precond
 from trigflow.codecs import codec_from_json, codec_to_json
 from trigflow.config import build, to_json
 from trigflow.data import Dataset, exact_teacher, load_data
+from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError, did_you_mean
 from trigflow.guidance import scale_in_words
 from trigflow.metrics import FlowMapError
 from trigflow.model import Model, check_guide, model_folder
 from trigflow.objectives import OBJECTIVES, Objective
-from trigflow.objectives.batch import guidance_scale, target_halflife
+from trigflow.objectives.batch import guidance_scale
+from trigflow.objectives.networks import networks_of
 from trigflow.optim import learning_rate
 from trigflow.pictures import drawable
 from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import Recipe
 from trigflow.samplers import SAMPLERS
+from trigflow.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,26 @@ class Source:
         )
 
 
-def assemble(recipe: Recipe, device: torch.device) -> Parts:
-    """Builds and checks everything.
+def assemble(recipe: Recipe, device: torch.device, world: World = ALONE) -> Parts:
+    """Builds and checks everything; of several processes, each has its share of the networks' weights.
 
     Raises:
         UserError: anything in the recipe that does not exist, does not fit, or is missing.
     """
+    with world.together():
+        parts = _built(recipe, device, blank=not world.is_first)
+    for net in parts.nets.values():
+        if isinstance(net, TrigFlowPrecond) and not world.alone:
+            shard(net, world)
+        else:
+            net.to(device)
+    for name in parts.objective.trains:
+        _try_forward(parts.nets[name], parts.dataset, device, recipe.network.name)
+    return parts
+
+
+def _built(recipe: Recipe, device: torch.device, blank: bool) -> Parts:
+    """Everything, in this process; blank networks are filled by the first process's."""
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
     _check_names(recipe, objective)
     dataset = load_data(recipe.data, recipe.precond.sigma_data)
@@ -78,8 +94,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
             f"sampling.grid_nimg = {recipe.sampling.grid_nimg}: data of shape {dataset.data_shape} cannot be drawn; "
             "set it to 0"
         )
-    teacher, guide = _teacher(recipe, objective, dataset), _guide(recipe, objective)
-    initial = _initial(recipe, teacher, dataset)
+    teacher, guide = _teacher(recipe, objective, dataset, blank), _guide(recipe, objective, blank)
+    initial = _initial(recipe, teacher, dataset, blank)
     for source in (initial, teacher):  # the teacher has the last word
         if source and source.card:
             dataset = replace(dataset, codec=codec_from_json(source.card.codec))
@@ -88,18 +104,17 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
             f"train.label_dropout = {recipe.train.label_dropout}: {dataset.name} has no labels; set it to 0"
         )
     card = _card(recipe, objective, dataset)
-    nets = {name: _new_network(recipe, card, initial).to(device) for name in objective.trains}
-    for net in nets.values():
-        _check_guidance_input(net, recipe, card)
-        _try_forward(net, dataset, device, recipe.network.name)
-    if target_halflife(objective):
-        nets["target"] = copy.deepcopy(nets[objective.trains[0]]).requires_grad_(False)
-    if teacher and objective.needs_teacher:
-        nets["teacher"] = teacher.precond.to(device)
+    nets = networks_of(
+        objective,
+        lambda: _new_network(recipe, card, initial, blank),
+        teacher.precond if teacher else None,
+        guide.precond if guide else None,
+    )
+    for name in objective.trains:
+        _check_guidance_input(nets[name], recipe, card)
     model = teacher.model if teacher else None
     if guide:
         check_guide(guide, card)
-        nets["guide"] = guide.precond.to(device)
         model = model and model.with_guide(guide)
     if recipe.train.synthetic and model is None:
         raise UserError(
@@ -165,13 +180,13 @@ def _card(recipe: Recipe, objective: Objective, dataset: Dataset) -> ModelCard:
     )
 
 
-def _source(name: str, recipe: Recipe) -> Source:
+def _source(name: str, recipe: Recipe, blank: bool) -> Source:
     """A run folder or a shipped model; of code, only the recipe's own network is imported."""
-    precond, card = load_model(model_folder(name), trusted=recipe.network.name)
+    precond, card = load_model(model_folder(name), trusted=recipe.network.name, blank=blank)
     return Source(name, precond, card)
 
 
-def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset) -> Source | None:
+def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset, blank: bool) -> Source | None:
     if recipe.teacher is None:
         if objective.needs_teacher:
             raise UserError(
@@ -181,7 +196,7 @@ def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset) -> Source |
     if recipe.teacher == "exact":
         source = Source("exact", exact_teacher(dataset), None)
     else:
-        source = _source(recipe.teacher, recipe)
+        source = _source(recipe.teacher, recipe, blank)
         _check_fit(source, recipe, dataset)
     if source.card and source.card.guidance_range:
         raise UserError(
@@ -206,7 +221,7 @@ def _check_guidance(source: Source, scale: float | tuple[float, float]) -> None:
         )
 
 
-def _guide(recipe: Recipe, objective: Objective) -> Model | None:
+def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
     """The model that guides the teacher in the place of its null label."""
     if recipe.guide is None:
         return None
@@ -218,7 +233,7 @@ def _guide(recipe: Recipe, objective: Objective) -> Model | None:
         raise UserError(
             f"guide = {recipe.guide}: objective.guidance_scale = 1 is no guidance; give a larger one, or a range"
         )
-    return _source(recipe.guide, recipe).model
+    return _source(recipe.guide, recipe, blank).model
 
 
 def _check_guidance_input(net: TrigFlowPrecond, recipe: Recipe, card: ModelCard) -> None:
@@ -262,13 +277,13 @@ def _check_fit(source: Source, recipe: Recipe, dataset: Dataset) -> None:
             )
 
 
-def _initial(recipe: Recipe, teacher: Source | None, dataset: Dataset) -> Source | None:
+def _initial(recipe: Recipe, teacher: Source | None, dataset: Dataset, blank: bool) -> Source | None:
     """Where the initial weights come from, None for fresh ones."""
     if recipe.init == "scratch":
         return None
     if recipe.init == "teacher":
         return teacher
-    source = _source(recipe.init, recipe)
+    source = _source(recipe.init, recipe, blank)
     _check_fit(source, recipe, dataset)
     return source
 
@@ -297,12 +312,12 @@ def _try_forward(net: TrigFlowPrecond, dataset: Dataset, device: torch.device, n
         raise UserError(f"network '{name}' returns {found} for x {tuple(x.shape)}; it must have {wanted}")
 
 
-def _new_network(recipe: Recipe, card: ModelCard, source: Source | None) -> TrigFlowPrecond:
+def _new_network(recipe: Recipe, card: ModelCard, source: Source | None, blank: bool) -> TrigFlowPrecond:
     """A network with its initial weights: another model's average, or fresh ones that follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        net = new_precond(card)
-    if source and source.card:
+        net = new_precond(card, blank)
+    if source and source.card and not blank:
         # The adaptive weight is not taken over: it belongs to the other objective's scale.
         tensors = _additions(net.network) | source.precond.network.state_dict()
         load_tensors(net.network, tensors, f"the model '{source.name}'")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trigflow.config import STRICT_KEYS, Component, build, check_trusted, to_json, validate
+from trigflow.distributed import own_part, sharded_like
 from trigflow.errors import UserError
-from trigflow.files import clear_os_errors, read_json, write_atomically, write_json
+from trigflow.files import DamagedFile, clear_os_errors, read_json, write_atomically, write_json
 from trigflow.networks import NETWORKS
 from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import PrecondConfig, SamplingConfig
@@ -27,10 +29,6 @@ _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 # State of a run: safetensors with the rest as JSON in the header, and a digest of both
-
-
-class DamagedFile(Exception):
-    """The file is truncated or was changed."""
 
 
 def tensors_digest(tensors: Tensors, state: str = "") -> str:
@@ -88,50 +86,6 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, state
 
 
-@dataclass(frozen=True)
-class CheckpointFolder:
-    """The newest few states of a run.
-
-    Args:
-        folder: where they lie.
-        keep: how many are kept.
-    """
-
-    folder: Path
-    keep: int = 3
-
-    def paths(self) -> list[Path]:
-        """All of them, the newest first."""
-        return sorted(self.folder.glob("nimg-*.safetensors"), reverse=True)
-
-    def save(self, nimg: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
-        """Writes one and removes those that are too many (and what a killed writer left half done)."""
-        path = self.folder / f"nimg-{nimg:012d}.safetensors"
-        write_state(path, tensors, state)
-        with clear_os_errors("tidy", self.folder):
-            for old in [*self.paths()[self.keep :], *self.folder.glob(".*.tmp")]:
-                old.unlink(missing_ok=True)
-        return path
-
-    def load_newest(
-        self, note: Callable[[str], object] = print
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest one that is whole, or None where there is none; `note` is told of each damaged one.
-
-        Raises:
-            UserError: there are some, but all are damaged.
-        """
-        paths = self.paths()
-        for path in paths:
-            try:
-                return read_state(path)
-            except DamagedFile as damage:
-                note(f"checkpoint {path.name} is damaged ({damage}): going back to the one before")
-        if paths:
-            raise UserError(f"every checkpoint in {self.folder} is damaged: start again in another folder")
-        return None
-
-
 # Loading weights into networks
 
 
@@ -156,8 +110,9 @@ def load_tensors(module: nn.Module, tensors: Tensors, source: str) -> None:
     Raises:
         UserError: naming the first tensor that is missing, superfluous, of another shape or kind, or not finite.
     """
-    _check_tensors(module.state_dict(), tensors, source, "network")
-    module.load_state_dict(dict(tensors))
+    wanted = module.state_dict()
+    _check_tensors(wanted, tensors, source, "network")
+    module.load_state_dict({name: sharded_like(tensor, wanted[name]) for name, tensor in tensors.items()})
 
 
 def _check_tensors(wanted: Tensors, tensors: Tensors, source: str, what: str) -> None:
@@ -178,7 +133,7 @@ def check_numbers(name: str, tensor: Tensor, wanted: Tensor, source: str) -> Non
     if tensor.dtype != wanted.dtype and not {tensor.dtype, wanted.dtype} <= _FLOATS:
         types = f"'{name}' holds {tensor.dtype} in place of {wanted.dtype}"
         raise UserError(f"{source} is damaged or foreign: {types}")
-    if tensor.dtype in _FLOATS and not tensor.to(wanted.dtype).isfinite().all():
+    if tensor.dtype in _FLOATS and not own_part(tensor).to(wanted.dtype).isfinite().all():
         raise UserError(
             f"{source} holds weights that are not finite (in '{name}'): it is damaged, or its training diverged"
         )
@@ -192,7 +147,7 @@ def load_average(average: dict[str, Tensor], tensors: Tensors, source: str) -> N
     """
     _check_tensors(average, tensors, source, "average")
     for name, tensor in average.items():
-        tensor.copy_(tensors[name])
+        own_part(tensor).copy_(own_part(sharded_like(tensors[name], tensor)))
 
 
 # Models
@@ -234,16 +189,17 @@ class ModelCard:
     guidance_range: tuple[float, float] | None = None
 
 
-def new_precond(card: ModelCard) -> TrigFlowPrecond:
-    """The network of a card with fresh weights, in its preconditioning.
+def new_precond(card: ModelCard, blank: bool = False) -> TrigFlowPrecond:
+    """The network of a card with fresh weights, in its preconditioning; blank: with shapes alone (on "meta").
 
     Raises:
         UserError: unknown network, or options that do not fit it.
     """
-    network = build(
-        card.network, NETWORKS, "network", data_shape=card.data_shape, num_classes=card.num_classes
-    )
-    return TrigFlowPrecond(network, sigma_data=card.precond.sigma_data, c_noise=card.precond.c_noise)
+    with torch.device("meta") if blank else nullcontext():
+        network = build(
+            card.network, NETWORKS, "network", data_shape=card.data_shape, num_classes=card.num_classes
+        )
+        return TrigFlowPrecond(network, sigma_data=card.precond.sigma_data, c_noise=card.precond.c_noise)
 
 
 def save_model(folder: Path, weights: TrigFlowPrecond | Tensors, card: ModelCard) -> None:
@@ -276,7 +232,7 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def load_model(
-    folder: Path, trust_code: bool = False, trusted: str | None = None
+    folder: Path, trust_code: bool = False, trusted: str | None = None, blank: bool = False
 ) -> tuple[TrigFlowPrecond, ModelCard]:
     """The model of a folder, on the CPU, in evaluation mode, its weights frozen.
 
@@ -284,6 +240,7 @@ def load_model(
         folder: with model.json and model.safetensors.
         trust_code: import whatever network "package.module:Class" its card names.
         trusted: a network that the user has named, which may be imported in any case.
+        blank: leave the weights out: its tensors have shapes, and no numbers (they are on the device "meta").
 
     Raises:
         UserError: there is no model, it is damaged, its weights do not fit its network, or its network is code that
@@ -292,7 +249,9 @@ def load_model(
     card, weights_path = read_card(folder), folder / "model.safetensors"
     if not trust_code and card.network.name != trusted:
         check_trusted(card.network, "network", folder)
-    precond = new_precond(card)
+    precond = new_precond(card, blank)
+    if blank:
+        return precond.eval().requires_grad_(False), card
     with clear_os_errors("read", weights_path):
         content = weights_path.read_bytes()
     try:

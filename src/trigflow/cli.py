@@ -9,8 +9,9 @@ import argparse
 import errno
 import os
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from trigflow.commands import (
@@ -26,7 +27,8 @@ from trigflow.commands import (
     train_classifier,
 )
 from trigflow.commands.command import Command
-from trigflow.errors import UserError, did_you_mean
+from trigflow.errors import LostProcess, UserError, did_you_mean
+from trigflow.launch import is_first
 from trigflow.version import __version__
 
 COMMANDS: dict[str, Command] = {
@@ -125,16 +127,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     debug = bool(words) and words[0] == "--debug"
-    try:
+
+    def work() -> int:
         args = parse(words)
-        code = COMMANDS[args.command].run(args)
+        return COMMANDS[args.command].run(args)
+
+    return told(work, debug)
+
+
+def told(work: Callable[[], int], debug: bool = False) -> int:
+    """The exit code of some work, whose mistakes are told in one line; of several processes, by the first."""
+    try:
+        code = work()
         sys.stdout.flush()
     except UserError as mistake:
         if debug:
             traceback.print_exc()
-        return _complain(" ".join(str(mistake).split()))
+        return _complain(" ".join(str(mistake).split()), by_all=isinstance(mistake, LostProcess))
     except KeyboardInterrupt as stop:  # a training says how to go on
-        print(f"trigflow: {str(stop) or 'stopped'}", file=sys.stderr)
+        _complain(str(stop) or "stopped")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `trigflow list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -157,6 +168,10 @@ def _is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
-def _complain(line: str) -> int:
-    print(f"trigflow: {line}", file=sys.stderr)
+def _complain(line: str, by_all: bool = False) -> int:
+    """Of several processes, the first speaks for all, unless each has something of its own to say."""
+    if is_first() or by_all:
+        print(f"trigflow: {line}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(1)  # torchrun stops all processes as soon as one has ended: the first must have spoken
     return 2

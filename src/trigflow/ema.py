@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trigflow.distributed import own_part
 from trigflow.errors import UserError
 
 Tensors = dict[str, Tensor]
@@ -70,7 +71,7 @@ def _lerp(average: Tensors, net: nn.Module, beta: float) -> None:
     """average <- beta average + (1 - beta) weights; what is not floating point is copied."""
     current = net.state_dict()
     moving = [name for name, tensor in average.items() if tensor.is_floating_point()]
-    old, new = [average[name] for name in moving], [current[name] for name in moving]
+    old, new = ([own_part(tensors[name]) for name in moving] for tensors in (average, current))
     torch._foreach_lerp_(old, new, 1 - beta)
     for name in average.keys() - set(moving):
         average[name].copy_(current[name])

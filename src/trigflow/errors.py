@@ -17,6 +17,10 @@ class Diverged(UserError):
     """A training whose loss or gradient is no longer finite, or a model whose samples are not."""
 
 
+class LostProcess(UserError):
+    """Another process of the run has ended: each of those that are left says so."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """A hint to append to an error: " (did you mean 'x'?)", or "" when nothing is close."""
     matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)

@@ -12,6 +12,10 @@ from typing import Any, BinaryIO
 from trigflow.errors import UserError
 
 
+class DamagedFile(Exception):
+    """The file is truncated or was changed."""
+
+
 @contextlib.contextmanager
 def clear_os_errors(action: str, path: Path) -> Iterator[None]:
     """Turns an error of the file system (no space, no permission) into one line: "cannot <action> <path>: ..."."""
@@ -37,7 +41,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -50,7 +54,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a rename in the folder last (Windows keeps no handle of a folder: there the rename alone must do)."""
     if os.name == "nt":
         return

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
 
 START = 2.0**16
@@ -46,8 +47,8 @@ class LossScale:
         """The loss, times the scale: start the backward pass here."""
         return self._scaler.scale(loss)
 
-    def unscale(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Takes the scale out of the optimiser's gradients, and moves it for the next step.
+    def unscale(self, optimizer: torch.optim.Optimizer, world: World = ALONE) -> bool:
+        """Takes the scale out of the optimiser's gradients, and moves it for the next step, in all processes alike.
 
         Returns:
             Whether there was an overflow that a smaller scale may cure: the step must be skipped. At a scale of 1
@@ -55,6 +56,9 @@ class LossScale:
         """
         before = self.scale
         self._scaler.unscale_(optimizer)
+        if self.on:
+            for found in self._scaler._found_inf_per_device(optimizer).values():
+                found.copy_(world.greatest(found))
         self._scaler.update()
         overflow = self.scale < before and before > 1
         self.skipped += overflow

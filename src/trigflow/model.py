@@ -14,6 +14,7 @@ from torch import Tensor
 from trigflow.checkpoint import ModelCard, load_model
 from trigflow.codecs import Codec, codec_from_json, codec_to_json
 from trigflow.devices import resolve_device
+from trigflow.distributed import ALONE, World
 from trigflow.errors import Diverged, UserError, did_you_mean
 from trigflow.guidance import ConditionalVelocity, autoguided, guided
 from trigflow.precond import TrigFlowPrecond
@@ -120,6 +121,7 @@ class Model:
         guidance_scale: float | None = None,
         sampler: str | None = None,
         batch: int = 256,
+        world: World = ALONE,
     ) -> Tensor:
         """n samples as stored: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
 
@@ -134,6 +136,7 @@ class Model:
                 its range; else it is that of classifier-free guidance, or of autoguidance (`with_guide`).
             sampler: a name in `samplers.SAMPLERS` (default: the card's).
             batch: samples computed at once.
+            world: processes that all have the model; each computes its share, and all have all samples in the end.
 
         Raises:
             UserError: a number out of range, an unknown sampler, labels that the model does not know, guidance that it
@@ -141,7 +144,7 @@ class Model:
             Diverged: samples that are not finite.
         """
         plan = self.plan(steps, guidance_scale, sampler)
-        return torch.cat(list(self.sample_batches(n, plan, labels, seed, batch)))
+        return torch.cat(list(self.sample_batches(n, plan, labels, seed, batch, world=world)))
 
     def plan(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
@@ -188,24 +191,26 @@ class Model:
         seed: int = 0,
         batch: int = 256,
         scales: Tensor | None = None,
+        world: World = ALONE,
     ) -> Iterator[Tensor]:
-        """The samples of `sample`, a batch at a time: (<= batch, ...) as stored, on the CPU.
+        """The samples of `sample`, a batch of each process at a time, as stored, on the CPU.
 
         Args:
-            n, labels, seed, batch: as of `sample`.
+            n, labels, seed, batch, world: as of `sample`.
             plan: how each is sampled.
             scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
         """
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: give 1 or more of both")
         chosen = self.labels(n, labels)
-        for first in range(0, n, batch):
-            index = torch.arange(first, min(first + batch, n))
+        for first in range(0, n, batch * world.size):
+            count = min(batch * world.size, n - first)
+            index = world.share(torch.arange(first, first + count))
             own_labels, own_scales = (None if every is None else every[index] for every in (chosen, scales))
             x_0 = self._x_0(plan, SampleRandom(seed, index), own_labels, scales=own_scales)
-            if not x_0.isfinite().all():  # as uint8 they would be black pictures
+            if world.any(not x_0.isfinite().all()):  # as uint8 they would be black pictures
                 raise Diverged(f"samples of the model '{self.name}' are not finite: its training diverged")
-            yield self.codec.decode(x_0).cpu()
+            yield world.joined(self.codec.decode(x_0))[:count]
 
     def labels(self, n: int, labels: Labels = None) -> Tensor | None:
         """(n,) int64: the given classes in turn, all classes in turn by default; None for a model without classes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 import torch
@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trigflow.config import build
+from trigflow.distributed import own_part, sharded_like
 from trigflow.errors import UserError
 from trigflow.recipe import OptimizerConfig
 
@@ -117,19 +118,38 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as tensors by name, "number of the parameter/key"."""
-    state = optimizer.state_dict()["state"]
-    return {f"{number}/{key}": tensor for number, entry in state.items() for key, tensor in entry.items()}
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, weights: Sequence[Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The optimiser's state as tensors by name, "number of the parameter/key".
+
+    Args:
+        optimizer: of `weights`, or of this process's parts of them.
+        weights: as the network holds them, perhaps sharded; None: those of the optimiser.
+    """
+    weights = _parameters(optimizer) if weights is None else weights
+    return {
+        f"{number}/{key}": tensor if key == "step" else sharded_like(tensor, weights[number])
+        for number, entry in optimizer.state_dict()["state"].items()
+        for key, tensor in entry.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    weights: Sequence[Tensor] | None = None,
+) -> None:
     """The inverse of optimizer_tensors, for an optimiser of the same parameters.
 
     Raises:
         UserError: the tensors are those of other parameters, or of another optimiser.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _parameters(optimizer) if weights is None else weights
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         number, _, key = name.partition("/")
@@ -139,7 +159,9 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         if tuple(tensor.shape) != wanted or not tensor.is_floating_point():
             found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             raise UserError(f"the optimiser's '{name}' holds {found}, not numbers of shape {wanted}")
-        state.setdefault(int(number), {})[key] = tensor
+        whole = key == "step" or weights is None
+        part = tensor if whole else own_part(sharded_like(tensor, parameters[int(number)]))
+        state.setdefault(int(number), {})[key] = part
     for index, entry in state.items():
         if missing := _STATE - entry.keys():
             raise UserError(f"the optimiser misses '{index}/{min(missing)}'")

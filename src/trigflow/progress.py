@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trigflow.distributed import ALONE, World
 from trigflow.files import clear_os_errors
 
 # What the bar tells, of all that is logged.
@@ -24,9 +25,14 @@ SHOWN = ("loss", "tangent_norm", "flow_map_median")
 
 
 class Averages:
-    """Means of logged values since the last line; they stay tensors until a line is written, so nothing waits."""
+    """Means of logged values since the last line; they stay tensors until a line is written, so nothing waits.
 
-    def __init__(self) -> None:
+    Args:
+        world: the processes over which they are taken; all log values of the same names.
+    """
+
+    def __init__(self, world: World = ALONE) -> None:
+        self._world = world
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -39,17 +45,24 @@ class Averages:
 
     def take(self) -> dict[str, float]:
         """The means, and a new start."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        sums, counts = self.state()
         self._sums, self._counts = {}, {}
-        return means
+        return {name: float(total) / counts[name] for name, total in sums.items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """For a checkpoint."""
-        return dict(self._sums), dict(self._counts)
+        """For a checkpoint: what all processes have seen."""
+        if self._world.alone or not self._sums:
+            return dict(self._sums), dict(self._counts)
+        names = list(self._sums)
+        sums = self._world.total(torch.stack([self._sums[name].double() for name in names]))
+        counts = self._world.total(torch.tensor([self._counts[name] for name in names])).tolist()
+        return dict(zip(names, sums, strict=True)), dict(zip(names, counts, strict=True))
 
     def load(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
-        """The inverse of state."""
-        self._sums, self._counts = dict(sums), dict(counts)
+        """The inverse of state: the first process takes up what all have seen."""
+        first = self._world.is_first
+        self._sums = {name: value if first else torch.zeros_like(value) for name, value in sums.items()}
+        self._counts = {name: count if first else 0 for name, count in counts.items()}
 
 
 class Reporter:
@@ -103,6 +116,19 @@ class Reporter:
         self._bar.close()
         if self._writer:
             self._writer.close()
+
+
+class Silent:
+    """In the place of a Reporter in all processes but the first."""
+
+    def advance(self, images: int) -> None:
+        """No bar."""
+
+    def write(self, nimg: int, means: Mapping[str, float]) -> None:
+        """No line."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _tensorboard(folder: Path, nimg: int) -> Any:

@@ -13,11 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trigflow.checkpoint import CheckpointFolder, DamagedFile, read_card, read_state, save_model, write_state
+from trigflow.checkpoint import read_card, read_state, save_model, write_state
+from trigflow.checkpoint_folder import CheckpointFolder
 from trigflow.config import first_difference, to_json, validate
+from trigflow.distributed import World
 from trigflow.ema import EMASnapshot, reconstruct
 from trigflow.errors import UserError
-from trigflow.files import clear_os_errors, is_occupied, make_folder, read_json, write_atomically, write_json
+from trigflow.files import (
+    DamagedFile,
+    clear_os_errors,
+    is_occupied,
+    make_folder,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from trigflow.recipe import Recipe
 
 LOCK = ".lock"
@@ -134,6 +144,18 @@ def open_run(path: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
         run = RunFolder(path, recipe.train.keep_checkpoints)
         for folder in (run.checkpoints.folder, run.samples):
             make_folder(folder)
+        yield run
+
+
+@contextlib.contextmanager
+def open_run_of_all(path: Path, recipe: Recipe, resume: bool, world: World) -> Iterator[RunFolder]:
+    """`open_run` by the first process, for all of a run; they must see the same folders."""
+    with contextlib.ExitStack() as stack:
+        with world.together():
+            if world.is_first:
+                run = stack.enter_context(open_run(path, recipe, resume))
+            else:
+                run = RunFolder(path, recipe.train.keep_checkpoints)
         yield run
 
 

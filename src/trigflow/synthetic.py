@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.checkpoint import DamagedFile, read_state, tensors_digest, write_state
+from trigflow.checkpoint import read_state, tensors_digest, write_state
 from trigflow.data import Dataset, labels_like
+from trigflow.distributed import ALONE, World, whole
+from trigflow.files import DamagedFile
 from trigflow.guidance import highest_scale, scales_in
 from trigflow.model import Model
 from trigflow.randomness import SampleRandom
@@ -31,6 +33,7 @@ def synthetic_data(
     guidance_scale: float | tuple[float, float],
     cache: Path,
     progress: bool = True,
+    world: World = ALONE,
 ) -> Dataset:
     """`num` samples of the teacher, by the sampler of its card, in the place of the data.
 
@@ -42,19 +45,24 @@ def synthetic_data(
         guidance_scale: 1 is none; a range: uniform in it, for each sample.
         cache: file that keeps the samples, so that a resumed run need not make them again.
         progress: show a bar on stderr.
+        world: processes that all have the teacher and see the file; each makes its share.
 
     Raises:
         UserError: the file cannot be written.
     """
     own_seed = -1 - seed
     labels = labels_like(dataset, num, own_seed)
-    origin = {"num": num, "teacher": tensors_digest(teacher.precond.state_dict())}
+    origin = {"num": num, "teacher": _digest(teacher, world)}
     if teacher.guide is not None:
-        origin["guide"] = tensors_digest(teacher.guide.precond.state_dict())
+        origin["guide"] = _digest(teacher.guide, world)
     data = _cached(cache, origin, (num, *teacher.card.data_shape), dataset.data.dtype)
-    if data is None:
-        data = _sample(teacher, labels, num, own_seed, guidance_scale, progress)
-        write_state(cache, {"data": data}, origin)
+    if world.any(data is None):
+        shown = progress and world.is_first
+        data = _sample(teacher, labels, num, own_seed, guidance_scale, shown, world)
+        with world.together():
+            if world.is_first:
+                write_state(cache, {"data": data}, origin)
+    assert data is not None
     place = dataset.data.device
     return replace(
         dataset,
@@ -63,6 +71,11 @@ def synthetic_data(
         oracle=None,
         mapped=False,
     )
+
+
+def _digest(model: Model, world: World) -> str:
+    """Of its weights, the same in all processes."""
+    return world.first_text(tensors_digest(whole(model.precond.state_dict(), world)))
 
 
 def _cached(
@@ -88,6 +101,7 @@ def _sample(
     seed: int,
     guidance_scale: float | tuple[float, float],
     progress: bool,
+    world: World,
 ) -> Tensor:
     plan = teacher.plan(guidance_scale=highest_scale(guidance_scale))
     scales = None
@@ -96,7 +110,7 @@ def _sample(
     parts = []
     try:
         with tqdm(total=num, unit="img", desc="samples of the teacher", disable=not progress) as bar:
-            for part in teacher.sample_batches(num, plan, labels, seed, BATCH, scales):
+            for part in teacher.sample_batches(num, plan, labels, seed, BATCH, scales, world):
                 parts.append(part)
                 bar.update(len(part))
     except KeyboardInterrupt:

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
-from trigflow.checkpoint import below, load_tensors, prefixed, read_card, save_model
+from trigflow.checkpoint import read_card, save_model
 from trigflow.codecs import codec_from_json
 from trigflow.data import rows
-from trigflow.devices import products_in, resolve_device
+from trigflow.devices import products_in
+from trigflow.distributed import ALONE, Strategy, World, open_world, whole
 from trigflow.ema import EMASnapshot, follow
 from trigflow.errors import Diverged, UserError
+from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import Batch, LossOutput
 from trigflow.objectives.batch import guidance_scale, target_halflife
 from trigflow.precond import TrigFlowPrecond
-from trigflow.progress import Averages, Reporter, stop_on_signals
+from trigflow.progress import Averages, Reporter, Silent, stop_on_signals
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import EMAConfig, Recipe
-from trigflow.run_folder import RunFolder, open_run, stop_that_says_how_to_go_on
+from trigflow.run_folder import RunFolder, open_run_of_all, stop_that_says_how_to_go_on
+from trigflow.run_state import RunState
+from trigflow.sharding import check_shares, reduce_over_replicas
 from trigflow.synthetic import synthetic_data
 from trigflow.trained import Trained, new_trained
 
@@ -36,8 +38,13 @@ def train(
     resume: bool = False,
     device: str | torch.device = "auto",
     progress: bool = True,
+    parallel: Strategy | None = None,
+    checkpointing: bool = False,
 ) -> Path:
     """Trains a recipe in a folder, which holds the model (the average of the weights) in the end.
+
+    Under torchrun it is one run of all processes: each has its share of every batch, and the run is that of a process
+    alone (to rounding). How many there are, and how they share the work, may change where a run goes on.
 
     Args:
         recipe: the run.
@@ -46,6 +53,9 @@ def train(
         resume: go on from the newest whole checkpoint. The result is bit for bit that of a run without a stop.
         device: where to compute.
         progress: show a bar on stderr.
+        parallel: how several processes hold the networks (`distributed.open_world`).
+        checkpointing: keep the inputs of the networks' blocks only, and run each block again in the backward pass: less
+            memory for a third more arithmetic, and no other result.
 
     Returns:
         The folder.
@@ -54,15 +64,32 @@ def train(
         UserError: a mistake in the recipe, a folder in use, no space, or a loss that is not finite.
         KeyboardInterrupt: the run was asked to stop (Ctrl-C, SIGTERM); its state is saved, the text says how to go on.
     """
-    place = resolve_device(device)
-    parts = assemble(recipe, place)
-    with stop_that_says_how_to_go_on(), open_run(Path(run_dir), recipe, resume) as folder:
-        parts = _with_synthetic_data(parts, recipe, folder, progress)
-        Run(recipe, parts, folder, place).go(progress)
+    with open_world(device, parallel) as world:
+        check_shares(recipe.train, world)
+        parts = assemble(recipe, world.device, world)
+        if checkpointing:
+            _checkpoint_blocks(parts)
+        with (
+            stop_that_says_how_to_go_on(),
+            open_run_of_all(Path(run_dir), recipe, resume, world) as folder,
+        ):
+            parts = _with_synthetic_data(parts, recipe, folder, progress, world)
+            Run(recipe, parts, folder, world.device, world).go(progress)
     return folder.path
 
 
-def _with_synthetic_data(parts: Parts, recipe: Recipe, folder: RunFolder, progress: bool) -> Parts:
+def _checkpoint_blocks(parts: Parts) -> None:
+    if getattr(parts.objective, "compile", False):
+        raise UserError(
+            "--checkpointing: objective.compile = true decides itself what to keep; give one of both"
+        )
+    for name in parts.objective.trains:
+        checkpoint_blocks(parts.nets[name].network)
+
+
+def _with_synthetic_data(
+    parts: Parts, recipe: Recipe, folder: RunFolder, progress: bool, world: World
+) -> Parts:
     """The same parts; with samples of the teacher for data, where the recipe wants them."""
     if not recipe.train.synthetic or parts.teacher is None:
         return parts
@@ -74,6 +101,7 @@ def _with_synthetic_data(parts: Parts, recipe: Recipe, folder: RunFolder, progre
         guidance_scale(parts.objective),
         folder.path / "synthetic.safetensors",
         progress,
+        world,
     )
     return replace(parts, dataset=dataset)
 
@@ -86,18 +114,30 @@ class Run:
         parts: data, objective and networks.
         folder: where it writes.
         device: where it computes.
+        world: its processes, of which this is one.
     """
 
-    def __init__(self, recipe: Recipe, parts: Parts, folder: RunFolder, device: torch.device) -> None:
-        self.recipe, self.parts, self.folder, self.device = recipe, parts, folder, device
+    def __init__(
+        self, recipe: Recipe, parts: Parts, folder: RunFolder, device: torch.device, world: World = ALONE
+    ) -> None:
+        self.recipe, self.parts, self.folder, self.device, self.world = recipe, parts, folder, device, world
         self.nimg = 0
-        self.trained = {
-            name: new_trained(name, parts.nets[name], recipe, device) for name in parts.objective.trains
-        }
-        self.averages = Averages()
-        torch.manual_seed(
-            recipe.train.seed
-        )  # for networks of the user's that draw from torch's own generator
+        trains = parts.objective.trains
+        if len(trains) > 1 and not world.alone:
+            raise UserError(
+                f"objective '{recipe.objective.name}' trains {len(trains)} networks, whose gradients several processes "
+                "cannot tell apart: train it in one process"
+            )
+        self.trained = {name: new_trained(name, parts.nets[name], recipe, device, world) for name in trains}
+        self.averages = Averages(world)
+        # For networks of the user's that draw from torch's own generator.
+        torch.manual_seed(recipe.train.seed + world.rank)
+
+    @property
+    def state(self) -> RunState:
+        """What a checkpoint holds."""
+        batch = self.recipe.train.batch
+        return RunState(self.trained, self.target, self.averages, self.device, self.world, batch)
 
     @property
     def main(self) -> Trained:
@@ -115,25 +155,38 @@ class Run:
         """From where the run stands to its end."""
         config = self.recipe.train
         self._restore()
-        self.folder.truncate_metrics(self.nimg)
         if self.nimg >= config.total_nimg:
             if not self._model_is_written():  # killed between the last checkpoint and the model
                 self._save_model()
-            say(
+            self._say(
                 f"{self.folder.path} is finished ({self.nimg} images); a larger train.total_nimg goes on with it"
             )
             return
-        events = self.folder.path if config.tensorboard else None
-        self.reporter = Reporter(self.folder.metrics, events, self.nimg, config.total_nimg, progress)
+        self.reporter = self._reporter(progress)
         try:
             with stop_on_signals() as stop:
                 while self.nimg < config.total_nimg:
                     self._step()
                     self._write_what_is_due()
-                    if stop.signal and self.nimg < config.total_nimg:
-                        self._stop(stop.signal.name)
+                    stopped = self.world.any(stop.signal is not None)
+                    if stopped and self.nimg < config.total_nimg:
+                        self._stop(stop.signal.name if stop.signal else "a signal to another process")
         finally:
             self.reporter.close()
+
+    def _reporter(self, progress: bool) -> Reporter | Silent:
+        """Of the first process, whose folder's metrics end where the run stands."""
+        config = self.recipe.train
+        with self.world.together():
+            if not self.world.is_first:
+                return Silent()
+            self.folder.truncate_metrics(self.nimg)
+            events = self.folder.path if config.tensorboard else None
+            return Reporter(self.folder.metrics, events, self.nimg, config.total_nimg, progress)
+
+    def _say(self, text: str) -> None:
+        if self.world.is_first:
+            say(text)
 
     def _stop(self, why: str) -> None:
         self._save()
@@ -150,9 +203,9 @@ class Run:
         config, ema = self.recipe.train, self.recipe.ema
         finished = self.nimg >= config.total_nimg
         if self._is_due(config.log_nimg) or finished:
-            self.reporter.write(
-                self.nimg, self.averages.take() | self._loss_scales() | self._flow_map_error()
-            )
+            line = self.averages.take() | self._loss_scales() | self._flow_map_error()
+            with self.world.together():
+                self.reporter.write(self.nimg, line)
         if ema.kind == "power" and self._is_due(ema.snapshot_nimg):
             self._save_snapshots(ema)
         if self._is_due(self.recipe.sampling.grid_nimg):
@@ -168,9 +221,11 @@ class Run:
         turn = self.nimg // batch
         due = {name: trained for name, trained in self.trained.items() if turn % trained.update_period == 0}
         for trained in due.values():
-            trained.optimizer.zero_grad()
-        size = self.recipe.train.microbatch or batch
-        parts = [self._accumulate(first, size, due) for first in range(self.nimg, self.nimg + batch, size)]
+            trained.zero_grad()
+        share = batch // self.world.size  # of the batch, in this process
+        first = self.nimg + self.world.rank * share
+        size = min(self.recipe.train.microbatch or share, share)
+        parts = [self._accumulate(one, size, due, first + share) for one in range(first, first + share, size)]
         norms = self._gradient_norms(due, parts)
         for name in norms:
             due[name].step(self.nimg)
@@ -191,9 +246,10 @@ class Run:
         """
         norms: dict[str, Tensor] = {}
         for name, trained in due.items():
-            overflow = trained.loss_scale.unscale(trained.optimizer)
+            trained.take_gradients()
+            overflow = trained.unscale()
             norm = trained.gradient_norm()
-            loss = torch.stack([part.losses[name].detach() for part in parts]).sum()
+            loss = self.world.total(torch.stack([part.losses[name].detach() for part in parts]).sum())
             if overflow and torch.isfinite(loss):
                 continue
             if not torch.isfinite(norm + loss):
@@ -214,14 +270,19 @@ class Run:
                 scales[self._of("skipped_steps", name)] = trained.loss_scale.skipped
         return scales
 
-    def _accumulate(self, first: int, size: int, due: Mapping[str, Trained]) -> LossOutput:
-        """Adds the gradients of images first .. first + size - 1, weighted as their share of the batch."""
+    def _accumulate(self, first: int, size: int, due: Mapping[str, Trained], end: int) -> LossOutput:
+        """Adds the gradients of images first .. first + size - 1 of this process's, which go up to `end`.
+
+        They are weighted as their share of these: over the processes the gradient is the mean.
+        """
         batch, random = self._batch(first, size)
         with products_in(self.recipe.train.precision, self.device):
             output = self.parts.objective(self.parts.nets, batch, self.nimg, random)
-        share = size / self.recipe.train.batch
+        share = size * self.world.size / self.recipe.train.batch
         names = [name for name in output.losses if name in due]
         for name in names:
+            if not self.world.alone:
+                reduce_over_replicas(due[name].net, last=first + size == end)
             due[name].backward(output.losses[name] * share, retain_graph=name != names[-1])
         return output
 
@@ -241,9 +302,8 @@ class Run:
 
     def _stop_at_nan(self, name: str, logs: list[dict[str, Tensor]]) -> None:
         """The weights are still those before the step: a checkpoint keeps them, the model stays as it was saved."""
-        self.folder.checkpoints.save(self.nimg, *self._state())
-        t = torch.cat([values["t"] for values in logs])
-        loss = torch.cat([values["loss"] for values in logs])
+        self.folder.checkpoints.save(self.nimg, *self.state.pack(self.nimg), self.world)
+        t, loss = (self.world.joined(torch.cat([values[key] for values in logs])) for key in ("t", "loss"))
         worst = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
         where = "largest loss at image" if loss[worst].isfinite() else "image"
         step = self.nimg // self.recipe.train.batch
@@ -257,80 +317,26 @@ class Run:
 
     # State
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the rest of the run depends on; data order, t, z and dropout follow from (seed, nimg)."""
-        tensors = {"rng/cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        for trained in self.trained.values():
-            tensors |= trained.tensors()
-        if self.target is not None:
-            tensors |= prefixed("target/", self.target.state_dict())
-        sums, counts = self.averages.state()
-        scales = {name: trained.loss_scale.state() for name, trained in self.trained.items()}
-        return tensors | prefixed("log/", sums), {"nimg": self.nimg, "log": counts, "loss_scale": scales}
-
     def _restore(self) -> None:
         """Takes up the newest checkpoint, if there is one.
 
         Raises:
             UserError: it is whole, but not of this run.
         """
-        found = self.folder.checkpoints.load_newest(say)
+        found = self.folder.checkpoints.load_newest(say, self.world)
         if found is None:
             return
         try:
-            self._take_up(*found)
+            self.nimg = self.state.take_up(*found)
         except UserError as error:
             source = f"the newest checkpoint in {self.folder.checkpoints.folder}"
             raise UserError(
                 f"{source} does not belong to this run ({error}): remove it, or give another --out"
             ) from None
 
-    def _take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self._check_state(tensors, state)
-        for name, trained in self.trained.items():
-            trained.take_up(tensors)
-            trained.loss_scale.load(state.get("loss_scale", {}).get(name, {}))
-        if self.target is not None:
-            load_tensors(self.target, below(tensors, "target/"), "it")
-        sums = {name: value.to(self.device) for name, value in below(tensors, "log/").items()}
-        self.averages.load(sums, state["log"])
-        self._set_generators(tensors)
-        self.nimg = state["nimg"]
-
-    def _set_generators(self, tensors: dict[str, Tensor]) -> None:
-        try:
-            torch.set_rng_state(tensors["rng/cpu"])
-            if "rng/cuda" in tensors and self.device.type == "cuda":
-                torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
-        except (RuntimeError, TypeError):
-            raise UserError("its state of the random generator is damaged") from None
-
-    def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Raises a UserError for what the networks, optimisers and averages do not check themselves."""
-        nimg, counts, sums = state.get("nimg"), state.get("log"), below(tensors, "log/")
-        if type(nimg) is not int or nimg < 0 or nimg % self.recipe.train.batch:
-            raise UserError(f"it is of {nimg!r} images, not of whole batches")
-        if not isinstance(counts, dict) or counts.keys() != sums.keys():
-            raise UserError("its sums of logged values are not whole")
-        if not all(type(n) is int and n > 0 for n in counts.values()) or any(x.dim() for x in sums.values()):
-            raise UserError("its sums of logged values are not whole")
-        if not isinstance(state.get("loss_scale", {}), dict):
-            raise UserError("its loss scales are not whole")
-        if "rng/cpu" not in tensors:
-            raise UserError("it has no tensor 'rng/cpu'")
-        known = ["rng/", "log/"] + (["target/"] if self.target is not None else [])
-        for name, trained in self.trained.items():
-            known += trained.prefixes()
-            if nimg and not below(tensors, f"optimizer/{name}/"):
-                raise UserError(f"it has no state of the optimiser of '{name}'")
-        if foreign := [name for name in tensors if not name.startswith(tuple(known))]:
-            raise UserError(f"its tensor '{foreign[0]}' is foreign")
-
     def _save(self) -> None:
         """A checkpoint, then the model as it stands."""
-        self.folder.checkpoints.save(self.nimg, *self._state())
+        self.folder.checkpoints.save(self.nimg, *self.state.pack(self.nimg), self.world)
         self._save_model()
 
     def _model_is_written(self) -> bool:
@@ -340,23 +346,26 @@ class Run:
     def _save_model(self) -> None:
         ema = self.main.ema
         card = replace(self.parts.card, nimg=self.nimg, ema=ema.names[0])
-        save_model(self.folder.path, ema.averages[0], card)
+        tensors = whole(ema.averages[0], self.world)
+        with self.world.together():
+            if self.world.is_first:
+                save_model(self.folder.path, tensors, card)
 
     def _save_snapshots(self, config: EMAConfig) -> None:
         """The averages as they stand, for post-hoc reconstruction."""
         for std, average in zip(config.ema_std, self.main.ema.averages, strict=True):
-            self.folder.save_snapshot(EMASnapshot(self.nimg, std, average))
-
-    def _averaged(self) -> TrigFlowPrecond:
-        """The network with its averaged weights, ready to sample."""
-        net = copy.deepcopy(self.main.net)
-        net.load_state_dict(self.main.ema.averages[0])
-        return net.eval().requires_grad_(False)
+            snapshot = EMASnapshot(self.nimg, std, whole(average, self.world))
+            with self.world.together():
+                if self.world.is_first:
+                    self.folder.save_snapshot(snapshot)
 
     def _flow_map_error(self) -> dict[str, float]:
         """Of the averaged weights, where it can be known."""
         measure = self.parts.flow_map_error
-        return measure(self._averaged().denoised) if measure else {}
+        if measure is None:
+            return {}
+        with self.main.averaged() as net:
+            return measure(net.denoised)
 
     def _draw_grid(self) -> None:
         """samples/nimg-....png from the averaged weights: the same noises each time."""
@@ -364,11 +373,17 @@ class Run:
         from trigflow.pictures import save_grid
 
         sampling = self.recipe.sampling
-        model = Model(self._averaged(), codec_from_json(self.parts.card.codec), self.parts.card)
-        samples = model.sample(
-            sampling.grid_count, steps=sampling.steps, guidance_scale=sampling.guidance_scale
-        )
-        save_grid(samples, self.folder.samples / f"nimg-{self.nimg:012d}.png")
+        with self.main.averaged() as net:
+            model = Model(net, codec_from_json(self.parts.card.codec), self.parts.card)
+            samples = model.sample(
+                sampling.grid_count,
+                steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                world=self.world,
+            )
+        with self.world.together():
+            if self.world.is_first:
+                save_grid(samples, self.folder.samples / f"nimg-{self.nimg:012d}.png")
 
 
 def say(text: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trigflow.checkpoint import below, load_average, load_tensors, prefixed
+from trigflow.distributed import ALONE, World, is_sharded, own_part
 from trigflow.ema import EMA, HalfLifeEMA, PowerEMA
 from trigflow.loss_scale import LossScale
 from trigflow.optim import (
@@ -21,6 +23,7 @@ from trigflow.optim import (
 from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import gradient_norm
 from trigflow.recipe import EMAConfig, Recipe
+from trigflow.sharding import average_gradients, norm_of_parts
 
 
 @dataclass
@@ -30,7 +33,9 @@ class Trained:
     Attributes:
         name: in the objective.
         net: the network.
-        parameters: those that are trained.
+        weights: those of its parameters that are trained, as it holds them.
+        parameters: the same; of several processes, this one's parts of them in the same memory. The optimiser works on
+            these, number by number, and knows of no other process.
         optimizer: of the parameters.
         loss_scale: of its loss; each network has its own, as losses differ in size and in their steps.
         rate: the learning rate of the step that starts at so many images.
@@ -40,21 +45,48 @@ class Trained:
 
     name: str
     net: TrigFlowPrecond
+    weights: list[Tensor]
     parameters: list[Tensor]
     optimizer: torch.optim.Optimizer
     loss_scale: LossScale
     rate: Callable[[int], float]
     update_period: int
     ema: EMA
+    world: World = ALONE
+
+    def zero_grad(self) -> None:
+        """Before the first backward pass of a step."""
+        for weight, parameter in zip(self.weights, self.parameters, strict=True):
+            weight.grad = parameter.grad = None
 
     def backward(self, loss: Tensor, retain_graph: bool) -> None:
         """Adds the gradients of a loss; those of this network's parameters alone, also where losses share a graph."""
         scaled = self.loss_scale.scaled(loss)
-        scaled.backward(inputs=self.parameters, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        if self.world.alone:
+            scaled.backward(inputs=self.parameters, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        else:  # what full sharding gathers for a pass is in the graph, not the parameters
+            scaled.backward()  # type: ignore[no-untyped-call]
+
+    def take_gradients(self) -> None:
+        """After the last backward pass of a step: hands the optimiser this process's parts of the gradients."""
+        if self.world.alone:
+            return
+        pairs = [pair for pair in zip(self.weights, self.parameters, strict=True) if pair[0].grad is not None]
+        average_gradients([weight for weight, _ in pairs if not is_sharded(weight)], self.world)
+        for weight, parameter in pairs:
+            assert weight.grad is not None
+            parameter.grad = own_part(weight.grad)
+
+    def unscale(self) -> bool:
+        """Takes the loss scale out of the gradients; whether they have overflowed."""
+        return self.loss_scale.unscale(self.optimizer, self.world)
 
     def gradient_norm(self) -> Tensor:
         """Of all parameters together, a scalar."""
-        return gradient_norm([p.grad for p in self.parameters if p.grad is not None])
+        pairs = [pair for pair in zip(self.weights, self.parameters, strict=True) if pair[1].grad is not None]
+        if self.world.alone:
+            return gradient_norm([p.grad for _, p in pairs if p.grad is not None])
+        return norm_of_parts(pairs, self.world)
 
     def step(self, nimg: int) -> None:
         """One update of the weights, at the learning rate of the step that starts at nimg images."""
@@ -62,12 +94,28 @@ class Trained:
         self.optimizer.step()
         self.net.normalize_weights()
 
+    @contextmanager
+    def averaged(self) -> Iterator[TrigFlowPrecond]:
+        """The network with its first average for weights, ready to sample; its own weights come back."""
+        tensors = {name: own_part(tensor) for name, tensor in self.net.state_dict().items()}
+        own = {name: tensor.clone() for name, tensor in tensors.items()}
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(own_part(self.ema.averages[0][name]))
+        try:
+            yield self.net.eval()
+        finally:
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    tensor.copy_(own[name])
+            self.net.train()
+
     # State
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, optimiser and averages, for a checkpoint."""
         tensors = prefixed(f"net/{self.name}/", self.net.state_dict())
-        tensors |= prefixed(f"optimizer/{self.name}/", optimizer_tensors(self.optimizer))
+        tensors |= prefixed(f"optimizer/{self.name}/", optimizer_tensors(self.optimizer, self.weights))
         for ema_name, average in zip(self.ema.names, self.ema.averages, strict=True):
             tensors |= prefixed(f"ema/{self.name}/{ema_name}/", average)
         return tensors
@@ -84,26 +132,33 @@ class Trained:
             UserError: they are those of another network, optimiser or average.
         """
         load_tensors(self.net, below(tensors, f"net/{self.name}/"), "it")
-        load_optimizer_tensors(self.optimizer, below(tensors, f"optimizer/{self.name}/"))
+        load_optimizer_tensors(self.optimizer, below(tensors, f"optimizer/{self.name}/"), self.weights)
         for ema_name, average in zip(self.ema.names, self.ema.averages, strict=True):
             load_average(average, below(tensors, f"ema/{self.name}/{ema_name}/"), "it")
 
 
-def new_trained(name: str, net: TrigFlowPrecond, recipe: Recipe, device: torch.device) -> Trained:
+def new_trained(
+    name: str, net: TrigFlowPrecond, recipe: Recipe, device: torch.device, world: World = ALONE
+) -> Trained:
     """A network at the start of its training, as the recipe says."""
     net.train()
     net.normalize_weights()  # another model's average is shorter than the weights it averages
-    parameters: list[Tensor] = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    weights: list[Tensor] = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    parameters = weights
+    if not world.alone:
+        parameters = [nn.Parameter(own_part(weight).detach()) for weight in weights]
     config = recipe.optimizer_of(name)
     return Trained(
         name,
         net,
+        weights,
         parameters,
         new_optimizer(config, parameters),
         LossScale(device, on=recipe.train.precision == "float16"),
         learning_rate(config, recipe.train.batch, recipe.train.total_nimg),
         config.update_period,
         new_ema(recipe.ema, net),
+        world,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trigflow.commands.command import (
     Command,
@@ -16,6 +17,9 @@ from trigflow.commands.command import (
     number,
 )
 from trigflow.errors import UserError
+
+if TYPE_CHECKING:
+    from trigflow.distributed import World
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,11 +72,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trigflow.evaluation.evaluate import evaluate
-    from trigflow.evaluation.report import to_markdown
+    from trigflow.distributed import open_world
 
     if args.resume and args.out is None:
         raise UserError("--resume goes on with the evaluation in a folder: give its --out")
+    with open_world(args.device) as world:
+        return _evaluate(args, world)
+
+
+def _evaluate(args: argparse.Namespace, world: World) -> int:
+    """Each process draws its share of the samples; the first scores and writes."""
+    from trigflow.evaluation.evaluate import evaluate
+    from trigflow.evaluation.report import to_markdown
+
     report = evaluate(
         args.model,
         steps=args.steps,
@@ -83,15 +95,17 @@ def _run(args: argparse.Namespace) -> int:
         data=args.data,
         out=args.out,
         guidance_scale=args.guidance_scale,
-        device=args.device,
+        device=world.device,
         trust_code=args.trust_code,
         resume=args.resume,
         guide=args.guide,
         test_data=args.test_data,
+        world=world,
     )
-    print(to_markdown(report))
-    if args.out is not None:
-        print(f"report: {args.out / 'report.html'}")
+    if world.is_first:
+        print(to_markdown(report))
+        if args.out is not None:
+            print(f"report: {args.out / 'report.html'}")
     return 0
 
 

@@ -29,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpointing",
         action="store_true",
-        help="plan with activation checkpointing of the network's blocks, which the training does not have yet",
+        help="plan with activation checkpointing of the network's blocks, as in `trigflow train`",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file, too")
 

@@ -23,6 +23,8 @@ from trigflow.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trigflow.distributed import World
+
 ENDINGS = (".png", ".npz", ".npy")
 
 
@@ -59,22 +61,35 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.out.suffix not in ENDINGS:
         raise UserError(f"--out {args.out}: the name must end in one of {', '.join(ENDINGS)}")
+    from trigflow.distributed import open_world
+
+    with open_world(args.device) as world:
+        return _sample(args, world)
+
+
+def _sample(args: argparse.Namespace, world: World) -> int:
+    """Each process draws its share; the first writes them."""
     from trigflow.files import make_folder
     from trigflow.model import load
 
-    model = load(args.model, args.device, args.trust_code)
-    if args.guide is not None:
-        model = model.with_guide(load(args.guide, args.device, args.trust_code))
+    with world.together():
+        model = load(args.model, world.device, args.trust_code)
+        if args.guide is not None:
+            model = model.with_guide(load(args.guide, world.device, args.trust_code))
     plan = model.plan(args.steps, args.guidance_scale, args.sampler)
     if args.guide is not None and plan.guidance_scale == 1:
         raise UserError(f"--guide {args.guide}: a guidance scale of 1 is none; give --guidance-scale")
     labels = model.labels(args.num, args.labels)
-    samples = model.sample(args.num, plan.steps, labels, args.seed, plan.guidance_scale, plan.sampler)
-    make_folder(args.out.parent)
-    _write(samples, labels, args.out)
-    print(
-        f"{args.out}: {args.num} samples, {plan.sampler}, {plan.steps} steps, {model.count_nfe(plan)} evaluations each"
+    samples = model.sample(
+        args.num, plan.steps, labels, args.seed, plan.guidance_scale, plan.sampler, world=world
     )
+    if world.is_first:
+        make_folder(args.out.parent)
+        _write(samples, labels, args.out)
+        print(
+            f"{args.out}: {args.num} samples, {plan.sampler}, {plan.steps} steps, {model.count_nfe(plan)} evaluations "
+            "each"
+        )
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from trigflow.commands.command import Command, add_device, add_out_folder, integer
+from trigflow.launch import is_first
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +17,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("--data", metavar="PATH_OR_NAME", help="another data set than the recipe's")
     parser.add_argument("--seed", type=integer(0), help="seed of the run (default: the recipe's)")
+    parser.add_argument(
+        "--parallel",
+        choices=("fsdp", "hsdp", "ddp"),
+        help="under torchrun: weights shared out among all processes, among those of a machine, or whole in each "
+        "(default: fsdp)",
+    )
+    parser.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="activation checkpointing of the network's blocks: less memory, a third more arithmetic, the same results",
+    )
     add_device(parser)
 
 
@@ -24,8 +36,17 @@ def _run(args: argparse.Namespace) -> int:
     from trigflow.train import train
 
     recipe = recipes.get(args.recipe, _overrides(args))
-    folder = train(recipe, args.out, resume=args.resume, device=args.device, progress=True)
-    print(f"{folder} holds the model; see what it makes: trigflow sample {folder} --out samples.png")
+    folder = train(
+        recipe,
+        args.out,
+        resume=args.resume,
+        device=args.device,
+        progress=True,
+        parallel=args.parallel,
+        checkpointing=args.checkpointing,
+    )
+    if is_first():
+        print(f"{folder} holds the model; see what it makes: trigflow sample {folder} --out samples.png")
     return 0
 
 

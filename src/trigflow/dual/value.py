@@ -225,23 +225,24 @@ def _method(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def value_of(item: Any) -> Any:
     """Duals replaced by their values, also inside lists, tuples and dictionaries."""
-    return _mapped(item, lambda dual: dual.value)
+    return mapped(item, lambda dual: dual.value)
 
 
 def duals_in(item: Any) -> list[Dual]:
     """The Duals among (nested) arguments."""
     found: list[Dual] = []
-    _mapped(item, found.append)
+    mapped(item, found.append)
     return found
 
 
-def _mapped(item: Any, change: Callable[[Dual], Any]) -> Any:
+def mapped(item: Any, change: Callable[[Dual], Any]) -> Any:
+    """The Duals in (nested) arguments, changed."""
     if isinstance(item, Dual):
         return change(item)
     if isinstance(item, list | tuple) and type(item) in (list, tuple):
-        return type(item)(_mapped(entry, change) for entry in item)
+        return type(item)(mapped(entry, change) for entry in item)
     if isinstance(item, dict):
-        return {key: _mapped(entry, change) for key, entry in item.items()}
+        return {key: mapped(entry, change) for key, entry in item.items()}
     return item
 
 
@@ -256,7 +257,7 @@ def fallback(func: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, 
 
     def called(*values: Tensor) -> Any:
         fresh = iter(values)
-        return func(*_mapped(args, lambda _: next(fresh)), **_mapped(kwargs, lambda _: next(fresh)))
+        return func(*mapped(args, lambda _: next(fresh)), **mapped(kwargs, lambda _: next(fresh)))
 
     values, tangents = tuple(dual.value for dual in duals), tuple(dual.tangent for dual in duals)
 

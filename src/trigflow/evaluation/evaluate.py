@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trigflow.config import Component, check_trusted, validate
 from trigflow.data import Dataset, held_out_part, load_data
+from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.guidance import common_scale, student_contender, with_own_guide
@@ -25,19 +24,20 @@ from trigflow.evaluation.measure import (
     Trial,
     contender,
     new_trial,
+    samples_alone,
     score_all,
     score_held_out,
     seconds_per_sample,
 )
 from trigflow.evaluation.report import write_report
+from trigflow.evaluation.rows import Row, beside, quality, row_of, spread
 from trigflow.evaluation.training_compute import training_forwards, training_share
 from trigflow.files import is_occupied, make_folder
 from trigflow.machine import describe_machine
-from trigflow.metrics import FlowMapError, load_features
+from trigflow.metrics import Features, FlowMapError, load_features
 from trigflow.model import SHIPPED, Model, load
 from trigflow.pictures import drawable
 
-METHODS = {"scd": "sCD", "sct": "sCT"}
 NO_TEACHER = "none"
 DEFAULT_FEATURES: dict[tuple[str, tuple[int, ...]], str] = {
     ("digits", (1, 8, 8)): "digits-classifier",
@@ -45,8 +45,6 @@ DEFAULT_FEATURES: dict[tuple[str, tuple[int, ...]], str] = {
 }
 LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashion-MNIST has MNIST's form)
 GRID_SAMPLES, SCATTER_SAMPLES = 50, 2000
-
-Row = dict[str, Any]
 
 
 def evaluate(
@@ -66,6 +64,7 @@ def evaluate(
     test_data: Dataset | str | None = None,
     resume: bool = False,
     guide: Model | str | Path | None = None,
+    world: World = ALONE,
 ) -> Row:
     """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
 
@@ -88,26 +87,61 @@ def evaluate(
         test_data: held-out real data, for a row of its own (default: the test part of data that is named and has one).
         resume: take over the scores that a former evaluation of the same models, stopped or not, has left in `out`.
         guide: a weaker model that guides the teacher (default: the one that did when the student was distilled).
+        world: processes that call this alike, each on its device; all draw samples, the first does the rest.
 
     Returns:
-        What report.json holds; ratios are against the reference teacher, None without one.
+        What report.json holds; ratios are against the reference teacher, None without one. Of several processes only
+        the first has it, the others nothing.
 
     Raises:
         UserError: a number out of range, an unknown name, features or a teacher that do not fit the data.
     """
-    _check(steps, num, seeds, batch, out)
-    model = model if isinstance(model, Model) else load(model, device, trust_code)
-    reference, notes = reference_teacher(model, teacher, trust_code, guide)
-    dataset, held_out = _real_data(model, data, trust_code), _held_out(model, data, test_data, trust_code)
-    known = load_features(features or default_features(dataset), model.device)
-    trial = new_trial(dataset, known, num, seeds, batch, progress)
-    real_test = None if held_out is None else _real_test(trial, held_out, progress)
-    teachers, students = _contenders(model, reference, steps, guidance_scale)
-    kept = None if out is None else _make_report_folder(Path(out), resume)
-    report = _measure(trial, model, teachers, students, real_test, kept, progress)
+    with world.together():
+        _check(steps, num, seeds, batch, out)
+        model = model if isinstance(model, Model) else load(model, device, trust_code)
+        reference, notes = reference_teacher(model, teacher, trust_code, guide)
+        dataset, held_out = _real_data(model, data, trust_code), _held_out(model, data, test_data, trust_code)
+        known = load_features(features or default_features(dataset), model.device)
+        contenders = _contenders(model, reference, steps, guidance_scale)
+        trial, real_test = _real_side(dataset, held_out, known, (num, seeds, batch), progress, world)
+        kept = _make_report_folder(Path(out), resume) if out is not None and world.is_first else None
+    return _reported(trial, model, contenders, real_test, notes, kept, progress, world)
+
+
+def _real_side(
+    dataset: Dataset,
+    held_out: Dataset | None,
+    known: Features,
+    sizes: tuple[int, int, int],
+    progress: bool,
+    world: World,
+) -> tuple[Trial, Row | None]:
+    """What samples are compared with, by the first process."""
+    if not world.is_first:
+        return samples_alone(dataset, known, *sizes), None
+    trial = new_trial(dataset, known, *sizes, progress)
+    return trial, None if held_out is None else _real_test(trial, held_out, progress)
+
+
+def _reported(
+    trial: Trial,
+    model: Model,
+    contenders: tuple[list[Contender], list[Contender]],
+    real_test: Row | None,
+    notes: list[str],
+    kept: Path | None,
+    progress: bool,
+    world: World,
+) -> Row:
+    """The report, written beside the scores that were kept; nothing in all processes but the first."""
+    everyone = [*contenders[0], *contenders[1]]
+    scores = score_all(trial, everyone, progress and world.is_first, kept, world)
+    if not world.is_first:
+        return {}
+    report = _measure(trial, model, *contenders, scores, real_test)
     report["notes"] = notes + _notes(trial)
-    if out is not None:
-        write_report(report, _panels(teachers + students), Path(out))
+    if kept is not None:
+        write_report(report, _panels(everyone), kept.parent)
     return report
 
 
@@ -279,14 +313,12 @@ def _measure(
     model: Model,
     teachers: list[Contender],
     students: list[Contender],
+    scores: list[Scores],
     real_test: Row | None,
-    kept: Path | None,
-    progress: bool,
 ) -> Row:
     everyone, name = teachers + students, trial.features.diversity_name
-    scores = score_all(trial, everyone, progress, kept)
     times = zip(seconds_per_sample(everyone), seconds_per_sample(everyone, batch=1), strict=True)
-    rows = [_row(*measured, name) for measured in zip(everyone, scores, times, strict=True)]
+    rows = [row_of(*measured, name) for measured in zip(everyone, scores, times, strict=True)]
     for row, one in zip(rows, everyone, strict=True):
         row.update(_flow_map_error(trial, one) | _training(one.model, teachers))
         if real_test and real_test["fd"] > 0:
@@ -301,9 +333,9 @@ def _measure(
         "seeds": trial.seeds,
         "reference_teacher": teachers[0].model.name if teachers else None,
         "teachers": rows[: len(teachers)],
-        "students": [row | _beside(row, reference) for row in rows[len(teachers) :]],
+        "students": [row | beside(row, reference) for row in rows[len(teachers) :]],
         "reference": {"num": trial.real.num, "num_features": trial.real.mean.numel()},
-        "real_vs_real": _spread(trial.halves)
+        "real_vs_real": spread(trial.halves)
         | {"splits": SPLITS, "num": trial.real.num // 2}
         | ({} if trial.real_diversity is None else {name: trial.real_diversity}),
         **({} if real_test is None else {"real_test": real_test}),
@@ -312,14 +344,10 @@ def _measure(
     }
 
 
-def _spread(fds: list[float]) -> Row:
-    return {"fd": statistics.median(fds), "fd_range": [min(fds), max(fds)]}
-
-
 def _real_test(trial: Trial, held_out: Dataset, progress: bool) -> Row:
     scores = score_held_out(trial, held_out, progress)
-    quality = _quality(scores, trial.features.diversity_name)
-    return {"data": held_out.name, "num": len(held_out.data), "fd": scores.fds[0]} | quality
+    figures = quality(scores, trial.features.diversity_name)
+    return {"data": held_out.name, "num": len(held_out.data), "fd": scores.fds[0]} | figures
 
 
 def _training(model: Model, teachers: list[Contender]) -> Row:
@@ -331,31 +359,6 @@ def _training(model: Model, teachers: list[Contender]) -> Row:
     return cost
 
 
-def _row(one: Contender, scores: Scores, seconds: tuple[float, float], diversity_name: str) -> Row:
-    own = {"name": one.model.name, "method": METHODS.get(one.model.card.objective, one.model.card.objective)}
-    plan = {"sampler": one.plan.sampler, "guidance_scale": one.plan.guidance_scale, "steps": one.plan.steps}
-    quality = _spread(scores.fds) | {"fds": scores.fds} | _quality(scores, diversity_name)
-    cost = {"seconds_per_sample": seconds[0], "latency_seconds": seconds[1]}
-    cost |= {"params": one.model.num_parameters, "esc": one.esc}
-    if one.model.guide is not None:
-        own["guide"] = one.model.guide.name
-    return own | plan | {"nfe": one.nfe} | quality | cost
-
-
-def _quality(scores: Scores, diversity_name: str) -> Row:
-    """All but the Frechet distances, medians over the seeds."""
-    agreement = statistics.median(scores.agreements) if scores.agreements else None
-    quality = {"label_agreement": agreement, "kernel_distance": statistics.median(scores.kernels)}
-    if scores.neighbours:
-        quality["precision"] = statistics.median(one.precision for one in scores.neighbours)
-        quality["recall"] = statistics.median(one.recall for one in scores.neighbours)
-    if scores.diversities:
-        quality[diversity_name] = statistics.median(scores.diversities)
-    if scores.sliced:
-        quality["sliced_wasserstein"] = statistics.median(scores.sliced)
-    return quality
-
-
 def _flow_map_error(trial: Trial, one: Contender) -> dict[str, float]:
     """Of a student in one step, on data whose flow map is known."""
     oracle, model = trial.dataset.oracle, one.model
@@ -363,18 +366,6 @@ def _flow_map_error(trial: Trial, one: Contender) -> dict[str, float]:
         return {}
     shape, sigma_data = model.card.data_shape, model.precond.sigma_data
     return FlowMapError.measure(oracle, shape, sigma_data, trial.num, model.device)(model.precond.denoised)
-
-
-def _beside(student: Row, teacher: Row | None) -> Row:
-    """Ratios to the reference teacher, None without one."""
-    if teacher is None:
-        return dict.fromkeys(("fd_ratio", "speedup", "latency_speedup", "esc_ratio"))
-    return {
-        "fd_ratio": student["fd"] / teacher["fd"] if teacher["fd"] > 0 else None,
-        "speedup": teacher["seconds_per_sample"] / student["seconds_per_sample"],
-        "latency_speedup": teacher["latency_seconds"] / student["latency_seconds"],
-        "esc_ratio": student["esc"] / teacher["esc"],
-    }
 
 
 def _panels(contenders: Sequence[Contender]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from typing import Any
 from trigflow.checkpoint import tensors_digest
 from trigflow.codecs import codec_to_json
 from trigflow.config import to_json
+from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
 from trigflow.files import clear_os_errors, read_json, write_json
 from trigflow.model import Model, Plan
@@ -49,7 +50,11 @@ def contender_key(trial_key: str, model: Model, plan: Plan, num: int) -> str | N
 
 
 def kept(
-    folder: Path | None, key: str | None, seed: int, measure: Callable[[], Numbers]
+    folder: Path | None,
+    key: str | None,
+    seed: int,
+    measure: Callable[[], Numbers],
+    world: World = ALONE,
 ) -> tuple[Numbers, bool]:
     """The numbers of a seed, and whether they had been kept; else they are measured, and kept in the folder.
 
@@ -58,17 +63,21 @@ def kept(
         key: see `contender_key`; None: nothing is kept.
         seed: of the samples.
         measure: gives the numbers.
+        world: processes that ask alike; the first, which alone has a folder, decides for all.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    if folder is None or key is None:
-        return measure(), False
-    path = folder / f"{hashlib.sha256(f'{key} {seed}'.encode()).hexdigest()[:32]}.json"
-    if path.exists() and (found := _whole(path)) is not None:
-        return found, True
+    path = None
+    if folder is not None and key is not None:
+        path = folder / f"{hashlib.sha256(f'{key} {seed}'.encode()).hexdigest()[:32]}.json"
+    found = _whole(path) if path is not None and path.exists() else None
+    if not world.any(world.is_first and found is None):
+        return found or {}, True
     numbers = measure()
-    write_json(path, numbers)
+    with world.together():
+        if path is not None:
+            write_json(path, numbers)
     return numbers, False
 
 

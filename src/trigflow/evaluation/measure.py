@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data import Dataset, labels_like
+from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
 from trigflow.evaluation.kept_scores import Numbers, contender_key, kept
 from trigflow.evaluation.reference import MOST_NEIGHBOURS, cache_key, data_digest, reference
@@ -101,6 +102,12 @@ def new_trial(
     return Trial(dataset, features, *sides, num, seeds, batch, real.diversity, real.agreement)
 
 
+def samples_alone(dataset: Dataset, features: Features, num: int, seeds: int, batch: int) -> Trial:
+    """The trial of a process that draws samples and compares nothing: without what is measured of the real data."""
+    nothing = torch.empty(0)
+    return Trial(dataset, features, Moments(nothing, nothing, 0), nothing, nothing, [], num, seeds, batch)
+
+
 @dataclass(frozen=True)
 class Scores:
     """One number for each seed.
@@ -159,7 +166,11 @@ def score_held_out(trial: Trial, held_out: Dataset, progress: bool = False) -> S
 
 
 def score_all(
-    trial: Trial, contenders: Sequence[Contender], progress: bool = True, folder: Path | None = None
+    trial: Trial,
+    contenders: Sequence[Contender],
+    progress: bool = True,
+    folder: Path | None = None,
+    world: World = ALONE,
 ) -> list[Scores]:
     """Scores of each contender over all seeds; the bar counts network evaluations, so its rate is even.
 
@@ -168,27 +179,34 @@ def score_all(
         contenders: models, and how they are sampled.
         progress: draw the bar.
         folder: exists; keeps the scores of every seed, and those that it has are not measured again.
+        world: processes that all draw samples; the first scores them, those of the others are nothing.
     """
     total = sum(one.nfe for one in contenders) * trial.num * trial.seeds
     trial_key = cache_key(trial.dataset, trial.features, SPLITS) if folder and trial.features.identity else ""
     with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=not progress) as bar:
-        return [_score(trial, one, bar, folder, trial_key) for one in contenders]
+        return [_score(trial, one, bar, folder, trial_key, world) for one in contenders]
 
 
-def _score(trial: Trial, one: Contender, bar: tqdm[Any], folder: Path | None, trial_key: str) -> Scores:
+def _score(
+    trial: Trial, one: Contender, bar: tqdm[Any], folder: Path | None, trial_key: str, world: World
+) -> Scores:
     bar.set_description(f"{one.model.name}, {one.nfe} NFE")
     key = contender_key(trial_key, one.model, one.plan, trial.num) if folder else None
     scores = Scores([], [], [], [], [], [])
     for seed in range(trial.seeds):
-        numbers, was_kept = kept(folder, key, seed, partial(_score_seed, trial, one, seed, bar))
-        scores.add(numbers)
+        measure = partial(_score_seed, trial, one, seed, bar, world)
+        numbers, was_kept = kept(folder, key, seed, measure, world)
+        if world.is_first:
+            scores.add(numbers)
         bar.update(one.nfe * trial.num if was_kept else 0)
     return scores
 
 
-def _score_seed(trial: Trial, one: Contender, seed: int, bar: tqdm[Any]) -> Numbers:
+def _score_seed(trial: Trial, one: Contender, seed: int, bar: tqdm[Any], world: World) -> Numbers:
     labels = draw_labels(trial, one.model, seed)
-    samples, features = _generate(trial, one, seed, labels, bar)
+    samples, features = _generate(trial, one, seed, labels, bar, world)
+    if not world.is_first:
+        return {}
     numbers = {"fd": frechet_distance_of_moments(trial.real, moments(features))}
     numbers |= _compare_pairs(trial, features[:MOST_NEIGHBOURS])
     logits = class_logits(trial.features, features)
@@ -211,14 +229,14 @@ def _compare_pairs(trial: Trial, few: Tensor) -> Numbers:
 
 
 def _generate(
-    trial: Trial, one: Contender, seed: int, labels: Tensor | None, bar: tqdm[Any]
+    trial: Trial, one: Contender, seed: int, labels: Tensor | None, bar: tqdm[Any], world: World
 ) -> tuple[Tensor, Tensor]:
-    """One seed's samples as stored, and their features (num, D)."""
+    """One seed's samples as stored, and their features (num, D); each process draws and looks at its share."""
     samples: list[Tensor] = []
     features: list[Tensor] = []
-    for part in one.model.sample_batches(trial.num, one.plan, labels, seed, trial.batch):
+    for part in one.model.sample_batches(trial.num, one.plan, labels, seed, trial.batch, world=world):
         samples.append(part)
-        features.append(extract_features(trial.features, part))
+        features.append(world.joined(extract_features(trial.features, world.share(part)))[: len(part)])
         bar.update(one.nfe * len(part))
     return torch.cat(samples), torch.cat(features)
 

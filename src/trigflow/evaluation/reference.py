@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.checkpoint import DamagedFile, read_state, tensors_digest, write_state
+from trigflow.checkpoint import read_state, tensors_digest, write_state
 from trigflow.data import Dataset
 from trigflow.data.cache import cache_folder
 from trigflow.errors import UserError
-from trigflow.files import make_folder
+from trigflow.files import DamagedFile, make_folder
 from trigflow.metrics import Features, classifier_score, extract_features, halves_distance, moments
 from trigflow.metrics.features import class_logits, share_of_labels
 from trigflow.metrics.frechet import Moments

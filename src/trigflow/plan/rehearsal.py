@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.checkpoint import checkpoint
 
 from trigflow.checkpoint import ModelCard, new_precond
 from trigflow.config import Component, build, look_up
@@ -24,8 +22,9 @@ from trigflow.devices import products_in
 from trigflow.errors import UserError
 from trigflow.evaluation.training_compute import pass_flops
 from trigflow.networks import NETWORKS
+from trigflow.networks.blocks import blocks, checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Batch, Objective
-from trigflow.objectives.batch import target_halflife
+from trigflow.objectives.networks import networks_of
 from trigflow.optim import new_optimizer, optimizer_tensors
 from trigflow.plan.tracker import Tracker
 from trigflow.precond import TrigFlowPrecond
@@ -190,14 +189,12 @@ class _Stage:
 
     def __init__(self, recipe: Recipe, objective: Objective, card: ModelCard) -> None:
         self.recipe, self.objective, self.card = recipe, objective, card
-        self.trained = {name: new_precond(card).train() for name in objective.trains}
-        self.nets: dict[str, Any] = dict(self.trained)
-        if target_halflife(objective):
-            self.nets["target"] = new_precond(card).train().requires_grad_(False)
+        teacher = None
         if objective.needs_teacher:
-            self.nets["teacher"] = _other(card) if recipe.teacher != "exact" else _Still()
-        if recipe.guide is not None:
-            self.nets["guide"] = _other(card)
+            teacher = _other(card) if recipe.teacher != "exact" else _Still()
+        guide = _other(card) if recipe.guide is not None else None
+        self.nets = networks_of(objective, lambda: new_precond(card).train(), teacher, guide)
+        self.trained: dict[str, TrigFlowPrecond] = {name: self.nets[name] for name in objective.trains}
         self.parameters = {
             name: [parameter for parameter in net.parameters() if parameter.requires_grad]
             for name, net in self.trained.items()
@@ -223,8 +220,7 @@ class _Stage:
     def checkpoint_blocks(self) -> None:
         """Each block of a trained network is run again in the backward pass."""
         for net in self.trained.values():
-            for block in blocks(net):
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            checkpoint_blocks(net)
 
     def step(self, batch: int) -> Course:
         """One pass on so many images, and all that follows it but the optimiser itself, which only writes in place."""
@@ -316,14 +312,6 @@ class _Stage:
             training_flops=training_flops,
             courses=courses,
         )
-
-
-def blocks(net: nn.Module) -> list[nn.Module]:
-    """The modules of a network's outermost lists: what is gathered, or computed twice, as one."""
-    found: list[nn.Module] = []
-    for child in net.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
-    return found
 
 
 def _bytes(tensors: Any) -> int:

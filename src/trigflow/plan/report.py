@@ -80,15 +80,19 @@ def _verdict(plan: Plan) -> list[str]:
     lines = [_fit(plan, fitting)]
     if not fitting:
         lines += [f"- {line}" for line in advice(plan)]
-    if plan.machine.gpus > 1:
-        lines.append(
-            "`trigflow train` uses one device today: several GPUs are what these layouts would need."
-        )
-    elif plan.choices[0].passes > 1 and fitting:
-        lines.append(f"Run it with train.microbatch={plan.choices[0].microbatch}.")
-    if plan.checkpointing:
-        lines.append("`trigflow train` has no activation checkpointing yet.")
+    elif plan.machine.gpus > 1 or plan.checkpointing or fitting[0].passes > 1:
+        lines.append(f"Run it with {_how(plan, fitting[0])}.")
     return lines
+
+
+def _how(plan: Plan, choice: Choice) -> str:
+    """What to add to the command of the training."""
+    words = [f"train.microbatch={choice.microbatch}"] if choice.passes > 1 else []
+    words += ["--checkpointing"] if plan.checkpointing else []
+    if plan.machine.gpus == 1:
+        return " ".join(words)
+    words = [f"--parallel {choice.layout.name.lower()}", *words]
+    return f"`torchrun -m trigflow train` (docs/scale.md) and {' '.join(words)}"
 
 
 def _fit(plan: Plan, fitting: Sequence[Choice]) -> str:

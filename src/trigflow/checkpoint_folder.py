@@ -1,0 +1,87 @@
+"""The newest few states of a run: files of a process alone, folders of several; any number goes on with either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trigflow.checkpoint import read_state, write_state
+from trigflow.checkpoint_shards import read_shards, remove, write_shards
+from trigflow.distributed import ALONE, World
+from trigflow.errors import UserError
+from trigflow.files import DamagedFile, clear_os_errors
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The newest few states of a run.
+
+    Args:
+        folder: where they lie.
+        keep: how many are kept.
+    """
+
+    folder: Path
+    keep: int = 3
+
+    def paths(self) -> list[Path]:
+        """All of them, the newest first."""
+        return sorted(self.folder.glob("nimg-*"), key=lambda path: path.name, reverse=True)
+
+    def save(
+        self, nimg: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], world: World = ALONE
+    ) -> Path:
+        """Writes one and removes those that are too many (and what a killed writer left half done)."""
+        name = f"nimg-{nimg:012d}"
+        if world.alone:
+            path = self.folder / f"{name}.safetensors"
+            write_state(path, tensors, state)
+        else:
+            path = self.folder / name
+            write_shards(path, tensors, state, world)
+        with world.together():
+            if world.is_first:
+                self._tidy()
+        return path
+
+    def _tidy(self) -> None:
+        with clear_os_errors("tidy", self.folder):
+            for old in [*self.paths()[self.keep :], *self.folder.glob(".*.tmp")]:
+                remove(old)
+
+    def load_newest(
+        self, note: Callable[[str], object] = print, world: World = ALONE
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest one that is whole, or None where there is none; `note` is told of each damaged one.
+
+        Of several processes, all read the file of a process alone; of a folder each reads its parts.
+
+        Raises:
+            UserError: there are some, but all are damaged.
+        """
+        paths = self.paths()
+        for path in paths:
+            try:
+                return read_shards(path, world) if path.is_dir() else _read_file(path, world)
+            except DamagedFile as damage:
+                if world.is_first:
+                    note(f"checkpoint {path.name} is damaged ({damage}): going back to the one before")
+        if paths:
+            raise UserError(f"every checkpoint in {self.folder} is damaged: start again in another folder")
+        return None
+
+
+def _read_file(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    damage: DamagedFile | None = None
+    with world.together():
+        try:
+            found = read_state(path)
+        except DamagedFile as error:
+            damage = error
+    if world.any(damage is not None):
+        raise damage or DamagedFile("another process finds it so")
+    return found

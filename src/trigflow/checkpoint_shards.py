@@ -1,0 +1,154 @@
+"""The state of a run that lies on several processes: a folder in which each has written its own parts.
+
+The parts are PyTorch's distributed checkpoint in safetensors, so any number of processes can read them, and nothing is
+pickled. Beside them stands state.json: the rest of the state, and the digests of all files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from trigflow.distributed import World, is_sharded
+from trigflow.errors import UserError
+from trigflow.files import DamagedFile, clear_os_errors, make_folder, read_json, sync_folder, write_json
+
+STATE = "state.json"
+
+
+def write_shards(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], world: World) -> None:
+    """Tensors and JSON data in a folder, which is there as a whole or not at all; all processes take part.
+
+    Args:
+        path: of the folder, in one that all processes see.
+        tensors: those that are in no parts are written by the first process.
+        state: the rest.
+        world: the processes.
+
+    Raises:
+        UserError: no space, no permission.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with world.together():
+        if world.is_first:
+            remove(temporary)
+            make_folder(temporary)
+    own = {name: tensor for name, tensor in tensors.items() if world.is_first or is_sharded(tensor)}
+    writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+    try:
+        save(own, storage_writer=writer, process_group=world.messages)
+    except CheckpointException as error:  # raised in all processes, whichever has failed
+        raise _as_user_error("write", path, error) from error
+    files = _files(temporary)
+    digests = _digests(files, world)
+    with world.together():
+        if world.is_first:
+            content = {
+                "state": state,
+                "files": dict(zip([file.name for file in files], digests, strict=True)),
+            }
+            write_json(temporary / STATE, {**content, "sha256": _digest_of(content)})
+            with clear_os_errors("write", path):
+                remove(path)
+                os.rename(temporary, path)
+                sync_folder(path.parent)
+
+
+def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What write_shards wrote; of several processes each has its parts, laid out as the weights of a sharded network.
+
+    Raises:
+        DamagedFile: a file is missing or was changed; in all processes.
+        UserError: it cannot be read.
+    """
+    content: dict[str, Any] = {}
+    with world.together():
+        content = _read_content(path)
+    files = [path / name for name in sorted(content.get("files", {}))]
+    there = bool(files) and all(file.is_file() for file in files)
+    if world.any(not there):
+        raise DamagedFile("its state.json is, or one of its files is missing")
+    if world.any(_digests(files, world) != [content["files"][file.name] for file in files]):
+        raise DamagedFile("the digest of one of its files is wrong")
+    reader = HuggingFaceStorageReader(str(path))
+    described: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors = {
+        name: _blank(tuple(one.size), one.properties.dtype, world) for name, one in sorted(described.items())
+    }
+    try:
+        load(tensors, storage_reader=reader, process_group=world.messages, no_dist=world.alone)
+    except CheckpointException as error:
+        raise _as_user_error("read", path, error) from error
+    return tensors, content["state"]
+
+
+def remove(path: Path) -> None:
+    """The folder or file, if it is there."""
+    if path.is_dir():
+        with clear_os_errors("remove", path):
+            shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    """state.json; empty where it is damaged."""
+    if not (path / STATE).is_file():
+        return {}
+    try:
+        stored = read_json(path / STATE)
+        digest = stored.pop("sha256")
+    except (UserError, AttributeError, LookupError, TypeError):
+        return {}
+    whole = digest == _digest_of(stored) and isinstance(stored.get("state"), dict)
+    return stored if whole else {}
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _digests(files: list[Path], world: World) -> list[str]:
+    """SHA-256 of each file; each process reads some of them."""
+    digests = torch.zeros(len(files), 32, dtype=torch.int64)
+    for number in range(world.rank, len(files), world.size):
+        with files[number].open("rb") as file:
+            digests[number] = torch.tensor(list(hashlib.file_digest(file, "sha256").digest()))
+    return [bytes(row).hex() for row in world.total(digests).tolist()]
+
+
+def _blank(shape: tuple[int, ...], dtype: torch.dtype, world: World) -> Tensor:
+    """To be read into: as fully_shard lays out weights (their rows over the shards, the same in each replica)."""
+    if world.alone or not shape or not dtype.is_floating_point:
+        return torch.empty(shape, dtype=dtype)
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor import empty as empty_shards
+
+    layout = [Shard(0) if dim == "shard" else Replicate() for dim in world.mesh.mesh_dim_names]
+    made: Tensor = empty_shards(*shape, dtype=dtype, device_mesh=world.mesh, placements=layout)
+    return made
+
+
+def _as_user_error(action: str, path: Path, error: CheckpointException) -> UserError:
+    reason = next(iter(error.failures.values()))[0]
+    return UserError(f"cannot {action} {path}: {getattr(reason, 'strerror', None) or reason}")
+
+
+logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)

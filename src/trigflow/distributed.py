@@ -1,0 +1,262 @@
+"""Several processes as one run: what torchrun has started, the few things they tell each other, tensors in shards.
+
+A process alone is a World of size 1, where every function here is the identity and torch.distributed is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trigflow import launch
+from trigflow.devices import resolve_device
+from trigflow.errors import LostProcess, UserError, did_you_mean
+
+Strategy = Literal["fsdp", "hsdp", "ddp"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+# How long a process waits for the first one, which draws, scores and writes for all. A process that ends is noticed at
+# once, by its closed connection.
+PATIENCE = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: number of this process; 0 is the first, which writes and speaks.
+        size: number of processes.
+        device: where this process computes.
+        mesh: of the processes, "replicate" x "shard" or "shard" alone; None for a process alone.
+        messages: of small tensors on the CPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mesh: Any = None
+    messages: Any = None
+
+    @property
+    def alone(self) -> bool:
+        return self.size == 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process; all must ask."""
+        return flag if self.alone else bool(self._reduced(torch.tensor(int(flag)), dist.ReduceOp.MAX))
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes, on the device of the values."""
+        return values if self.alone else self._reduced(values, dist.ReduceOp.SUM).to(values.device)
+
+    def greatest(self, values: Tensor) -> Tensor:
+        """The largest over the processes, element by element, on the device of the values."""
+        return values if self.alone else self._reduced(values, dist.ReduceOp.MAX).to(values.device)
+
+    def joined(self, part: Tensor) -> Tensor:
+        """The parts of all processes, one behind the other, on the CPU; all must be of one shape."""
+        if self.alone:
+            return part.cpu()
+        own = part.detach().cpu().contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own, group=self.messages)
+        return torch.cat(parts)
+
+    def share(self, items: Tensor) -> Tensor:
+        """This process's part of items that all know, as many as the others have: the last items may repeat the last.
+
+        `joined` puts results in the order of the items, those of the repeated ones at the end.
+        """
+        if self.alone:
+            return items
+        each = -(-len(items) // self.size)
+        places = torch.arange(self.rank * each, (self.rank + 1) * each)
+        return items[places.clamp(max=len(items) - 1)]
+
+    def first_text(self, text: str) -> str:
+        """The text of the first process, in all."""
+        return text if self.alone else self._text(text, 0)
+
+    def _reduced(self, values: Tensor, operation: Any) -> Tensor:
+        copy = values.detach().cpu().clone()
+        dist.all_reduce(copy, operation, group=self.messages)
+        return copy
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What any process may fail in, without a word to the others inside: all go on, or all raise one UserError.
+
+        It is that of the first process that failed.
+        """
+        own: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            if self.alone:
+                raise
+            own = error
+        if self.alone:
+            return
+        failed = self.rank if own else self.size
+        first = int(self._reduced(torch.tensor(failed), dist.ReduceOp.MIN))
+        if first < self.size:
+            text = self._text(str(own), first)
+            raise own if own and first == self.rank else UserError(text)
+
+    def _text(self, text: str, source: int) -> str:
+        """The text of one process, in all."""
+        data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        length = torch.tensor(len(data))
+        dist.broadcast(length, source, group=self.messages)
+        if self.rank != source:
+            data = torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(data, source, group=self.messages)
+        return bytes(data.tolist()).decode()
+
+
+ALONE = World()
+
+
+# Beginning and end
+
+
+@contextlib.contextmanager
+def open_world(device: str | torch.device = "auto", strategy: Strategy | None = None) -> Iterator[World]:
+    """The processes that torchrun has started; a World of size 1 where there is no torchrun, or just one process.
+
+    Args:
+        device: where to compute; of several CUDA devices each process of a machine takes its own.
+        strategy: how networks lie on the processes: "fsdp" (the default) shards them over all, "hsdp" over those of a
+            machine, "ddp" gives each a whole one.
+
+    Raises:
+        UserError: a strategy without torchrun, or no such device.
+        LostProcess: another process ended while this one waited for it.
+    """
+    if strategy is not None and strategy not in STRATEGIES:
+        hint = did_you_mean(strategy, STRATEGIES)
+        raise UserError(f"unknown strategy '{strategy}'{hint}; there are: {', '.join(STRATEGIES)}")
+    if strategy is not None and not launch.is_launched():
+        raise UserError(f"--parallel {strategy}: there is one process; start several with torchrun")
+    size = launch.place("WORLD_SIZE", 1)
+    if size == 1:
+        yield World(device=resolve_device(device))
+        return
+    own = _own_device(device)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    with _told_of_a_lost_process():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+        messages = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield World(dist.get_rank(), size, own, _mesh(own, size, strategy or "fsdp"), messages)
+        dist.destroy_process_group()
+
+
+def _own_device(device: str | torch.device) -> torch.device:
+    """Of this process; MPS is one device, which several processes cannot share."""
+    place = resolve_device(device)
+    if place.type == "mps":
+        if device != "auto":
+            raise UserError("several processes compute on CUDA or the CPU, not on MPS: give --device cpu")
+        return torch.device("cpu")
+    if place.type == "cuda":
+        return resolve_device(f"cuda:{launch.place('LOCAL_RANK', 0)}")
+    return place
+
+
+def _mesh(device: torch.device, size: int, strategy: Strategy) -> Any:
+    """DDP is the case of shards of one process; full sharding that of no replicas."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if strategy == "fsdp":
+        return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    shards = 1 if strategy == "ddp" else launch.place("LOCAL_WORLD_SIZE", 1)
+    if size % shards:
+        raise UserError(f"--parallel hsdp: {size} processes do not divide into machines of {shards}")
+    return init_device_mesh(device.type, (size // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+
+# What gloo and NCCL say when the other side has gone.
+_LOST = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"),
+    *("Socket Timeout", "Timed out waiting", "recvValue failed", "sendBytes failed", "NCCL error", "aborted"),
+)
+
+
+@contextlib.contextmanager
+def _told_of_a_lost_process() -> Iterator[None]:
+    """The errors of a connection whose other side has ended, as one line."""
+    try:
+        yield
+    except (
+        RuntimeError,
+        dist.DistError,
+    ) as error:  # the latter is of the former's kind, but not in every version
+        if not isinstance(error, dist.DistError) and not any(words in str(error) for words in _LOST):
+            raise
+        raise LostProcess(
+            f"another process of the run has ended, so process {launch.place('RANK', 0)} ends, too; nothing that was "
+            "saved is lost: the same command with --resume goes on"
+        ) from error
+
+
+# Tensors in shards
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is one of all processes, of which each holds a part (or, replicated, the whole)."""
+    return hasattr(tensor, "device_mesh")
+
+
+@torch.no_grad()
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of it, in the same memory; of a plain tensor all."""
+    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return part
+
+
+@torch.no_grad()
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor, as this process's part of one that lies on the processes as `like` does.
+
+    Args:
+        tensor: this process's part, of its shape; or the whole, which every process has; or in such parts already.
+        like: of the wanted layout; plain: the whole is wanted.
+    """
+    if not is_sharded(like):
+        return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    if is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    tensor = tensor.to(like.device)
+    if tensor.shape == like.shape and own_part(like).shape != like.shape:
+        return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
+    return DTensor.from_local(
+        tensor, mesh, placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The whole tensors on the CPU, in the first process; nothing in the others. All must ask."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full: Tensor = tensor.detach()
+        if is_sharded(full):
+            full = full.full_tensor()  # type: ignore[attr-defined]
+        if world.is_first:
+            found[name] = full if world.alone else full.cpu()
+    return found

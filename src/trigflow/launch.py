@@ -1,0 +1,33 @@
+"""The place of this process among those that torchrun has started, from its environment; without PyTorch."""
+
+from __future__ import annotations
+
+import os
+
+from trigflow.errors import UserError
+
+
+def place(name: str, alone: int) -> int:
+    """One of RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun sets them; `alone` without torchrun.
+
+    Raises:
+        UserError: it is no number, or torchrun's other variables are missing.
+    """
+    if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
+        return alone
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise UserError(
+            f"{name}={text!r} in the environment is no number: start several processes with torchrun"
+        )
+    return int(text)
+
+
+def is_launched() -> bool:
+    """Whether torchrun has started this process."""
+    return "MASTER_ADDR" in os.environ and "RANK" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks; a process alone always is."""
+    return not is_launched() or os.environ["RANK"] == "0"

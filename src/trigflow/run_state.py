@@ -1,0 +1,100 @@
+"""What the rest of a run depends on, as tensors and JSON data for a checkpoint, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trigflow.checkpoint import below, load_tensors, prefixed
+from trigflow.distributed import World
+from trigflow.errors import UserError
+from trigflow.precond import TrigFlowPrecond
+from trigflow.progress import Averages
+from trigflow.trained import Trained
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that the rest of the run depends on; data order, t, z and dropout follow from (seed, nimg).
+
+    Args:
+        trained: networks by name, with their optimisers and averages.
+        target: the running average that the objective takes its tangent from, or None.
+        averages: of what is logged.
+        device: where the run computes.
+        world: its processes.
+        batch: images in a step.
+    """
+
+    trained: Mapping[str, Trained]
+    target: TrigFlowPrecond | None
+    averages: Averages
+    device: torch.device
+    world: World
+    batch: int
+
+    def pack(self, nimg: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As it stands after nimg images."""
+        tensors = {"rng/cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        for trained in self.trained.values():
+            tensors |= trained.tensors()
+        if self.target is not None:
+            tensors |= prefixed("target/", self.target.state_dict())
+        sums, counts = self.averages.state()
+        scales = {name: trained.loss_scale.state() for name, trained in self.trained.items()}
+        return tensors | prefixed("log/", sums), {"nimg": nimg, "log": counts, "loss_scale": scales}
+
+    def take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> int:
+        """The inverse of pack; the images.
+
+        Raises:
+            UserError: it is the state of another run.
+        """
+        self._check(tensors, state)
+        for name, trained in self.trained.items():
+            trained.take_up(tensors)
+            trained.loss_scale.load(state.get("loss_scale", {}).get(name, {}))
+        if self.target is not None:
+            load_tensors(self.target, below(tensors, "target/"), "it")
+        sums = {name: value.to(self.device) for name, value in below(tensors, "log/").items()}
+        self.averages.load(sums, state["log"])
+        self._set_generators(tensors)
+        return int(state["nimg"])
+
+    def _set_generators(self, tensors: dict[str, Tensor]) -> None:
+        """Torch's own, for networks of the user's that draw from it: those of the first process are kept."""
+        if not self.world.is_first:
+            return
+        try:
+            torch.set_rng_state(tensors["rng/cpu"])
+            if "rng/cuda" in tensors and self.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+        except (RuntimeError, TypeError):
+            raise UserError("its state of the random generator is damaged") from None
+
+    def _check(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Raises a UserError for what the networks, optimisers and averages do not check themselves."""
+        nimg, counts, sums = state.get("nimg"), state.get("log"), below(tensors, "log/")
+        if type(nimg) is not int or nimg < 0 or nimg % self.batch:
+            raise UserError(f"it is of {nimg!r} images, not of whole batches")
+        if not isinstance(counts, dict) or counts.keys() != sums.keys():
+            raise UserError("its sums of logged values are not whole")
+        if not all(type(n) is int and n > 0 for n in counts.values()) or any(x.dim() for x in sums.values()):
+            raise UserError("its sums of logged values are not whole")
+        if not isinstance(state.get("loss_scale", {}), dict):
+            raise UserError("its loss scales are not whole")
+        if "rng/cpu" not in tensors:
+            raise UserError("it has no tensor 'rng/cpu'")
+        known = ["rng/", "log/"] + (["target/"] if self.target is not None else [])
+        for name, trained in self.trained.items():
+            known += trained.prefixes()
+            if nimg and not below(tensors, f"optimizer/{name}/"):
+                raise UserError(f"it has no state of the optimiser of '{name}'")
+        if foreign := [name for name in tensors if not name.startswith(tuple(known))]:
+            raise UserError(f"its tensor '{foreign[0]}' is foreign")

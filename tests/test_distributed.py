@@ -1,0 +1,255 @@
+"""Several processes over gloo train as one does: the same losses, checkpoints for any number of them, clear ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from processes import Job, run, run_commands, start
+from test_train import metrics, weights
+
+from trigflow import recipes
+from trigflow.config import Component
+from trigflow.errors import UserError
+from trigflow.objectives import Batch, Diffusion, LossOutput, Nets
+from trigflow.randomness import SampleRandom
+from trigflow.recipe import Recipe
+from trigflow.train import train
+
+STEPS, BATCH = 20, 8
+QUIET = (
+    *(f"train.batch={BATCH}", f"train.total_nimg={STEPS * BATCH}", f"train.log_nimg={BATCH}"),
+    *("train.checkpoint_nimg=80", "train.tensorboard=false", "train.synthetic=0", "sampling.grid_nimg=0"),
+    *("optimizer.rampup_nimg=0", "train.precision=float32"),
+)
+# Together: blocks in lists of lists, single numbers as weights, weights normalised after each step, dropout,
+# accumulation, a target network, averages of two lengths, rows that the processes do not divide.
+UNET = Component("unet", {"channels": 6, "num_blocks": 1, "dropout": 0.1, "input_gain": True})
+EDM2 = Component(
+    "edm2",
+    {
+        "channels": 6,
+        "channel_mult": [1, 2],
+        "num_blocks": 1,
+        "attention_levels": [1],
+        "normalization": "edm2",
+    },
+)
+MLP = Component("mlp", {"width": 9, "depth": 2, "dropout": 0.2})
+
+
+def recipe(name: str, network: Component, *changes: str) -> Recipe:
+    made = recipes.get(name, [*QUIET, *changes])
+    return replace(made, network=network)
+
+
+def trainings(folder: Path) -> dict[str, Recipe]:
+    """A diffusion, sCT and sCD, whose teacher is the first."""
+    averages = ["ema.kind=power", "ema.ema_std=[0.05, 0.1]", "ema.snapshot_nimg=80"]
+    return {
+        "diffusion": recipe("digits-teacher", UNET, *averages, "train.microbatch=2"),
+        "sct": recipe("digits-sct", EDM2, "init=scratch", "objective.warmup=10"),
+        "scd": recipe(
+            "digits-scd", replace(UNET), f"teacher={folder / 'diffusion'}", "objective.target_halflife=64"
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of one process, in float64."""
+    folder = tmp_path_factory.mktemp("alone")
+    run(1, [Job(recipe, folder / name) for name, recipe in trainings(folder).items()], float64=True)
+    return folder
+
+
+def differences(one: Path, other: Path, key: str = "loss") -> list[float]:
+    """Relative, of each line of metrics."""
+    pairs = list(zip(metrics(one), metrics(other), strict=True))
+    assert len(pairs) == STEPS
+    return [abs(a[key] - b[key]) / max(abs(a[key]), 1e-3) for a, b in pairs]
+
+
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
+def test_two_processes_have_the_losses_of_one(alone: Path, tmp_path: Path, parallel: str) -> None:
+    """Diffusion, sCT and sCD over 20 steps, in float64 to 1e-8; and the same model in the end."""
+    cases = trainings(alone)
+    run(2, [Job(one, tmp_path / name, parallel=parallel) for name, one in cases.items()], float64=True)
+    for name in cases:
+        for key in ("loss", "grad_norm", "t"):
+            assert max(differences(alone / name, tmp_path / name, key)) < 1e-8, (name, key)
+        one, other = weights(alone / name), weights(tmp_path / name)
+        assert one.keys() == other.keys()
+        assert all(torch.allclose(one[key], other[key], rtol=1e-6, atol=1e-7) for key in one)
+    names = [
+        sorted(p.name for p in (folder / "diffusion" / "snapshots").iterdir()) for folder in (alone, tmp_path)
+    ]
+    assert names[0] == names[1] and len(names[0]) == 4
+
+
+# Checkpoints for any number of processes
+
+
+def shorter(one: Recipe, nimg: int) -> Recipe:
+    return replace(one, train=replace(one.train, total_nimg=nimg))
+
+
+def same_curve(one: Path, other: Path, tolerance: float = 1e-8) -> None:
+    assert max(differences(one, other)) < tolerance and max(differences(one, other, "grad_norm")) < tolerance
+
+
+def test_a_run_goes_on_in_another_number_of_processes(alone: Path, tmp_path: Path) -> None:
+    """From two to one, and from one to two, in another strategy; a damaged newest checkpoint falls back."""
+    case = trainings(alone)["scd"]
+    half = shorter(case, 80)
+    run(2, [Job(half, tmp_path / "a"), Job(half, tmp_path / "damaged")], float64=True)
+    checkpoints = sorted((tmp_path / "a" / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["nimg-000000000080"]
+    assert {path.suffix for path in checkpoints[0].iterdir()} == {".safetensors", ".json"}
+    run(1, [Job(half, tmp_path / "b"), Job(case, tmp_path / "a", resume=True)], float64=True)
+    same_curve(alone / "scd", tmp_path / "a")
+
+    names = [f"nimg-{nimg:012d}" for nimg in (80, 160)]
+    shutil.copytree(tmp_path / "damaged" / "checkpoints" / names[0], tmp_path / "copy")
+    newest = tmp_path / "damaged" / "checkpoints" / names[1]
+    shutil.copytree(tmp_path / "copy", newest)
+    part = sorted(newest.glob("*.safetensors"))[1]
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    said = run(
+        2,
+        [
+            Job(case, tmp_path / "b", resume=True, parallel="ddp"),
+            Job(case, tmp_path / "damaged", resume=True, checkpointing=True),
+        ],
+        float64=True,
+    )
+    assert said.count(f"checkpoint {names[1]} is damaged (the digest of one of its files is wrong)") == 1
+    same_curve(alone / "scd", tmp_path / "b")
+    same_curve(alone / "scd", tmp_path / "damaged")
+
+
+@pytest.mark.slow
+def test_two_machines_and_four_processes(alone: Path, tmp_path: Path) -> None:
+    """Sharded within and replicated across two machines, with accumulation; four go on where two have stopped."""
+    cases = trainings(alone)
+    half = [Job(shorter(one, 80), tmp_path / name) for name, one in cases.items()]
+    run(2, half, float64=True)
+    again = [Job(one, tmp_path / name, resume=True, parallel="fsdp") for name, one in cases.items()]
+    hybrid = [Job(one, tmp_path / f"{name}-h", parallel="hsdp", machine=2) for name, one in cases.items()]
+    run(4, again + hybrid, float64=True)
+    for name in cases:
+        same_curve(alone / name, tmp_path / name)
+        same_curve(alone / name, tmp_path / f"{name}-h")
+
+
+@pytest.mark.slow
+def test_other_precisions(alone: Path, tmp_path: Path) -> None:
+    """float32 to 1e-3; float16, whose overflows all processes see, skips the same steps."""
+    cases = trainings(alone)
+    cases["float16"] = replace(
+        cases["diffusion"], train=replace(cases["diffusion"].train, precision="float16", microbatch=None)
+    )
+    for size, folder in ((1, "one"), (2, "two")):
+        run(size, [Job(one, tmp_path / folder / name) for name, one in cases.items()])
+    for name in cases:
+        loose = 2e-2 if name == "float16" else 1e-3
+        assert max(differences(tmp_path / "one" / name, tmp_path / "two" / name)) < loose, name
+    skipped = [metrics(tmp_path / folder / "float16")[-1]["skipped_steps"] for folder in ("one", "two")]
+    assert skipped[0] == skipped[1]
+
+
+# Ends
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A diffusion in which the second process meets a signal at `at` images; once, as `flag` then names a file."""
+
+    at: int
+    flag: str
+    number: int
+    trains: tuple[str, ...] = ("net",)
+    needs_teacher: bool = False
+    is_consistency: bool = False
+    forwards_per_image: float = 3.0
+
+    def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
+        if nimg == self.at and os.environ.get("RANK") == "1" and not Path(self.flag).exists():
+            Path(self.flag).touch()
+            os.kill(os.getpid(), self.number)
+        return Diffusion()(nets, batch, nimg, random)
+
+
+def ending(flag: Path, number: signal.Signals) -> Recipe:
+    changes = [f"objective.at=96 objective.flag={flag} objective.number={int(number)}".split()]
+    return recipe("digits-teacher", MLP, "objective=test_distributed:Ending", *changes[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_end_of_a_process_is_told_and_the_run_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    """Killed, the other says so and ends; asked to stop, both save and stop together. Neither costs a line."""
+    case = ending(tmp_path / "flag", number)
+    process = start(2, [Job(case, tmp_path / "run")])
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode != 0
+    told = [line for line in errors.splitlines() if line.startswith("trigflow:")]
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1].name
+    assert len(told) == 1 and "--resume goes on" in told[0], errors
+    if number == signal.SIGKILL:
+        assert "another process of the run has ended" in told[0] and newest == f"nimg-{80:012d}"
+    else:
+        assert "after 104 images, all saved" in told[0] and newest == f"nimg-{104:012d}"
+    run(2, [Job(case, tmp_path / "run", resume=True)])
+    (tmp_path / "flag").touch()
+    run(1, [Job(case, tmp_path / "whole")])
+    same_curve(tmp_path / "whole", tmp_path / "run", 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.batch=9", "2 processes do not divide the batch of 9 images"),
+        ("network.widht=3", "did you mean 'width'"),
+        ("objective=test_train:Two", "trains 2 networks"),
+    ],
+)
+@pytest.mark.slow
+def test_a_mistake_is_one_line_of_one_process(tmp_path: Path, change: str, message: str) -> None:
+    network = {"network.widht=3": Component("mlp", {"widht": 3})}.get(change, MLP)
+    changes = [] if change.startswith("network") else [change]
+    process = start(2, [Job(recipe("digits-teacher", network, *changes), tmp_path / "run")])
+    _, errors = process.communicate(timeout=240)
+    told = [line for line in errors.splitlines() if line.startswith("trigflow:")]
+    assert process.returncode != 0 and len(told) == 1 and message in told[0], errors
+
+
+def test_a_strategy_needs_torchrun(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="start several with torchrun"):
+        train(recipe("digits-teacher", MLP), tmp_path / "run", parallel="fsdp")
+    assert not (tmp_path / "run").exists()
+
+
+# Sampling and scores
+
+
+def test_samples_and_scores_are_those_of_one_process(student_folder: Path, tmp_path: Path) -> None:
+    """Seven samples, which two processes do not divide; an evaluation that has kept some of its scores."""
+    for size in (1, 2):
+        out = tmp_path / str(size)
+        sample = ["sample", str(student_folder), "--num", "7", "--device", "cpu", "--out", f"{out}/s.npy"]
+        score = ["evaluate", str(student_folder), "--num", "41", "--seeds", "2", "--steps", "1,2"]
+        score += ["--teacher", "none", "--device", "cpu", "--out", f"{out}/report"]
+        run_commands(size, [sample, score])
+    one, two = (np.load(tmp_path / str(size) / "s.npy") for size in (1, 2))
+    assert len(one) == 7 and np.abs(one.astype(int) - two.astype(int)).max() <= 1
+    reports = [json.loads((tmp_path / str(size) / "report" / "report.json").read_text()) for size in (1, 2)]
+    for a, b in zip(*(report["students"] for report in reports), strict=True):
+        assert a["fds"] == pytest.approx(b["fds"], rel=1e-3)
+        assert a["label_agreement"] == pytest.approx(b["label_agreement"], abs=0.03)
