@@ -55,7 +55,7 @@ def start(size: int, jobs: list[Job], float64: bool = False) -> subprocess.Popen
 def run_commands(size: int, lines: list[list[str]]) -> None:
     """Runs command lines of trigflow, one after the other; an error fails the test."""
     process = _start(size, {"float64": False, "jobs": lines})
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
 
 
@@ -75,7 +75,7 @@ def _start(size: int, content: dict[str, Any]) -> subprocess.Popen[str]:
 def run(size: int, jobs: list[Job], float64: bool = False) -> str:
     """Runs the jobs to their end and returns what they said on stderr; an error fails the test."""
     process = start(size, jobs, float64)
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return errors
 

@@ -27,7 +27,8 @@ STEPS, BATCH = 20, 8
 QUIET = (
     *(f"train.batch={BATCH}", f"train.total_nimg={STEPS * BATCH}", f"train.log_nimg={BATCH}"),
     *("train.checkpoint_nimg=80", "train.tensorboard=false", "train.synthetic=0", "sampling.grid_nimg=0"),
-    *("optimizer.rampup_nimg=0", "train.precision=float32"),
+    # A schedule would depend on where a run ends.
+    *("optimizer.rampup_nimg=0", "optimizer.schedule=constant", "train.precision=float32"),
 )
 # Together: blocks in lists of lists, single numbers as weights, weights normalised after each step, dropout,
 # accumulation, a target network, averages of two lengths, rows that the processes do not divide.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -149,6 +148,3 @@ def _blank(shape: tuple[int, ...], dtype: torch.dtype, world: World) -> Tensor:
 def _as_user_error(action: str, path: Path, error: CheckpointException) -> UserError:
     reason = next(iter(error.failures.values()))[0]
     return UserError(f"cannot {action} {path}: {getattr(reason, 'strerror', None) or reason}")
-
-
-logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)

@@ -5,6 +5,7 @@ A process alone is a World of size 1, where every function here is the identity 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -157,11 +158,12 @@ def open_world(device: str | torch.device = "auto", strategy: Strategy | None = 
     own = _own_device(device)
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    with _told_of_a_lost_process():
+    if not dist.is_initialized():  # once: a second time, a process would look for the others where they were
         dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    with _told_of_a_lost_process():
         messages = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield World(dist.get_rank(), size, own, _mesh(own, size, strategy or "fsdp"), messages)
-        dist.destroy_process_group()
 
 
 def _own_device(device: str | torch.device) -> torch.device:
@@ -190,7 +192,7 @@ def _mesh(device: torch.device, size: int, strategy: Strategy) -> Any:
 
 # What gloo and NCCL say when the other side has gone.
 _LOST = (
-    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"),
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
     *("Socket Timeout", "Timed out waiting", "recvValue failed", "sendBytes failed", "NCCL error", "aborted"),
 )
 
@@ -206,6 +208,7 @@ def _told_of_a_lost_process() -> Iterator[None]:
     ) as error:  # the latter is of the former's kind, but not in every version
         if not isinstance(error, dist.DistError) and not any(words in str(error) for words in _LOST):
             raise
+        atexit.unregister(dist.destroy_process_group)  # it might wait for the one that has gone
         raise LostProcess(
             f"another process of the run has ended, so process {launch.place('RANK', 0)} ends, too; nothing that was "
             "saved is lost: the same command with --resume goes on"
