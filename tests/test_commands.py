@@ -77,6 +77,9 @@ def test_sample_writes_what_the_model_makes(
         assert stored["labels"].tolist() == [3, 7, 3, 7, 3, 7]
     run(capsys, *common, tmp_path / "a.npy")
     assert np.array_equal(np.load(tmp_path / "a.npy"), expected)
+    run(capsys, *common, tmp_path / "b.npy", "--precision", "bfloat16")
+    low = load(student_folder, "cpu").in_precision("bfloat16").sample(6, labels=[3, 7], seed=2).numpy()
+    assert np.array_equal(np.load(tmp_path / "b.npy"), low) and not np.array_equal(low, expected)
     run(capsys, *common, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > 3 * 8

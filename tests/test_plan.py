@@ -84,7 +84,7 @@ def of_objective(recipe: Recipe, objective: str, teacher: Path) -> Recipe:
 def test_peaks_are_those_of_real_trainings(
     network: str, microbatch: int, images: Path, tmp_path: Path
 ) -> None:
-    """Within 15 per cent (found: 3) for a diffusion, sCD and sCT; in both precisions, with and without accumulation."""
+    """Within 15 per cent (found: 3) for a diffusion, sCD and sCT; in two precisions, with and without accumulation."""
     precision = "float32" if microbatch == BATCH else "bfloat16"
     own = [f"data={images}", *NETWORKS[network], *SMALL, f"train.microbatch={microbatch}"]
     teacher = recipes.get("cifar10-small-teacher", [*own, f"train.precision={precision}"])

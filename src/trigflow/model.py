@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trigflow.checkpoint import ModelCard, load_model
 from trigflow.codecs import Codec, codec_from_json, codec_to_json
-from trigflow.devices import resolve_device
+from trigflow.devices import Precision, check_precision, products_in, resolve_device
 from trigflow.errors import Diverged, UserError, did_you_mean
 from trigflow.guidance import ConditionalVelocity, autoguided, guided
 from trigflow.precond import TrigFlowPrecond
@@ -67,6 +67,7 @@ class Model:
         card: where it comes from and how it is sampled by default.
         name: what it was loaded by.
         guide: a weaker model that guides it in the place of its null label (`with_guide`).
+        precision: of the products inside the network (`in_precision`).
     """
 
     precond: TrigFlowPrecond
@@ -74,6 +75,7 @@ class Model:
     card: ModelCard
     name: str = ""
     guide: Model | None = None
+    precision: Precision = "float32"
 
     @property
     def device(self) -> torch.device:
@@ -110,6 +112,17 @@ class Model:
             raise UserError(f"model '{self.name}' is a consistency model: only a diffusion model has a guide")
         check_guide(guide, self.card)
         return replace(self, guide=guide)
+
+    def in_precision(self, precision: Precision) -> Model:
+        """The same model, the products inside its network in "float32", "bfloat16" or "float16", as in training.
+
+        Its weights, times, and what the sampler does between two evaluations stay in float32.
+
+        Raises:
+            UserError: no such precision.
+        """
+        check_precision(precision)
+        return replace(self, precision=precision)
 
     def sample(
         self,
@@ -204,7 +217,10 @@ class Model:
             own_labels, own_scales = (None if every is None else every[index] for every in (chosen, scales))
             x_0 = self._x_0(plan, SampleRandom(seed, index), own_labels, scales=own_scales)
             if not x_0.isfinite().all():  # as uint8 they would be black pictures
-                raise Diverged(f"samples of the model '{self.name}' are not finite: its training diverged")
+                why = " or float16 cannot hold its activations" if self.precision == "float16" else ""
+                raise Diverged(
+                    f"samples of the model '{self.name}' are not finite: its training diverged{why}"
+                )
             yield self.codec.decode(x_0).cpu()
 
     def labels(self, n: int, labels: Labels = None) -> Tensor | None:
@@ -264,7 +280,8 @@ class Model:
         """f(x_t, t): where a student lands from x_t (n, ...), as x_0 (n, ...) on the CPU; at its card's guidance."""
         times = torch.full((len(x_t),), t, dtype=torch.float32, device=self.device)
         cond = self.conditions(labels, torch.full((len(x_t),), self.card.sampling.guidance_scale))
-        return self.precond.denoised(x_t.to(self.device), times, **cond).cpu()
+        with products_in(self.precision, self.device):
+            return self.precond.denoised(x_t.to(self.device), times, **cond).cpu()
 
     def conditions(self, labels: Tensor | None, scales: Tensor) -> dict[str, Tensor]:
         """What the network is told beside x and t, on its device: labels (B,), and the scales (B,) if it takes them."""
@@ -288,15 +305,16 @@ class Model:
         shape, sigma_data = self.card.data_shape, self.precond.sigma_data
         scale = plan.guidance_scale if scales is None else scales.to(self.device)
         given = torch.full(random.index.shape, plan.guidance_scale) if scales is None else scales
-        return run_sampler(
-            plan.sampler,
-            partial(self.velocity(scale, counter), **self.conditions(labels, given)),
-            sigma_data * random.normal("x_T", shape),
-            plan.steps,
-            noise=lambda step: random.normal(f"noise of step {step}", shape),
-            sigma_data=sigma_data,
-            on_step=on_step,
-        )
+        with products_in(self.precision, self.device):
+            return run_sampler(
+                plan.sampler,
+                partial(self.velocity(scale, counter), **self.conditions(labels, given)),
+                sigma_data * random.normal("x_T", shape),
+                plan.steps,
+                noise=lambda step: random.normal(f"noise of step {step}", shape),
+                sigma_data=sigma_data,
+                on_step=on_step,
+            )
 
     def velocity(self, scale: float | Tensor, counter: CountNFE | None = None) -> ConditionalVelocity:
         """velocity(x_t, t, **conditions), guided unless the scale is an input of the network, one of the conditions.

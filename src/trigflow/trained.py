@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trigflow.checkpoint import below, load_average, load_tensors, prefixed
 from trigflow.ema import EMA, HalfLifeEMA, PowerEMA
+from trigflow.errors import UserError
 from trigflow.loss_scale import LossScale
 from trigflow.optim import (
     learning_rate,
@@ -77,12 +80,21 @@ class Trained:
         averages = [f"ema/{self.name}/{ema_name}/" for ema_name in self.ema.names]
         return [f"net/{self.name}/", f"optimizer/{self.name}/", *averages]
 
-    def take_up(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of tensors.
+    def take_up(self, tensors: dict[str, Tensor], scale: Any, steps: int) -> None:
+        """The inverse of tensors and of loss_scale.state().
+
+        Args:
+            tensors: of a checkpoint.
+            scale: the state of the loss scale.
+            steps: of the loop until then.
 
         Raises:
-            UserError: they are those of another network, optimiser or average.
+            UserError: they are those of another network, optimiser, average or precision.
         """
+        self.loss_scale.load(scale)
+        turns = math.ceil(steps / self.update_period)
+        if turns > self.loss_scale.skipped and not below(tensors, f"optimizer/{self.name}/"):
+            raise UserError(f"it has no state of the optimiser of '{self.name}'")
         load_tensors(self.net, below(tensors, f"net/{self.name}/"), "it")
         load_optimizer_tensors(self.optimizer, below(tensors, f"optimizer/{self.name}/"))
         for ema_name, average in zip(self.ema.names, self.ema.averages, strict=True):

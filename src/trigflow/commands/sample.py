@@ -50,6 +50,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="guidance, 1 = none; of a student that takes it, in the range of its training (default: the model's own)",
     )
     add_guide(parser, "a diffusion model")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the products inside the network (default: float32)",
+    )
     parser.add_argument("--sampler", help="a name from `trigflow list samplers` (default: the model's own)")
     add_seed(parser)
     add_trust_code(parser)
@@ -62,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     from trigflow.files import make_folder
     from trigflow.model import load
 
-    model = load(args.model, args.device, args.trust_code)
+    model = load(args.model, args.device, args.trust_code).in_precision(args.precision)
     if args.guide is not None:
         model = model.with_guide(load(args.guide, args.device, args.trust_code))
     plan = model.plan(args.steps, args.guidance_scale, args.sampler)
