@@ -25,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(("objectives", "optim", "loss_scale", "checkpoint"), 4),
     **dict.fromkeys(("assembly", "run_folder", "progress", "synthetic", "trained", "train"), 5),
     **dict.fromkeys(("model", "pictures", "page", "classifier", "evaluation"), 5),
-    **dict.fromkeys(("recipes", "diagram", "demo", "doctor", "plan", "studies"), 6),
+    **dict.fromkeys(("recipes", "diagram", "demo", "doctor", "plan", "studies", "bench"), 6),
     **dict.fromkeys(("commands", "cli", "__main__"), 7),
 }
 
