@@ -1,8 +1,8 @@
 """Writes what the documentation takes from elsewhere: `make docs`. A test holds it up to date.
 
-docs/commands.md comes from the parser; the tables in README.md, benchmarks/README.md and docs/precision.md, between `<!-- NAME -->` and
-`<!-- end -->`, from results/; the cards of the shipped models, src/trigflow/pretrained/README.md, from their files and
-results/; the list of these, results/README.md, from the files themselves.
+docs/commands.md comes from the parser; the tables in README.md, benchmarks/README.md and docs/precision.md, between
+`<!-- NAME -->` and `<!-- end -->`, from results/; the cards of the shipped models, src/trigflow/pretrained/README.md,
+from their files and results/; the list of these, results/README.md, from the files themselves.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def precision() -> str:
     for row in _result("precision.json")["rows"]:
         size = f"{row['network']}, {row['parameters'] / 1e6:.2f}M"
         errors = [f"{row[key]:.1e}" for key in ("value", "tangent", "gradient")]
-        lines.append([size, row["precision"], *errors, f"{1000 * row['seconds']:.0f}"])
-    return _markdown("network | products in | F | g | gradient | ms, one core", lines)
+        lines.append([size, row["precision"], *errors])
+    return _markdown("network | products in | F | g | gradient", lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
