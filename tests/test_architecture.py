@@ -19,7 +19,19 @@ FLOORS = {
         ("version", "errors", "randomness", "dual", "ema", "config", "devices", "machine", "files"), 1
     ),
     **dict.fromkeys(
-        ("flow", "schedules", "oracles", "codecs", "guidance", "metrics", "networks", "data", "recipe"), 2
+        (
+            "flow",
+            "schedules",
+            "oracles",
+            "codecs",
+            "guidance",
+            "metrics",
+            "networks",
+            "data",
+            "recipe",
+            "autoencoder",
+        ),
+        2,
     ),
     **dict.fromkeys(("precond", "samplers", "time_sampling"), 3),
     **dict.fromkeys(("objectives", "optim", "checkpoint"), 4),

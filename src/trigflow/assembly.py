@@ -47,6 +47,10 @@ class Parts:
     teacher: Model | None = None
     flow_map_error: FlowMapError | None = None
 
+    def model(self, precond: TrigFlowPrecond) -> Model:
+        """What comes out of the training, with these weights."""
+        return Model(precond, codec_from_json(self.card.codec), self.card, decoder=self.dataset.decoder)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -73,11 +77,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
     _check_names(recipe, objective)
     dataset = load_data(recipe.data, recipe.precond.sigma_data)
-    if recipe.sampling.grid_nimg and not drawable(dataset.data_shape):
-        raise UserError(
-            f"sampling.grid_nimg = {recipe.sampling.grid_nimg}: data of shape {dataset.data_shape} cannot be drawn; "
-            "set it to 0"
-        )
+    if recipe.sampling.grid_nimg:
+        _check_drawable(recipe, dataset)
     teacher, guide = _teacher(recipe, objective, dataset), _guide(recipe, objective)
     initial = _initial(recipe, teacher, dataset)
     for source in (initial, teacher):  # the teacher has the last word
@@ -107,6 +108,18 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         )
     measure = _flow_map_error(recipe, objective, dataset, device)
     return Parts(dataset.to(device), objective, nets, card, model, measure)
+
+
+def _check_drawable(recipe: Recipe, dataset: Dataset) -> None:
+    """Whether grids of samples can be drawn while the model trains: those of latents need their autoencoder."""
+    setting = f"sampling.grid_nimg = {recipe.sampling.grid_nimg}"
+    if not drawable(dataset.sample_shape):
+        raise UserError(f"{setting}: data of shape {dataset.sample_shape} cannot be drawn; set it to 0")
+    if dataset.decoder is not None:
+        try:
+            dataset.decoder.load()
+        except UserError as error:
+            raise UserError(f"{setting}: {error}; set it to 0 to do without grids") from None
 
 
 def _flow_map_error(
@@ -254,6 +267,7 @@ def _check_fit(source: Source, recipe: Recipe, dataset: Dataset) -> None:
         "number of classes": (card.num_classes, dataset.num_classes),
         "sigma_data": (card.precond.sigma_data, recipe.precond.sigma_data),
         "codec": (card.codec["name"], codec_to_json(dataset.codec)["name"]),
+        "autoencoder": (card.codec.get("autoencoder"), codec_to_json(dataset.codec).get("autoencoder")),
     }
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:

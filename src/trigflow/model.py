@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trigflow.autoencoder import FOLDER, Decoder, find
 from trigflow.checkpoint import ModelCard, load_model
-from trigflow.codecs import Codec, codec_from_json, codec_to_json
+from trigflow.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
 from trigflow.devices import resolve_device
 from trigflow.errors import Diverged, UserError, did_you_mean
 from trigflow.guidance import ConditionalVelocity, autoguided, guided
@@ -67,6 +68,7 @@ class Model:
         card: where it comes from and how it is sampled by default.
         name: what it was loaded by.
         guide: a weaker model that guides it in the place of its null label (`with_guide`).
+        decoder: makes images of a latent model's samples; None for other models.
     """
 
     precond: TrigFlowPrecond
@@ -74,6 +76,7 @@ class Model:
     card: ModelCard
     name: str = ""
     guide: Model | None = None
+    decoder: Decoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -89,6 +92,11 @@ class Model:
     def num_classes(self) -> int:
         """Classes of its labels, 0 for none; the null label is this number."""
         return self.card.num_classes
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample; of a latent model the image's, where the card's data_shape is the latent's."""
+        return sample_shape(self.codec, tuple(self.card.data_shape))
 
     @property
     def is_student(self) -> bool:
@@ -120,8 +128,9 @@ class Model:
         guidance_scale: float | None = None,
         sampler: str | None = None,
         batch: int = 256,
+        latents: bool = False,
     ) -> Tensor:
-        """n samples as stored: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
+        """n samples: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
 
         Sample k of a seed is the same (to rounding) whatever n and batch are.
 
@@ -134,14 +143,15 @@ class Model:
                 its range; else it is that of classifier-free guidance, or of autoguidance (`with_guide`).
             sampler: a name in `samplers.SAMPLERS` (default: the card's).
             batch: samples computed at once.
+            latents: of a latent model: (n, C, h, w) float32 as its autoencoder takes them, in the place of images.
 
         Raises:
             UserError: a number out of range, an unknown sampler, labels that the model does not know, guidance that it
-                has not learned.
+                has not learned; a latent model whose autoencoder is not there.
             Diverged: samples that are not finite.
         """
         plan = self.plan(steps, guidance_scale, sampler)
-        return torch.cat(list(self.sample_batches(n, plan, labels, seed, batch)))
+        return torch.cat(list(self.sample_batches(n, plan, labels, seed, batch, latents=latents)))
 
     def plan(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
@@ -188,16 +198,24 @@ class Model:
         seed: int = 0,
         batch: int = 256,
         scales: Tensor | None = None,
+        latents: bool = False,
     ) -> Iterator[Tensor]:
-        """The samples of `sample`, a batch at a time: (<= batch, ...) as stored, on the CPU.
+        """The samples of `sample`, a batch at a time: (<= batch, ...), on the CPU.
 
         Args:
-            n, labels, seed, batch: as of `sample`.
+            n, labels, seed, batch, latents: as of `sample`.
             plan: how each is sampled.
             scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
         """
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: give 1 or more of both")
+        if latents and not isinstance(self.codec, LatentCodec):
+            raise UserError(f"model '{self.name}' makes no latents: leave that out")
+        decoder = None if latents else self.decoder
+        if decoder is not None:
+            decoder.load()  # what it lacks is told before anything is computed
+        elif isinstance(self.codec, LatentCodec) and not latents:
+            raise UserError(f"model '{self.name}' has no autoencoder to make images with: take its latents")
         chosen = self.labels(n, labels)
         for first in range(0, n, batch):
             index = torch.arange(first, min(first + batch, n))
@@ -205,7 +223,8 @@ class Model:
             x_0 = self._x_0(plan, SampleRandom(seed, index), own_labels, scales=own_scales)
             if not x_0.isfinite().all():  # as uint8 they would be black pictures
                 raise Diverged(f"samples of the model '{self.name}' are not finite: its training diverged")
-            yield self.codec.decode(x_0).cpu()
+            stored = self.codec.decode(x_0)
+            yield (stored if decoder is None else decoder.images(stored)).cpu()
 
     def labels(self, n: int, labels: Labels = None) -> Tensor | None:
         """(n,) int64: the given classes in turn, all classes in turn by default; None for a model without classes.
@@ -348,16 +367,30 @@ def model_folder(name: str | Path) -> Path:
     return Path(name)
 
 
-def load(name_or_folder: str | Path, device: str | torch.device = "auto", trust_code: bool = False) -> Model:
+def load(
+    name_or_folder: str | Path,
+    device: str | torch.device = "auto",
+    trust_code: bool = False,
+    vae: str | None = None,
+) -> Model:
     """A shipped model by its name, or the model of a run by its folder.
 
     Args:
         name_or_folder: a name in SHIPPED, or a folder with model.safetensors and model.json.
         device: "auto", "cpu", "cuda" or "mps".
         trust_code: a network "package.module:Class" in the folder's card is imported, and so run, only if this is True.
+        vae: the autoencoder of a latent model, as in `autoencoder.find` (default: the one in the folder, `vae/`).
 
     Raises:
         UserError: no such model, a damaged one, one with code that is not trusted, or no such device.
     """
-    precond, card = load_model(model_folder(name_or_folder), trust_code)
-    return Model(precond.to(resolve_device(device)), codec_from_json(card.codec), card, str(name_or_folder))
+    folder = model_folder(name_or_folder)
+    precond, card = load_model(folder, trust_code)
+    place, codec = resolve_device(device), codec_from_json(card.codec)
+    decoder = None
+    if isinstance(codec, LatentCodec):
+        found = folder / FOLDER if vae is None else find(vae)[0]
+        decoder = Decoder(found, codec.autoencoder, codec.source, place)
+    elif vae is not None:
+        raise UserError(f"model '{name_or_folder}' makes no latents: it has no use for the autoencoder {vae}")
+    return Model(precond.to(place), codec, card, str(name_or_folder), decoder=decoder)

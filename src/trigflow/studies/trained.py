@@ -13,10 +13,9 @@ from typing import Any
 
 from trigflow import recipes
 from trigflow.config import to_json
-from trigflow.data import Dataset, load_data
 from trigflow.errors import Diverged, UserError, did_you_mean
-from trigflow.evaluation.evaluate import default_features
 from trigflow.evaluation.measure import Contender, Scores, Trial, contender, new_trial, score_all
+from trigflow.evaluation.real import default_features, real_data
 from trigflow.files import write_json
 from trigflow.metrics import load_features
 from trigflow.model import Model, load
@@ -144,7 +143,7 @@ class TrainAndScore:
         }
 
     def _trial(self, model: Model) -> Trial:
-        dataset: Dataset = load_data(self.recipe.data, self.recipe.precond.sigma_data)
+        dataset = real_data(model, self.recipe.data)
         features = load_features(self.features or default_features(dataset), model.device)
         return new_trial(dataset, features, self.num, 1, BATCH)
 
