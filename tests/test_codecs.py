@@ -97,7 +97,9 @@ def latent_codec() -> LatentCodec:
 )
 def test_latents_survive_the_round_trip(stored: torch.dtype, computed: torch.dtype, error: float) -> None:
     codec = latent_codec()
-    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (codec.mean, codec.std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (codec.mean, codec.std)
+    )
     latents = (mean + std * torch.randn(64, 4, 8, 8, dtype=torch.float64)).to(stored)
     x_0 = codec.encode(latents)
     assert x_0.dtype == computed

@@ -136,7 +136,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
     if args.out is not None and args.out.suffix != ".png":
         raise UserError(f"data inspect: --out {args.out} must end in .png")
-    if (recognised(args.source) or ("",))[0] == "latents":
+    if (recognised(args.source) or ("",))[0] == "latent_folder":
         return _inspect_latents(args)
     collection = load_collection(args.source)
     statistics, shown = inspect(collection, _SHOWN)

@@ -18,7 +18,7 @@ from trigflow.data.digits import digits
 from trigflow.data.folder import folder_images, image_folder
 from trigflow.data.hub import huggingface, table_images
 from trigflow.data.idx import mnist
-from trigflow.data.latents import latents
+from trigflow.data.latents import latent_folder
 from trigflow.data.mixture2d import mixture2d
 from trigflow.data.recognition import recognised
 from trigflow.data.shards import shard_images, webdataset
@@ -31,7 +31,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "edm_zip": edm_zip,
     "huggingface": huggingface,
     "image_folder": image_folder,
-    "latents": latents,
+    "latent_folder": latent_folder,
     "mixture2d": mixture2d,
     "mnist": mnist,
     "webdataset": webdataset,
@@ -133,7 +133,7 @@ __all__ = [
     "huggingface",
     "image_folder",
     "labels_like",
-    "latents",
+    "latent_folder",
     "load_collection",
     "load_data",
     "mixture2d",

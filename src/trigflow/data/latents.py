@@ -109,7 +109,7 @@ class LatentsCard:
         return LatentCodec(mean, std, by.sha256, by.source, by.factor, by.image_channels, sigma_data)
 
 
-def latents(
+def latent_folder(
     path: str,
     statistics: Literal["auto", "measured", "published"] = "auto",
     posterior: bool = True,

@@ -61,7 +61,7 @@ def _folder(folder: Path) -> str:
 
 
 _CHECKS: dict[str, Callable[[str], bool]] = {
-    "latents": lambda name: name == "latents.json",
+    "latent_folder": lambda name: name == "latents.json",
     "mnist": lambda name: "-ubyte" in name and "idx" in name,
     "cifar10": lambda name: name in ("data_batch_1", "test_batch", "batches.meta"),
     "huggingface": lambda name: (

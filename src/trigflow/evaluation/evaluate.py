@@ -79,22 +79,19 @@ def evaluate(
     Args:
         model: a model, its shipped name or its folder.
         steps: of a student; a teacher is sampled as its card says.
-        num: samples for each score, >= 2.
-        seeds: repetitions, seeds 0, 1, ...; the median counts.
+        num, seeds: samples for each score, >= 2, and its repetitions, seeds 0, 1, ...; the median counts.
         features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
-        data: the real data, a name or a .npz file (default: what the model was trained on); of a latent model images,
-            or latents, which are decoded.
+        data: the real data, for a latent model images or latents (default: what the model was trained on).
         out: folder for report.json, report.md, report.html and pictures.
         guidance_scale: of the teacher and of a student that takes it, 1 = none (default: such a student's or its own).
         device: where a model named by a string computes; its teacher and the features compute beside it.
         batch: samples computed at once.
         progress: draw a bar.
-        trust_code: as in `load`, for models named by strings.
+        trust_code, vae: as in `load`, for models named by strings.
         test_data: held-out real data, for a row of its own (default: the test part of data that is named and has one).
         resume: take over the scores that a former evaluation of the same models, stopped or not, has left in `out`.
         guide: a weaker model that guides the teacher (default: the one that did when the student was distilled).
-        vae: the autoencoder of a latent model named by a string, as in `load`.
 
     Returns:
         What report.json holds; ratios are against the reference teacher, None without one.
@@ -105,13 +102,9 @@ def evaluate(
     _check(steps, num, seeds, batch, out)
     model = model if isinstance(model, Model) else load(model, device, trust_code, vae)
     reference, notes = reference_teacher(model, teacher, trust_code, guide)
-    dataset, held_out = (
-        real_data_of(model, data, trust_code),
-        held_out_data(model, data, test_data, trust_code),
-    )
-    known = load_features(features or default_features(dataset), model.device)
-    check_features(known, dataset)
-    trial = new_trial(dataset, known, num, seeds, batch, progress)
+    dataset = real_data_of(model, data, trust_code)
+    held_out = held_out_data(model, data, test_data, trust_code)
+    trial = _trial(model, dataset, features, num, seeds, batch, progress)
     real_test = None if held_out is None else _real_test(trial, held_out, progress)
     teachers, students = _contenders(model, reference, steps, guidance_scale)
     kept = None if out is None else _make_report_folder(Path(out), resume)
@@ -123,6 +116,15 @@ def evaluate(
 
 
 # Preparation
+
+
+def _trial(
+    model: Model, dataset: Dataset, features: str | None, num: int, seeds: int, batch: int, progress: bool
+) -> Trial:
+    """What all contenders are compared with, in features that suit the data."""
+    known = load_features(features or default_features(dataset), model.device)
+    check_features(known, dataset)
+    return new_trial(dataset, known, num, seeds, batch, progress)
 
 
 def _contenders(

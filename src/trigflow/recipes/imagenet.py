@@ -5,8 +5,10 @@ are EDM2's network with sCM's changes, 0.3 to 1.6 billion parameters; `trigflow 
 
 One thing differs from the paper: products are taken in bfloat16, the paper's in float16. An sCD student of ImageNet-512
 is told the scale of guidance, drawn from `Table.scales`. The latents of ImageNet-512 are made from the images by
-`trigflow data encode IMAGES --size 512 --vae stabilityai/sd-vae-ft-mse --out data/imagenet-512-latents`, and standardised
-by the paper's constants (`data.latents.PUBLISHED`).
+
+    trigflow data encode IMAGES --size 512 --vae stabilityai/sd-vae-ft-mse --out data/imagenet-512-latents
+
+and standardised by the paper's constants (`data.latents.PUBLISHED`).
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ TABLES = {
     ),
     "imagenet512": Table(
         # Latents (4, 64, 64) of the autoencoder sd-vae-ft-mse, drawn from its distributions, and labels.
-        data=Component("latents", {"path": "data/imagenet-512-latents"}),
+        data=Component("latent_folder", {"path": "data/imagenet-512-latents"}),
         pixels=False,
         t_ref=70_000,
         P_teacher=(-0.4, 1.0),
