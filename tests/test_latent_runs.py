@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -116,6 +117,16 @@ def test_samples_of_a_latent_teacher_can_be_the_data(place: Path, tmp_path: Path
     assert read_card(run).nimg == 32
 
 
+def test_training_needs_no_diffusers(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    load_autoencoder.cache_clear()
+    recipe = recipes.get("digits-teacher", [*TINY, f"data={place / 'latents'}"])
+    run = train(recipe, tmp_path / "r", device="cpu", progress=False)
+    with pytest.raises(UserError, match=r"pip install 'trigflow\[latents\]'"):
+        load(run, "cpu").sample(1)
+    assert load(run, "cpu").sample(1, latents=True).shape == (1, 4, SIZE // 2, SIZE // 2)
+
+
 def test_without_an_autoencoder_latents_train_but_are_not_drawn(place: Path, tmp_path: Path) -> None:
     alone = Path(shutil.copytree(place / "latents", tmp_path / "latents"))
     shutil.rmtree(alone / "vae")
@@ -207,6 +218,7 @@ def scored(place: Path, **options: object) -> dict[str, object]:
 def test_by_default_the_reference_is_decoded_and_says_so(place: Path, tmp_path: Path) -> None:
     report = scored(place, out=tmp_path / "report")
     assert report["reference"]["what"] == "decoded latents"  # type: ignore[index]
+    assert report["score"] == "FD-pixels to decoded latents"
     notes = " ".join(report["notes"])  # type: ignore[arg-type]
     assert "Reference: decoded latents, not real images" in notes and "--data IMAGES" in notes
     assert "decoding included" in notes
@@ -221,6 +233,7 @@ def test_real_images_and_decoded_ones_beside_them(place: Path, tmp_path: Path) -
         place, data=str(place / "images.npz"), test_data=str(place / "latents"), out=tmp_path / "report"
     )
     assert report["reference"]["what"] == "real samples"  # type: ignore[index]
+    assert report["score"] == "FD-pixels"
     notes = " ".join(report["notes"])  # type: ignore[arg-type]
     assert "Reference: the real images of images" in notes and "--test-data LATENTS" in notes
     text = (tmp_path / "report" / "report.md").read_text()

@@ -263,7 +263,7 @@ def _measure(
         "model": model.name,
         "data": trial.dataset.name,
         "features": trial.features.name,
-        "score": trial.features.score_name,
+        "score": trial.score_name,
         "num_samples": trial.num,
         "seeds": trial.seeds,
         "reference_teacher": teachers[0].model.name if teachers else None,

@@ -87,6 +87,12 @@ class Trial:
     real_diversity: float | None = None
     real_agreement: float | None = None
 
+    @property
+    def score_name(self) -> str:
+        """What the distance is called: a distance to decoded latents is not one to real images."""
+        decoded = " to decoded latents" if self.dataset.decoder is not None else ""
+        return self.features.score_name + decoded
+
 
 def new_trial(
     dataset: Dataset, features: Features, num: int, seeds: int, batch: int, progress: bool = False

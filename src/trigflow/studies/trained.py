@@ -150,7 +150,7 @@ class TrainAndScore:
 
 def score_name(trial: Trial) -> str:
     """What a study compares: the Frechet distance; among vectors the sliced Wasserstein distance, which sees all."""
-    return "sliced W2" if len(trial.dataset.data_shape) == 1 else trial.features.score_name
+    return "sliced W2" if len(trial.dataset.data_shape) == 1 else trial.score_name
 
 
 def score_cell(way: Contender, scores: Scores) -> Cell:
