@@ -11,6 +11,7 @@ appendix G, corrects it.)
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import re
 import shutil
@@ -34,7 +35,7 @@ DEFAULT = "stabilityai/sd-vae-ft-mse"
 FOLDER = "vae"  # within the folder of latents, and of a model
 HUB = "hf:"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
-_PIXELS = 2**21  # of all images in one pass: eight of 512x512 need about 5 GB
+_PIXELS = 2**19  # of all images decoded in one pass: two of 512x512 take 2.3 GB
 _INSTALL = "an autoencoder needs the library diffusers: pip install 'trigflow[latents]'"
 _NOT_FOUND = "give a folder with config.json and safetensors, or owner/name on the hub"
 
@@ -119,7 +120,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def copy_autoencoder(source: Path, folder: Path) -> None:
-    """Lays the two files of an autoencoder into a folder, each whole or not at all; those that are there stay.
+    """Lays the two files of an autoencoder into a folder, each whole or not at all; equal ones that are there stay.
 
     Raises:
         UserError: there is none in `source`, no space, no permission.
@@ -129,7 +130,7 @@ def copy_autoencoder(source: Path, folder: Path) -> None:
     for file in FILES:
         target = folder / file
         with clear_os_errors("write", target):
-            if target.exists() and target.stat().st_size == (source / file).stat().st_size:
+            if target.exists() and filecmp.cmp(source / file, target, shallow=False):
                 continue
             with (source / file).open("rb") as content, replacing(target) as copy:
                 shutil.copyfileobj(content, copy, 2**22)

@@ -76,7 +76,7 @@ def _add_encoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch",
         type=integer(1),
-        help="encode: images in one pass (default: so many that they have two million pixels)",
+        help="encode: images in one pass (default: so many that they have a million pixels)",
     )
     parser.add_argument(
         "--device",

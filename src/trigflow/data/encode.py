@@ -28,7 +28,7 @@ from trigflow.errors import UserError
 from trigflow.files import make_folder, write_atomically, write_json
 
 _HEADER = 128  # bytes before the numbers of a .npy file of ours, whatever the shape
-_PIXELS = 2**21  # of the images of a batch, by default: eight of 512x512
+_PIXELS = 2**20  # of the images of a batch, by default: four of 512x512 take 2.7 GB
 _CHUNK = 2**24  # bytes read at once when the whole is looked over
 _DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
@@ -42,7 +42,7 @@ class Encoding:
         dtype: of the stored numbers.
         mean_only: leave the standard deviations of the latents' distributions out: half of the space.
         skip_damaged: leave damaged images out (default: stop).
-        batch: images in one pass; None: so many that they have two million pixels.
+        batch: images in one pass; None: so many that they have a million pixels.
     """
 
     size: int | None = None

@@ -21,8 +21,9 @@ _FILES = {
 _FOLDER_ARGUMENT = ("mnist", "cifar10")  # these call it `folder`, the others `path`
 
 FOLDERS = (
-    "latents (latents.json, ...), IDX files (train-images-idx3-ubyte, ...), CIFAR-10's batches (data_batch_1, ...), "
-    ".parquet files, what save_to_disk writes, .tar shards, pictures, or one folder of pictures for each class"
+    "IDX files (train-images-idx3-ubyte, ...), CIFAR-10's batches (data_batch_1, ...), .parquet files, "
+    "what save_to_disk writes, .tar shards, latents.json and what belongs to it, pictures, or one folder of pictures "
+    "for each class"
 )
 
 
