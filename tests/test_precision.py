@@ -36,6 +36,7 @@ def test_bfloat16_stays_near_float64(case: str) -> None:
     if case in (
         "unet-3d",
         "edm2-3d",
+        "ddpmpp-3d",
     ):  # the weight gradient of a Conv3d on fewer voxels than its kernel's: docs/LOG.md
         del exact["gradient"]
     torch.manual_seed(2)
