@@ -19,12 +19,24 @@ FLOORS = {
         ("version", "errors", "randomness", "dual", "ema", "config", "devices", "machine", "files"), 1
     ),
     **dict.fromkeys(
-        ("flow", "schedules", "oracles", "codecs", "guidance", "metrics", "networks", "data", "recipe"), 2
+        (
+            "flow",
+            "schedules",
+            "oracles",
+            "codecs",
+            "guidance",
+            "metrics",
+            "networks",
+            "data",
+            "recipe",
+            "autoencoder",
+        ),
+        2,
     ),
     **dict.fromkeys(("precond", "samplers", "time_sampling"), 3),
     **dict.fromkeys(("objectives", "optim", "loss_scale", "checkpoint"), 4),
     **dict.fromkeys(("assembly", "run_folder", "progress", "synthetic", "trained", "train"), 5),
-    **dict.fromkeys(("model", "pictures", "page", "classifier", "evaluation"), 5),
+    **dict.fromkeys(("model", "shipped", "pictures", "page", "classifier", "evaluation"), 5),
     **dict.fromkeys(("recipes", "diagram", "demo", "doctor", "plan", "studies", "bench"), 6),
     **dict.fromkeys(("commands", "cli", "__main__"), 7),
 }

@@ -19,9 +19,10 @@ from trigflow.config import Component, validate
 from trigflow.devices import Precision
 from trigflow.errors import Diverged, UserError
 from trigflow.metrics import label_agreement, load_features
-from trigflow.model import SHIPPED, Model, load, model_folder
+from trigflow.model import Model, load
 from trigflow.recipe import Recipe
 from trigflow.samplers import consistency_times
+from trigflow.shipped import SHIPPED, model_folder
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])

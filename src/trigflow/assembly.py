@@ -17,7 +17,7 @@ from trigflow.data import Dataset, exact_teacher, load_data
 from trigflow.errors import UserError, did_you_mean
 from trigflow.guidance import scale_in_words
 from trigflow.metrics import FlowMapError
-from trigflow.model import Model, check_guide, model_folder
+from trigflow.model import Model, check_guide
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale, target_halflife
 from trigflow.optim import learning_rate
@@ -25,6 +25,7 @@ from trigflow.pictures import drawable
 from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import Recipe
 from trigflow.samplers import SAMPLERS, consistency_times
+from trigflow.shipped import model_folder
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Parts:
     card: ModelCard
     teacher: Model | None = None
     flow_map_error: FlowMapError | None = None
+
+    def model(self, precond: TrigFlowPrecond) -> Model:
+        """What comes out of the training, with these weights."""
+        return Model(precond, codec_from_json(self.card.codec), self.card, decoder=self.dataset.decoder)
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
     _check_names(recipe, objective)
     dataset = load_data(recipe.data, recipe.precond.sigma_data)
-    if recipe.sampling.grid_nimg and not drawable(dataset.data_shape):
-        raise UserError(
-            f"sampling.grid_nimg = {recipe.sampling.grid_nimg}: data of shape {dataset.data_shape} cannot be drawn; "
-            "set it to 0"
-        )
+    if recipe.sampling.grid_nimg:
+        _check_drawable(recipe, dataset)
     teacher, guide = _teacher(recipe, objective, dataset), _guide(recipe, objective)
     initial = _initial(recipe, teacher, dataset)
     for source in (initial, teacher):  # the teacher has the last word
@@ -107,6 +109,18 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         )
     measure = _flow_map_error(recipe, objective, dataset, device)
     return Parts(dataset.to(device), objective, nets, card, model, measure)
+
+
+def _check_drawable(recipe: Recipe, dataset: Dataset) -> None:
+    """Whether grids of samples can be drawn while the model trains: those of latents need their autoencoder."""
+    setting = f"sampling.grid_nimg = {recipe.sampling.grid_nimg}"
+    if not drawable(dataset.sample_shape):
+        raise UserError(f"{setting}: data of shape {dataset.sample_shape} cannot be drawn; set it to 0")
+    if dataset.decoder is not None:
+        try:
+            dataset.decoder.load()
+        except UserError as error:
+            raise UserError(f"{setting}: {error}; set it to 0 to do without grids") from None
 
 
 def _flow_map_error(
@@ -255,6 +269,7 @@ def _check_fit(source: Source, recipe: Recipe, dataset: Dataset) -> None:
         "number of classes": (card.num_classes, dataset.num_classes),
         "sigma_data": (card.precond.sigma_data, recipe.precond.sigma_data),
         "codec": (card.codec["name"], codec_to_json(dataset.codec)["name"]),
+        "autoencoder": (card.codec.get("autoencoder"), codec_to_json(dataset.codec).get("autoencoder")),
     }
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from trigflow.autoencoder import FOLDER, Decoder, find
 from trigflow.checkpoint import ModelCard, load_model
-from trigflow.codecs import Codec, codec_from_json, codec_to_json
+from trigflow.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
 from trigflow.devices import Precision, check_precision, products_in, resolve_device
 from trigflow.errors import Diverged, UserError, did_you_mean
 from trigflow.guidance import ConditionalVelocity, autoguided, guided
@@ -20,13 +20,7 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 from trigflow.samplers import SAMPLERS, CountNFE, OnStep
 from trigflow.samplers import sample as run_sampler
-
-SHIPPED = {
-    "digits": "8x8 digits in one or two steps: sCD student of digits-teacher (recipe digits-scd)",
-    "digits-teacher": "8x8 digits: TrigFlow diffusion, 63 evaluations a sample (recipe digits-teacher)",
-    "mnist": "28x28 digits in one or two steps: sCD student of mnist-teacher (recipe mnist-scd)",
-    "mnist-teacher": "28x28 digits: TrigFlow diffusion, guided, 126 evaluations a sample (recipe mnist-teacher)",
-}
+from trigflow.shipped import model_folder
 
 Labels = int | Sequence[int] | Tensor | None
 
@@ -69,6 +63,7 @@ class Model:
         name: what it was loaded by.
         guide: a weaker model that guides it in the place of its null label (`with_guide`).
         precision: of the products inside the network (`in_precision`).
+        decoder: makes images of a latent model's samples; None for other models.
     """
 
     precond: TrigFlowPrecond
@@ -77,6 +72,7 @@ class Model:
     name: str = ""
     guide: Model | None = None
     precision: Precision = "float32"
+    decoder: Decoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +88,11 @@ class Model:
     def num_classes(self) -> int:
         """Classes of its labels, 0 for none; the null label is this number."""
         return self.card.num_classes
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample; of a latent model the image's, where the card's data_shape is the latent's."""
+        return sample_shape(self.codec, tuple(self.card.data_shape))
 
     @property
     def is_student(self) -> bool:
@@ -134,8 +135,9 @@ class Model:
         guidance_scale: float | None = None,
         sampler: str | None = None,
         batch: int = 256,
+        latents: bool = False,
     ) -> Tensor:
-        """n samples as stored: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
+        """n samples: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
 
         Sample k of a seed is the same (to rounding) whatever n and batch are.
 
@@ -148,14 +150,15 @@ class Model:
                 its range; else it is that of classifier-free guidance, or of autoguidance (`with_guide`).
             sampler: a name in `samplers.SAMPLERS` (default: the card's).
             batch: samples computed at once.
+            latents: of a latent model: (n, C, h, w) float32 as its autoencoder takes them, in the place of images.
 
         Raises:
             UserError: a number out of range, an unknown sampler, labels that the model does not know, guidance that it
-                has not learned.
+                has not learned; a latent model whose autoencoder is not there.
             Diverged: samples that are not finite.
         """
         plan = self.plan(steps, guidance_scale, sampler)
-        return torch.cat(list(self.sample_batches(n, plan, labels, seed, batch)))
+        return torch.cat(list(self.sample_batches(n, plan, labels, seed, batch, latents=latents)))
 
     def plan(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
@@ -202,16 +205,24 @@ class Model:
         seed: int = 0,
         batch: int = 256,
         scales: Tensor | None = None,
+        latents: bool = False,
     ) -> Iterator[Tensor]:
-        """The samples of `sample`, a batch at a time: (<= batch, ...) as stored, on the CPU.
+        """The samples of `sample`, a batch at a time: (<= batch, ...), on the CPU.
 
         Args:
-            n, labels, seed, batch: as of `sample`.
+            n, labels, seed, batch, latents: as of `sample`.
             plan: how each is sampled.
             scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
         """
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: give 1 or more of both")
+        if latents and not isinstance(self.codec, LatentCodec):
+            raise UserError(f"model '{self.name}' makes no latents: leave that out")
+        decoder = None if latents else self.decoder
+        if decoder is not None:
+            decoder.load()  # what it lacks is told before anything is computed
+        elif isinstance(self.codec, LatentCodec) and not latents:
+            raise UserError(f"model '{self.name}' has no autoencoder to make images with: take its latents")
         chosen = self.labels(n, labels)
         for first in range(0, n, batch):
             index = torch.arange(first, min(first + batch, n))
@@ -222,7 +233,8 @@ class Model:
                 raise Diverged(
                     f"samples of the model '{self.name}' are not finite: its training diverged{why}"
                 )
-            yield self.codec.decode(x_0).cpu()
+            stored = self.codec.decode(x_0)
+            yield (stored if decoder is None else decoder.images(stored)).cpu()
 
     def labels(self, n: int, labels: Labels = None) -> Tensor | None:
         """(n,) int64: the given classes in turn, all classes in turn by default; None for a model without classes.
@@ -354,30 +366,30 @@ def check_guide(guide: Model, card: ModelCard) -> None:
             )
 
 
-def model_folder(name: str | Path) -> Path:
-    """The folder of a shipped model (its name goes before a folder of the same name: write ./digits for that).
-
-    Raises:
-        UserError: neither a shipped model nor a folder.
-    """
-    if str(name) in SHIPPED:
-        return Path(str(resources.files("trigflow"))) / "pretrained" / str(name)
-    if not Path(name).is_dir():
-        hint = did_you_mean(str(name), SHIPPED)
-        raise UserError(f"no model '{name}'{hint}: give the folder of a run, or one of {', '.join(SHIPPED)}")
-    return Path(name)
-
-
-def load(name_or_folder: str | Path, device: str | torch.device = "auto", trust_code: bool = False) -> Model:
+def load(
+    name_or_folder: str | Path,
+    device: str | torch.device = "auto",
+    trust_code: bool = False,
+    vae: str | None = None,
+) -> Model:
     """A shipped model by its name, or the model of a run by its folder.
 
     Args:
         name_or_folder: a name in SHIPPED, or a folder with model.safetensors and model.json.
         device: "auto", "cpu", "cuda" or "mps".
         trust_code: a network "package.module:Class" in the folder's card is imported, and so run, only if this is True.
+        vae: the autoencoder of a latent model, as in `autoencoder.find` (default: the one in the folder, `vae/`).
 
     Raises:
         UserError: no such model, a damaged one, one with code that is not trusted, or no such device.
     """
-    precond, card = load_model(model_folder(name_or_folder), trust_code)
-    return Model(precond.to(resolve_device(device)), codec_from_json(card.codec), card, str(name_or_folder))
+    folder = model_folder(name_or_folder)
+    precond, card = load_model(folder, trust_code)
+    place, codec = resolve_device(device), codec_from_json(card.codec)
+    decoder = None
+    if isinstance(codec, LatentCodec):
+        found = folder / FOLDER if vae is None else find(vae)[0]
+        decoder = Decoder(found, codec.autoencoder, codec.source, place)
+    elif vae is not None:
+        raise UserError(f"model '{name_or_folder}' makes no latents: it has no use for the autoencoder {vae}")
+    return Model(precond.to(place), codec, card, str(name_or_folder), decoder=decoder)

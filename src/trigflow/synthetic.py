@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.checkpoint import DamagedFile, read_state, tensors_digest, write_state
+from trigflow.codecs import LatentCodec
 from trigflow.data import Dataset, labels_like
 from trigflow.guidance import highest_scale, scales_in
 from trigflow.model import Model
@@ -53,7 +54,7 @@ def synthetic_data(
         origin["guide"] = tensors_digest(teacher.guide.precond.state_dict())
     data = _cached(cache, origin, (num, *teacher.card.data_shape), dataset.data.dtype)
     if data is None:
-        data = _sample(teacher, labels, num, own_seed, guidance_scale, progress)
+        data = _sample(teacher, labels, num, own_seed, guidance_scale, progress).to(dataset.data.dtype)
         write_state(cache, {"data": data}, origin)
     place = dataset.data.device
     return replace(
@@ -62,6 +63,7 @@ def synthetic_data(
         labels=labels,  # where those of the data are
         oracle=None,
         mapped=False,
+        spread=None,
     )
 
 
@@ -96,7 +98,8 @@ def _sample(
     parts = []
     try:
         with tqdm(total=num, unit="img", desc="samples of the teacher", disable=not progress) as bar:
-            for part in teacher.sample_batches(num, plan, labels, seed, BATCH, scales):
+            latents = isinstance(teacher.codec, LatentCodec)
+            for part in teacher.sample_batches(num, plan, labels, seed, BATCH, scales, latents=latents):
                 parts.append(part)
                 bar.update(len(part))
     except KeyboardInterrupt:

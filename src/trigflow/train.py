@@ -14,7 +14,6 @@ from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
 from trigflow.checkpoint import below, load_tensors, prefixed, read_card, save_model
-from trigflow.codecs import codec_from_json
 from trigflow.data import rows
 from trigflow.devices import products_in, resolve_device
 from trigflow.ema import EMASnapshot, follow
@@ -57,6 +56,7 @@ def train(
     place = resolve_device(device)
     parts = assemble(recipe, place)
     with stop_that_says_how_to_go_on(), open_run(Path(run_dir), recipe, resume) as folder:
+        folder.keep_autoencoder(parts.dataset.decoder)
         parts = _with_synthetic_data(parts, recipe, folder, progress)
         Run(recipe, parts, folder, place).go(progress)
     return folder.path
@@ -230,7 +230,7 @@ class Run:
         config, dataset = self.recipe.train, self.parts.dataset
         chosen = rows(config.seed, first, size, len(dataset.data)).to(self.device)
         random = SampleRandom(config.seed, torch.arange(first, first + size, device=self.device))
-        x_0 = dataset.encoded(chosen, self.device)
+        x_0 = dataset.encoded(chosen, self.device, random)
         if dataset.labels is None:
             return Batch(x_0, {}, config.batch), random
         labels = dataset.labels[chosen]
@@ -358,11 +358,10 @@ class Run:
 
     def _draw_grid(self) -> None:
         """samples/nimg-....png from the averaged weights: the same noises each time."""
-        from trigflow.model import Model
         from trigflow.pictures import save_grid
 
         sampling = self.recipe.sampling
-        model = Model(self._averaged(), codec_from_json(self.parts.card.codec), self.parts.card)
+        model = self.parts.model(self._averaged())
         samples = model.sample(
             sampling.grid_count, steps=sampling.steps, guidance_scale=sampling.guidance_scale
         )

@@ -14,6 +14,7 @@ from trigflow.commands.command import (
     add_model,
     add_seed,
     add_trust_code,
+    add_vae,
     integer,
     integers,
     number,
@@ -37,7 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help=".png: a grid; .npz or .npy: the samples as stored",
+        help=".png: a grid; .npz or .npy: the samples as an array",
     )
     parser.add_argument(
         "--labels",
@@ -57,6 +58,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the products inside the network (default: float32)",
     )
     parser.add_argument("--sampler", help="a name from `trigflow list samplers` (default: the model's own)")
+    add_vae(parser)
+    parser.add_argument(
+        "--latents", action="store_true", help="of a latent model: write latents, in .npz or .npy, not images"
+    )
     add_seed(parser)
     add_trust_code(parser)
     add_device(parser)
@@ -65,17 +70,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.out.suffix not in ENDINGS:
         raise UserError(f"--out {args.out}: the name must end in one of {', '.join(ENDINGS)}")
+    if args.latents and args.out.suffix == ".png":
+        raise UserError(f"--out {args.out}: latents cannot be drawn; give a name that ends in .npz or .npy")
     from trigflow.files import make_folder
     from trigflow.model import load
 
-    model = load(args.model, args.device, args.trust_code).in_precision(args.precision)
+    model = load(args.model, args.device, args.trust_code, args.vae).in_precision(args.precision)
     if args.guide is not None:
         model = model.with_guide(load(args.guide, args.device, args.trust_code))
     plan = model.plan(args.steps, args.guidance_scale, args.sampler)
     if args.guide is not None and plan.guidance_scale == 1:
         raise UserError(f"--guide {args.guide}: a guidance scale of 1 is none; give --guidance-scale")
     labels = model.labels(args.num, args.labels)
-    samples = model.sample(args.num, plan.steps, labels, args.seed, plan.guidance_scale, plan.sampler)
+    samples = model.sample(
+        args.num, plan.steps, labels, args.seed, plan.guidance_scale, plan.sampler, latents=args.latents
+    )
     make_folder(args.out.parent)
     _write(samples, labels, args.out)
     print(
