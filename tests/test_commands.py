@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 from PIL import Image
 
@@ -79,7 +80,9 @@ def test_sample_writes_what_the_model_makes(
     assert np.array_equal(np.load(tmp_path / "a.npy"), expected)
     run(capsys, *common, tmp_path / "b.npy", "--precision", "bfloat16")
     low = load(student_folder, "cpu").in_precision("bfloat16").sample(6, labels=[3, 7], seed=2).numpy()
-    assert np.array_equal(np.load(tmp_path / "b.npy"), low) and not np.array_equal(low, expected)
+    assert np.array_equal(np.load(tmp_path / "b.npy"), low)
+    shipped = load("digits", "cpu")  # trained for longer: bytes of samples show the rounding
+    assert not torch.equal(shipped.in_precision("bfloat16").sample(6), shipped.sample(6))
     run(capsys, *common, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > 3 * 8
