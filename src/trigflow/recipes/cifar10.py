@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
-from trigflow.recipes.constants import LINEAR_DECAY, SMALL_UNET, STABLE
+from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET
 
 _DATA = Component("edm_zip", {"path": "data/cifar10-32x32.zip"})
 _UNLABELLED = Component("edm_zip", {"path": "data/cifar10-32x32.zip", "labels": False})
@@ -119,8 +119,8 @@ def cifar10_small_scd() -> Recipe:
     return Recipe(
         name="cifar10-small-scd",
         data=_DATA,
-        network=SMALL_UNET,
-        objective=Component("scd", {**STABLE, "warmup": 256 * 1_000, "warmup_unit": "images"}),
+        network=SMALL_STUDENT,
+        objective=Component("scd", {**HALFWAY, "warmup": [[512_000, 0.5]]}),
         train=TrainConfig(
             total_nimg=256 * 4_000,
             batch=256,
