@@ -28,7 +28,10 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 
 CPU = torch.device("cpu")
-ONE_OF_EACH = ("mlp-vector", "unet-2d", "unet-gain", "dit-2d", "edm2-2d", "edm2-published")
+ONE_OF_EACH = (
+    *("mlp-vector", "unet-2d", "unet-gain", "ddpmpp-2d", "ddpmpp-published", "dit-2d", "edm2-2d"),
+    "edm2-published",
+)
 each_network = pytest.mark.parametrize("case", ONE_OF_EACH)
 SCALES = torch.tensor([1.0, 1.4, 2.0], dtype=torch.float64)
 

@@ -21,6 +21,7 @@ from trigflow.errors import Diverged, UserError
 from trigflow.metrics import label_agreement, load_features
 from trigflow.model import SHIPPED, Model, load, model_folder
 from trigflow.recipe import Recipe
+from trigflow.samplers import consistency_times
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
@@ -84,6 +85,16 @@ def test_trajectory_is_the_path_of_the_sample() -> None:
     student = gaussian_model(Student, num_classes=2)
     for t, x_t in zip(path.ts[:-1].tolist(), path.states, strict=False):
         assert torch.allclose(student.jump(x_t, t, path.labels), path.states[-1], atol=0.005)
+
+
+def test_the_middle_time_comes_from_the_card() -> None:
+    """The second step starts from fresh noise at t_mid; the first ends where it always does."""
+    model = gaussian_model(Student)
+    sampling = dataclasses.replace(model.card.sampling, t_mid=0.6)
+    other = dataclasses.replace(model, card=dataclasses.replace(model.card, sampling=sampling))
+    assert torch.equal(other.sample(8, steps=1), model.sample(8, steps=1))
+    assert not torch.allclose(other.sample(8, steps=2), model.sample(8, steps=2))
+    assert other.trajectory(8, steps=3).ts[:3].tolist() == pytest.approx(consistency_times(3, t_mid=0.6))
 
 
 def test_defaults_come_from_the_card() -> None:

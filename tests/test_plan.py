@@ -36,6 +36,7 @@ from trigflow.train import train
 BATCH = 16
 NETWORKS = {
     "unet": ("network=unet", "network.channels=32", "network.num_blocks=1"),
+    "ddpmpp": ("network=ddpmpp", "network.channels=16", "network.num_blocks=1", "network.dropout=0.1"),
     "dit": ("network=dit", "network.width=64", "network.depth=3", "network.heads=2"),
     "edm2": (
         *("network=edm2", "network.channels=16", "network.channel_mult=[1, 2]", "network.num_blocks=1"),

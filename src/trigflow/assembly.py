@@ -24,7 +24,7 @@ from trigflow.optim import learning_rate
 from trigflow.pictures import drawable
 from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import Recipe
-from trigflow.samplers import SAMPLERS
+from trigflow.samplers import SAMPLERS, consistency_times
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
         raise UserError(
             f"sampling.sampler: unknown sampler '{sampler}'{hint}; there are: {', '.join(SAMPLERS)}"
         )
+    consistency_times(recipe.sampling.steps, recipe.precond.sigma_data, recipe.sampling.t_mid)
     if objective.is_consistency != (sampler == "consistency"):
         other = "consistency" if objective.is_consistency else "heun, ddim or dpmpp_2m"
         raise UserError(

@@ -55,6 +55,7 @@ class Plan:
     sampler: str
     steps: int
     guidance_scale: float
+    t_mid: float
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class Model:
             raise UserError(f"steps is {steps}: give 1 or more")
         scale = own.guidance_scale if guidance_scale is None else guidance_scale
         self._check_scale(scale)
-        return Plan(chosen, steps, scale)
+        return Plan(chosen, steps, scale, own.t_mid)
 
     def _check_scale(self, scale: float) -> None:
         if self.guidance_range is not None:
@@ -313,6 +314,7 @@ class Model:
                 plan.steps,
                 noise=lambda step: random.normal(f"noise of step {step}", shape),
                 sigma_data=sigma_data,
+                t_mid=plan.t_mid,
                 on_step=on_step,
             )
 
