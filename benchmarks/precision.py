@@ -36,6 +36,7 @@ from trigflow.time_sampling import LogNormal
 
 # Each network of the table, small.
 SMALL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "ddpmpp": ((3, 16, 16), {"channels": 32, "channel_mult": (1, 2), "num_blocks": 2}),
     "dit": ((3, 16, 16), {"width": 128, "depth": 4, "heads": 4}),
     "edm2": (
         (3, 16, 16),
