@@ -1,8 +1,8 @@
 """Writes what the documentation takes from elsewhere: `make docs`. A test holds it up to date.
 
-docs/commands.md comes from the parser; the tables in README.md and benchmarks/README.md, between `<!-- NAME -->` and
-`<!-- end -->`, from results/; the cards of the shipped models, src/trigflow/pretrained/README.md, from their files and
-results/; the list of these, results/README.md, from the files themselves.
+docs/commands.md comes from the parser; the tables in README.md, benchmarks/README.md and docs/precision.md, between
+`<!-- NAME -->` and `<!-- end -->`, from results/; the cards of the shipped models, src/trigflow/pretrained/README.md,
+from their files and results/; the list of these, results/README.md, from the files themselves.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 import trigflow
 from trigflow import cli
 from trigflow.evaluation.figures import in_steps
-from trigflow.model import SHIPPED
 from trigflow.page import markdown_table
+from trigflow.shipped import SHIPPED
 
 HERE = Path(__file__).parent
 COMMANDS = HERE / "commands.md"
 README = HERE.parent / "README.md"
+PRECISION = HERE / "precision.md"
 BENCHMARKS = HERE.parent / "benchmarks" / "README.md"
 RESULTS = HERE.parent / "results"
 CARDS = HERE.parent / "src" / "trigflow" / "pretrained" / "README.md"
@@ -137,11 +138,22 @@ def attention() -> str:
     return _markdown(" | ".join(head), lines)
 
 
+def precision() -> str:
+    """Errors beside float64 of each network in each precision."""
+    lines = []
+    for row in _result("precision.json")["rows"]:
+        size = f"{row['network']}, {row['parameters'] / 1e6:.2f}M"
+        errors = [f"{row[key]:.1e}" for key in ("value", "tangent", "gradient")]
+        lines.append([size, row["precision"], *errors])
+    return _markdown("network | products in | F | g | gradient", lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "attention": attention,
     "digits": lambda: beside_teacher("digits", "8x8 digits"),
     "mnist": lambda: beside_teacher("mnist", "MNIST, 28x28"),
     "mixture2d": mixture2d,
+    "precision": precision,
     "train_step": train_step,
 }
 
@@ -244,5 +256,5 @@ if __name__ == "__main__":
     (RESULTS / "README.md").write_text(results())
     CARDS.write_text(cards())
     COMMANDS.write_text(commands())
-    for page in (README, BENCHMARKS):
+    for page in (README, BENCHMARKS, PRECISION):
         page.write_text(with_tables(page.read_text()))

@@ -20,15 +20,27 @@ FLOORS = {
     ),
     **dict.fromkeys(("distributed", "files"), 1),
     **dict.fromkeys(
-        ("flow", "schedules", "oracles", "codecs", "guidance", "metrics", "networks", "data", "recipe"), 2
+        (
+            "flow",
+            "schedules",
+            "oracles",
+            "codecs",
+            "guidance",
+            "metrics",
+            "networks",
+            "data",
+            "recipe",
+            "autoencoder",
+        ),
+        2,
     ),
     **dict.fromkeys(("precond", "sharding", "samplers", "time_sampling"), 3),
     **dict.fromkeys(
         ("objectives", "optim", "loss_scale", "checkpoint", "checkpoint_shards", "checkpoint_folder"), 4
     ),
     **dict.fromkeys(("assembly", "run_folder", "progress", "synthetic", "trained", "run_state", "train"), 5),
-    **dict.fromkeys(("model", "pictures", "page", "classifier", "evaluation"), 5),
-    **dict.fromkeys(("recipes", "diagram", "demo", "doctor", "plan", "studies"), 6),
+    **dict.fromkeys(("model", "shipped", "pictures", "page", "classifier", "evaluation"), 5),
+    **dict.fromkeys(("recipes", "diagram", "demo", "doctor", "plan", "studies", "bench"), 6),
     **dict.fromkeys(("commands", "cli", "__main__"), 7),
 }
 

@@ -19,6 +19,7 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 
 SMALL: dict[str, dict[str, Any]] = {
+    "ddpmpp": {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_levels": (1,)},
     "dit": {"width": 32, "depth": 2, "heads": 2},
     "edm2": {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_levels": (1,)},
     "mlp": {"width": 16, "depth": 2},
@@ -102,6 +103,7 @@ def test_a_checkpointed_consistency_step_needs_little_more_than_a_diffusion_step
 
 
 LARGER: dict[str, dict[str, Any]] = copy.deepcopy(SMALL) | {
+    "ddpmpp": {"channels": 16, "channel_mult": (1, 2), "num_blocks": 4, "attention_levels": (1,)},
     "dit": {"width": 64, "depth": 8, "heads": 2},
     "mlp": {"width": 128, "depth": 8},
     "unet": {"channels": 16, "num_blocks": 4},

@@ -19,7 +19,10 @@ from trigflow.errors import UserError
 FLAGS = {
     "demo": {"--out", "--seed", "--device"},
     "list": {"kind"},
-    "data": {"action", "source", "--out", "--size", "--rgb", "--skip-damaged", "--resume"},
+    "data": {
+        *("action", "source", "--out", "--size", "--rgb", "--skip-damaged", "--resume"),
+        *("--vae", "--dtype", "--mean-only", "--batch", "--device"),
+    },
     "plan": {
         *("recipe", "overrides", "--gpus", "--memory", "--throughput", "--microbatch", "--checkpointing"),
         "--json",
@@ -41,6 +44,8 @@ FLAGS = {
             "--sampler",
             "--seed",
             "--device",
+            "--vae",
+            "--latents",
         ),
     },
     "evaluate": {
@@ -57,7 +62,7 @@ FLAGS = {
             "--guidance-scale",
             "--out",
         ),
-        *("--resume", "--device", "--guide"),
+        *("--resume", "--device", "--guide", "--vae"),
     },
     "study": {
         *("study", "subject", "overrides", "--out", "--seeds", "--num", "--features", "--teacher", "--data"),

@@ -10,10 +10,12 @@ from trigflow.codecs import (
     Codec,
     IdentityCodec,
     ImageCodec,
+    LatentCodec,
     VectorCodec,
     codec_from_json,
     codec_to_json,
     grey_levels,
+    sample_shape,
 )
 from trigflow.errors import UserError
 
@@ -66,11 +68,50 @@ def test_vectors_keep_their_shape() -> None:
 
 @pytest.mark.parametrize(
     "codec",
-    [ImageCodec((3.0,), (2.0,)), VectorCodec((1.0, 2.0), (3.0,), sigma_data=1.0), IdentityCodec(0.7)],
+    [
+        ImageCodec((3.0,), (2.0,)),
+        VectorCodec((1.0, 2.0), (3.0,), sigma_data=1.0),
+        IdentityCodec(0.7),
+        LatentCodec((1.0, 2.0), (3.0, 0.5), "0" * 64, "owner/name", 8),
+    ],
     ids=list(CODECS),
 )
 def test_json_round_trip(codec: Codec) -> None:
     assert codec_from_json(codec_to_json(codec)) == codec
+
+
+def latent_codec() -> LatentCodec:
+    """With the paper's constants for sd-vae-ft-mse."""
+    return LatentCodec(
+        (1.56, -0.695, 0.483, 0.729), (5.27, 5.91, 4.21, 4.31), "0" * 64, "stabilityai/sd-vae-ft-mse", 8
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "computed", "error"),
+    [
+        (torch.float64, torch.float64, 1e-15),
+        (torch.float32, torch.float32, 5e-7),
+        (torch.float16, torch.float32, 5e-7),
+    ],
+)
+def test_latents_survive_the_round_trip(stored: torch.dtype, computed: torch.dtype, error: float) -> None:
+    codec = latent_codec()
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (codec.mean, codec.std)
+    )
+    latents = (mean + std * torch.randn(64, 4, 8, 8, dtype=torch.float64)).to(stored)
+    x_0 = codec.encode(latents)
+    assert x_0.dtype == computed
+    assert x_0.double().std((0, 2, 3)).sub(codec.sigma_data).abs().max() < 0.02
+    decoded = codec.decode(x_0)
+    assert decoded.dtype == computed
+    assert (decoded.double() - latents.double()).abs().max() <= error * latents.double().abs().max()
+
+
+def test_the_shape_of_a_sample_is_that_of_its_image() -> None:
+    assert sample_shape(latent_codec(), (4, 64, 64)) == (3, 512, 512)
+    assert sample_shape(IdentityCodec(), (4, 64, 64)) == (4, 64, 64)
 
 
 def test_mistakes_are_told() -> None:
@@ -78,6 +119,8 @@ def test_mistakes_are_told() -> None:
         codec_from_json({"name": "images"})
     with pytest.raises(UserError, match=r"codec\.std\.0 = 0"):
         codec_from_json({"name": "image", "mean": [1], "std": [0]})
+    with pytest.raises(UserError, match=r"codec\.autoencoder"):
+        codec_from_json({**codec_to_json(latent_codec()), "autoencoder": "../../etc"})
     with pytest.raises(UserError, match="does not vary"):
         ImageCodec.measure(torch.zeros(4, 1, 2, 2, dtype=torch.uint8))
 

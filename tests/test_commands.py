@@ -82,6 +82,14 @@ def test_sample_writes_what_the_model_makes(
         assert picture.width > 3 * 8
 
 
+def test_sample_in_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, model = tmp_path / "a.npy", load("digits", "cpu")
+    run(capsys, "sample", "digits", "--num", 4, "--precision", "bfloat16", "--device", "cpu", "--out", out)
+    samples = np.load(out)
+    assert np.array_equal(samples, model.in_precision("bfloat16").sample(4).numpy())
+    assert not np.array_equal(samples, model.sample(4).numpy())
+
+
 def test_sample_of_a_teacher_counts_guided_evaluations(
     teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def test_the_tables_are_those_of_the_results() -> None:
     pages = {
         "README.md": ("digits", "mnist", "mixture2d"),
         "benchmarks/README.md": ("train_step", "attention"),
+        "docs/precision.md": ("precision",),
     }
     with_tables = runpy.run_path(str(ROOT / "docs" / "generate.py"))["with_tables"]
     for page, names in pages.items():

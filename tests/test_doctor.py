@@ -54,6 +54,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "attention_levels": (1,),
         "dropout": 0.1,
     },
+    "ddpmpp": {
+        "data_shape": (1, 8, 8),
+        "channels": 8,
+        "channel_mult": (1, 2),
+        "num_blocks": 1,
+        "dropout": 0.1,
+    },
     "dit": {"data_shape": (1, 8, 8), "width": 16, "depth": 2, "heads": 2, "dropout": 0.1},
     "edm2": {
         "data_shape": (1, 8, 8),

@@ -825,6 +825,7 @@ def test_batch_norm_in_training_is_refused_and_in_evaluation_passes() -> None:
 SMALL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "mlp": ((2,), {}),
     "unet": ((1, 8, 8), {"channels": 8, "num_blocks": 1, "attention_levels": (1,)}),
+    "ddpmpp": ((1, 8, 8), {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1}),
     "dit": ((1, 8, 8), {"width": 16, "depth": 2, "heads": 2}),
     "edm2": ((1, 8, 8), {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_levels": (1,)}),
 }

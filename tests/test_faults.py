@@ -11,13 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
+from small_autoencoders import write_kl
 from test_archive import archive, npy
 from test_idx import idx
 from test_picture_formats import PNGS, table, write_arrow, write_cifar, write_folder, write_parquet, write_tar
 
 from trigflow import cli
-from trigflow.data import DATASETS, load_data
+from trigflow.autoencoder import load_autoencoder
+from trigflow.data import DATASETS, load_collection, load_data
+from trigflow.data.encode import Encoding, encode
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), dtype=np.uint8)
 MADE_HERE = {"digits", "mixture2d"}  # they read no files of the user's
@@ -87,6 +91,17 @@ def arrow_file(folder: Path) -> tuple[Path, list[Path]]:
     return one_file(folder / "images.arrow")
 
 
+def latents(file: str) -> Writer:
+    def write(folder: Path) -> tuple[Path, list[Path]]:
+        np.savez(folder / "images.npz", images=IMAGES[:, :, :4], labels=np.arange(6) % 3)
+        collection, vae = load_collection(str(folder / "images.npz")), write_kl(folder / "vae")
+        autoencoder = load_autoencoder(vae, torch.device("cpu"))
+        encode(collection, autoencoder, (vae, "vae"), folder / "latents", Encoding(), progress=False)
+        return folder / "latents", [folder / "latents" / file]
+
+    return write
+
+
 WRITERS: dict[str, Writer] = {
     "arrays: npy": numpy_array,
     "arrays: npz": numpy_archive,
@@ -98,6 +113,9 @@ WRITERS: dict[str, Writer] = {
     "huggingface: Arrow file": arrow_file,
     "huggingface: save_to_disk": saved_to_disk,
     "image_folder": pictures,
+    "latent_folder: numbers": latents("latents.npy"),
+    "latent_folder: labels": latents("labels.npy"),
+    "latent_folder: card": latents("latents.json"),
     "mnist": mnist(packed=False),
     "mnist: gz": mnist(packed=True),
     "webdataset: tar": lambda folder: one_file(write_tar(folder, PNGS)),

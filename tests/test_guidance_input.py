@@ -19,16 +19,20 @@ from trigflow.doctor import diagnose
 from trigflow.dual import MODES, value_and_tangent
 from trigflow.errors import UserError
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.model import SHIPPED, Model, load
+from trigflow.model import Model, load
 from trigflow.networks import NETWORKS
 from trigflow.networks.magnitude import MPGuidance
 from trigflow.objectives import SCM, Batch
 from trigflow.objectives.diffusion import sample_times
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
+from trigflow.shipped import SHIPPED
 
 CPU = torch.device("cpu")
-ONE_OF_EACH = ("mlp-vector", "unet-2d", "unet-gain", "dit-2d", "edm2-2d", "edm2-published")
+ONE_OF_EACH = (
+    *("mlp-vector", "unet-2d", "unet-gain", "ddpmpp-2d", "ddpmpp-published", "dit-2d", "edm2-2d"),
+    "edm2-published",
+)
 each_network = pytest.mark.parametrize("case", ONE_OF_EACH)
 SCALES = torch.tensor([1.0, 1.4, 2.0], dtype=torch.float64)
 

@@ -53,6 +53,7 @@ def trained(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
 SIZES: dict[str, tuple[str, ...]] = {
     "mlp": ("network.width=16", "network.depth=1"),
     "unet": ("network.channels=8", "network.num_blocks=1", "network.input_gain=true"),
+    "ddpmpp": ("network.channels=8", "network.channel_mult=[1,2]", "network.num_blocks=1"),
     "dit": ("network.width=16", "network.depth=1", "network.heads=2"),
     "edm2": (
         *("network.channels=8", "network.channel_mult=[1,2]", "network.num_blocks=1"),

@@ -40,7 +40,7 @@ OF_DATA = {
     "imagenet64": ((-0.8, 1.6), (-1.0, 1.6), 35_000, 400, 400, 0.0),
     "imagenet512": ((-0.4, 1.0), (-0.8, 1.6), 70_000, 100, 200, 0.1),
 }
-# Guidance of teacher and sCD, the best for the FID of the teacher and of two steps.
+# Guidance at which the teacher and the sCD student are sampled: the best for the FID of the teacher and of two steps.
 GUIDANCE = dict(zip(NETWORKS, [1, 1, 1, 1, 1.4, 1.2, 1.2, 1.2, 1.2], strict=True))
 
 
@@ -93,11 +93,14 @@ def test_students(line: list[str], role: str) -> None:
     assert (objective.P_mean, objective.P_std) == P
     assert (objective.c, objective.warmup, objective.warmup_unit) == (0.1, 10_000, "steps")
     assert (objective.normalization, objective.adaptive_weight) == ("l2", True)
-    assert objective.guidance_scale == (GUIDANCE[name] if distils else 1)
+    told = distils and name.startswith("imagenet512")  # the paper: s ~ U[1, 2], an input of the network
+    assert objective.guidance_scale == ((1.0, 2.0) if told else 1)
+    assert options.get("guidance_input", False) == told
+    assert recipe.sampling.guidance_scale == (GUIDANCE[name] if told else 1)
     text = " ".join((IMAGENET[recipe.name].__doc__ or "").split())
     one, two = line[10:] if distils else line[8:10]
     assert f"FID {one} in one step, {two} in two in the paper, not reproduced here" in text
-    assert ("guidance" in text) == (objective.guidance_scale != 1)
+    assert (f"told any guidance of 1 to 2 ({GUIDANCE[name]})" in text) == told
 
 
 @pytest.mark.parametrize("name", sorted(IMAGENET))

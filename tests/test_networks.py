@@ -26,6 +26,7 @@ EDM2: dict[str, Any] = {
     "attention_levels": (1,),
     "head_channels": 8,
 }
+DDPMPP: dict[str, Any] = {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1}
 CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "mlp-vector": ("mlp", (5,), MLP),
     "mlp-image": ("mlp", (2, 4, 4), MLP),
@@ -34,6 +35,10 @@ CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "unet-gain": ("unet", (2, 4, 8), UNET | {"patch": 2, "input_gain": True}),
     "unet-patches": ("unet", (2, 4, 8), UNET | {"patch": 2}),
     "unet-3d": ("unet", (1, 4, 4, 2), UNET | {"middle_attention": False}),
+    "ddpmpp-1d": ("ddpmpp", (2, 8), DDPMPP),
+    "ddpmpp-2d": ("ddpmpp", (2, 4, 8), DDPMPP | {"attention_levels": (0, 1), "heads": 2}),
+    "ddpmpp-3d": ("ddpmpp", (1, 4, 4, 2), DDPMPP),
+    "ddpmpp-published": ("ddpmpp", (2, 4, 8), DDPMPP | {"normalization": "shift"}),
     "dit-1d": ("dit", (2, 8), DIT),
     "dit-2d": ("dit", (2, 4, 8), DIT),
     "dit-3d": ("dit", (1, 4, 4, 2), DIT),
@@ -157,7 +162,7 @@ def test_dropout_keeps_the_mean_and_the_share() -> None:
     assert not torch.equal(dropout(torch.ones(64, 500)), dropout(torch.ones(64, 500)))
 
 
-@pytest.mark.parametrize("name", ["unet", "edm2"])
+@pytest.mark.parametrize("name", ["unet", "edm2", "ddpmpp"])
 @pytest.mark.parametrize("mode", MODES)
 def test_each_mode_draws_the_mask_of_a_plain_pass(name: str, mode: str) -> None:
     """Also where images lie in memory with their channels last."""
@@ -187,6 +192,7 @@ def test_the_positional_embedding_moves_slowly() -> None:
         ("mlp", {"width": 128, "depth": 3}, 273_280),
         ("unet", {"channels": 24}, 483_601),
         ("edm2", EDM2, 47_481),
+        ("ddpmpp", DDPMPP, 52_297),
         ("dit", {"patch": 2, "width": 96, "depth": 3, "heads": 3}, 486_820),
     ],
 )
@@ -201,6 +207,14 @@ def test_parameter_counts_are_frozen(name: str, options: dict[str, Any], expecte
         ("unet", (1, 6, 6), {"channel_mult": (1, 2, 2)}, "divisible by 4"),
         ("unet", (1, 8, 8), {"channels": 0}, "channels must be an integer"),
         ("unet", (1, 8, 8), {"attention_levels": (5,)}, "attention_levels"),
+        ("ddpmpp", (1, 6, 6), {}, "'ddpmpp' with 3 levels .* divisible by 4"),
+        ("ddpmpp", (1, 8, 8), {"channel_mult": (1,)}, "attention_levels: there is no level 1"),
+        ("ddpmpp", (1, 8, 8), {"normalization": "edm2"}, "choose one of: adagn, double, shift"),
+        ("ddpmpp", (1, 8, 8), {"channels": 7}, "even"),
+        ("ddpmpp", (1, 8, 8), {"channels": 8, "heads": 3}, "heads"),
+        ("ddpmpp", (1, 8, 8), {"num_blocks": 0}, "num_blocks must be an integer"),
+        ("ddpmpp", (1, 8, 8), {"dropout": -0.1}, "dropout"),
+        ("ddpmpp", (8,), {}, "takes data of shape"),
         ("edm2", (1, 12, 12), {}, "'edm2' with 4 levels .* divisible by 8"),
         ("edm2", (1, 8, 8), {"channel_mult": (1, 2)}, "attention_levels: there is no level 2"),
         ("edm2", (1, 8, 8), {"normalization": "adagn"}, "choose one of: double, edm2"),

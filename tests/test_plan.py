@@ -36,6 +36,7 @@ from trigflow.train import train
 BATCH = 16
 NETWORKS = {
     "unet": ("network=unet", "network.channels=32", "network.num_blocks=1"),
+    "ddpmpp": ("network=ddpmpp", "network.channels=16", "network.num_blocks=1", "network.dropout=0.1"),
     "dit": ("network=dit", "network.width=64", "network.depth=3", "network.heads=2"),
     "edm2": (
         *("network=edm2", "network.channels=16", "network.channel_mult=[1, 2]", "network.num_blocks=1"),
@@ -84,7 +85,7 @@ def of_objective(recipe: Recipe, objective: str, teacher: Path) -> Recipe:
 def test_peaks_are_those_of_real_trainings(
     network: str, microbatch: int, images: Path, tmp_path: Path
 ) -> None:
-    """Within 15 per cent (found: 3) for a diffusion, sCD and sCT; in both precisions, with and without accumulation."""
+    """Within 15 per cent (found: 3) for a diffusion, sCD and sCT; in two precisions, with and without accumulation."""
     precision = "float32" if microbatch == BATCH else "bfloat16"
     own = [f"data={images}", *NETWORKS[network], *SMALL, f"train.microbatch={microbatch}"]
     teacher = recipes.get("cifar10-small-teacher", [*own, f"train.precision={precision}"])
@@ -313,7 +314,7 @@ def test_the_largest_recipe_is_planned_in_seconds_and_little_memory() -> None:
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
     )
     code, seconds, kilobytes = done.stdout.splitlines()[-1].split()
-    assert code == "0" and "1597.8 million parameters" in done.stdout
+    assert code == "0" and "1598.6 million parameters" in done.stdout
     assert float(seconds) < 20
     assert float(kilobytes) * (1 if sys.platform == "darwin" else 1024) < 2e9
 

@@ -19,6 +19,7 @@ from conftest import TINY
 
 from trigflow import recipes
 from trigflow.cli import main
+from trigflow.data import load_data
 from trigflow.errors import UserError
 from trigflow.evaluation.measure import Contender, Trial
 from trigflow.model import load
@@ -356,7 +357,7 @@ def test_both_terms_of_the_derivative(student_folder: Path, teacher_folder: Path
     assert torch.allclose(terms["time"], in_time, atol=1e-7)
     assert torch.allclose(terms["space"], in_space, atol=1e-7)
     student.precond.float()
-    dataset = trained.load_data("digits", 0.5)
+    dataset = load_data("digits", 0.5)
     norms = derivative_norms(student, load(teacher_folder, "cpu"), dataset, num=4, points=3)
     assert [len(values) for values in norms.values()] == [3] * 4
     assert norms["t"][0] == pytest.approx(0.004, rel=1e-4)

@@ -17,7 +17,7 @@ from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError, did_you_mean
 from trigflow.guidance import scale_in_words
 from trigflow.metrics import FlowMapError
-from trigflow.model import Model, check_guide, model_folder
+from trigflow.model import Model, check_guide
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
 from trigflow.objectives.networks import networks_of
@@ -25,8 +25,9 @@ from trigflow.optim import learning_rate
 from trigflow.pictures import drawable
 from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import Recipe
-from trigflow.samplers import SAMPLERS
+from trigflow.samplers import SAMPLERS, consistency_times
 from trigflow.sharding import shard
+from trigflow.shipped import model_folder
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Parts:
     card: ModelCard
     teacher: Model | None = None
     flow_map_error: FlowMapError | None = None
+
+    def model(self, precond: TrigFlowPrecond) -> Model:
+        """What comes out of the training, with these weights."""
+        return Model(precond, codec_from_json(self.card.codec), self.card, decoder=self.dataset.decoder)
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,8 @@ def _built(recipe: Recipe, device: torch.device, blank: bool) -> Parts:
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
     _check_names(recipe, objective)
     dataset = load_data(recipe.data, recipe.precond.sigma_data)
-    if recipe.sampling.grid_nimg and not drawable(dataset.data_shape):
-        raise UserError(
-            f"sampling.grid_nimg = {recipe.sampling.grid_nimg}: data of shape {dataset.data_shape} cannot be drawn; "
-            "set it to 0"
-        )
+    if recipe.sampling.grid_nimg:
+        _check_drawable(recipe, dataset)
     teacher, guide = _teacher(recipe, objective, dataset, blank), _guide(recipe, objective, blank)
     initial = _initial(recipe, teacher, dataset, blank)
     for source in (initial, teacher):  # the teacher has the last word
@@ -122,6 +124,18 @@ def _built(recipe: Recipe, device: torch.device, blank: bool) -> Parts:
         )
     measure = _flow_map_error(recipe, objective, dataset, device)
     return Parts(dataset.to(device), objective, nets, card, model, measure)
+
+
+def _check_drawable(recipe: Recipe, dataset: Dataset) -> None:
+    """Whether grids of samples can be drawn while the model trains: those of latents need their autoencoder."""
+    setting = f"sampling.grid_nimg = {recipe.sampling.grid_nimg}"
+    if not drawable(dataset.sample_shape):
+        raise UserError(f"{setting}: data of shape {dataset.sample_shape} cannot be drawn; set it to 0")
+    if dataset.decoder is not None:
+        try:
+            dataset.decoder.load()
+        except UserError as error:
+            raise UserError(f"{setting}: {error}; set it to 0 to do without grids") from None
 
 
 def _flow_map_error(
@@ -157,6 +171,7 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
         raise UserError(
             f"sampling.sampler: unknown sampler '{sampler}'{hint}; there are: {', '.join(SAMPLERS)}"
         )
+    consistency_times(recipe.sampling.steps, recipe.precond.sigma_data, recipe.sampling.t_mid)
     if objective.is_consistency != (sampler == "consistency"):
         other = "consistency" if objective.is_consistency else "heun, ddim or dpmpp_2m"
         raise UserError(
@@ -269,6 +284,7 @@ def _check_fit(source: Source, recipe: Recipe, dataset: Dataset) -> None:
         "number of classes": (card.num_classes, dataset.num_classes),
         "sigma_data": (card.precond.sigma_data, recipe.precond.sigma_data),
         "codec": (card.codec["name"], codec_to_json(dataset.codec)["name"]),
+        "autoencoder": (card.codec.get("autoencoder"), codec_to_json(dataset.codec).get("autoencoder")),
     }
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:

@@ -72,7 +72,7 @@ def _new_folder(folder: Path) -> None:
 def _check(dataset: Dataset, epochs: int) -> None:
     if epochs < 1:
         raise UserError(f"epochs must be at least 1, got {epochs}")
-    if dataset.data.ndim != 4 or min(dataset.data.shape[2:]) < 4:
+    if dataset.data.dtype != torch.uint8 or dataset.data.ndim != 4 or min(dataset.data.shape[2:]) < 4:
         raise UserError(
             f"{dataset.name}: a classifier needs images of 4x4 pixels or more: use pixels as features"
         )

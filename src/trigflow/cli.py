@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from trigflow.commands import (
+    bench,
     data,
     demo,
     doctor,
@@ -33,7 +34,7 @@ from trigflow.version import __version__
 
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
-    for module in (demo, listing, data, plan, train, sample, evaluate, study, doctor, train_classifier)
+    for module in (demo, listing, data, plan, train, sample, evaluate, study, bench, doctor, train_classifier)
 }
 
 # What the system refuses, and what to do about it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import torch
 from pydantic import Field
@@ -34,8 +34,8 @@ class Codec(Protocol):
 
 
 def _along_channels(values: tuple[float, ...], x: Tensor) -> Tensor:
-    """One value for all channels or one for each, ready to broadcast over (N, C, ...)."""
-    return torch.tensor(values, dtype=torch.float32, device=x.device).reshape(1, -1, *[1] * (x.ndim - 2))
+    """One value for all channels or one for each, in the type of x, ready to broadcast over (N, C, ...)."""
+    return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(1, -1, *[1] * (x.ndim - 2))
 
 
 def _measured_std(std: Tensor) -> tuple[float, ...]:
@@ -136,11 +136,56 @@ class IdentityCodec:
         return x_0.float()
 
 
-CODECS: dict[str, type[ImageCodec] | type[VectorCodec] | type[IdentityCodec]] = {
+@dataclass(frozen=True, config=STRICT_KEYS)
+class LatentCodec:
+    """Latents (N, C, H, W) of an autoencoder as it gives them: x_0 = sigma_data (latent - mean) / std.
+
+    Decoding leads back to such latents; the autoencoder that makes images of them lies beside the model, and the codec
+    knows it by the digest of its weights (`trigflow.autoencoder`).
+
+    Args:
+        mean, std: of the latents, one for each channel.
+        autoencoder: SHA-256 of the file of its weights.
+        source: where it came from, a name on the hub or a path: for people, and for messages.
+        factor: pixels along the side of an image for one of its latent.
+        image_channels: of the images, 1 or 3.
+        sigma_data: standard deviation of x_0.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
+    autoencoder: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    source: str
+    factor: Annotated[int, Field(ge=1, le=1024)]
+    image_channels: Literal[1, 3] = 3
+    sigma_data: Positive = 0.5
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """(N, C, H, W) float of any precision -> float32, or float64 where it is given."""
+        x = stored.to(torch.promote_types(stored.dtype, torch.float32))
+        return (x - _along_channels(self.mean, x)) * (self.sigma_data / _along_channels(self.std, x))
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """(N, C, H, W) float -> latents in float32, or in float64 where it is given."""
+        x = x_0.to(torch.promote_types(x_0.dtype, torch.float32))
+        return x * (_along_channels(self.std, x) / self.sigma_data) + _along_channels(self.mean, x)
+
+    def image_shape(self, data_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the image of one latent (C, H, W)."""
+        return (self.image_channels, *(self.factor * side for side in data_shape[1:]))
+
+
+CODECS: dict[str, type[ImageCodec] | type[VectorCodec] | type[IdentityCodec] | type[LatentCodec]] = {
     "image": ImageCodec,
     "vector": VectorCodec,
     "identity": IdentityCodec,
+    "latent": LatentCodec,
 }
+
+
+def sample_shape(codec: Codec, data_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of one sample as a user sees it: an image for a latent, else that of the data."""
+    return codec.image_shape(data_shape) if isinstance(codec, LatentCodec) else data_shape
 
 
 def codec_to_json(codec: Codec) -> dict[str, Any]:

@@ -43,16 +43,23 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     return torch.device(name)
 
 
-def products_in(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Matrix products and convolutions within are taken in this precision, by torch.autocast; all else stays as it is.
-
-    Raises:
-        UserError: no such precision.
-    """
+def check_precision(precision: str) -> None:
+    """Raise a UserError unless it is one of PRECISIONS."""
     if precision not in PRECISIONS:
         raise UserError(
             f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}; there are: {', '.join(PRECISIONS)}"
         )
+
+
+def products_in(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Matrix products and convolutions within are taken in this precision, by torch.autocast.
+
+    Weights keep theirs, and so does what is computed of tensors that come from elsewhere.
+
+    Raises:
+        UserError: no such precision.
+    """
+    check_precision(precision)
     if precision == "float32":
         return without_autocast(device)
     return torch.autocast(device.type, torch.bfloat16 if precision == "bfloat16" else torch.float16)

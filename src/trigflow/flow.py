@@ -19,6 +19,8 @@ from trigflow.errors import UserError
 T_MAX = math.pi / 2
 # Where sampling starts in all of the paper's experiments: t_max = arctan(80 / sigma_data).
 SIGMA_MAX = 80.0
+# Where their second step starts (section 4.4).
+T_MID = 1.1
 
 
 def expand(t: float | Tensor, x: Tensor) -> Tensor:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from trigflow.autoencoder import FOLDER, Decoder, find
 from trigflow.checkpoint import ModelCard, load_model
-from trigflow.codecs import Codec, codec_from_json, codec_to_json
-from trigflow.devices import resolve_device
+from trigflow.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
+from trigflow.devices import Precision, check_precision, products_in, resolve_device
 from trigflow.distributed import ALONE, World
 from trigflow.errors import Diverged, UserError, did_you_mean
 from trigflow.guidance import ConditionalVelocity, autoguided, guided
@@ -21,13 +21,7 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 from trigflow.samplers import SAMPLERS, CountNFE, OnStep
 from trigflow.samplers import sample as run_sampler
-
-SHIPPED = {
-    "digits": "8x8 digits in one or two steps: sCD student of digits-teacher (recipe digits-scd)",
-    "digits-teacher": "8x8 digits: TrigFlow diffusion, 63 evaluations a sample (recipe digits-teacher)",
-    "mnist": "28x28 digits in one or two steps: sCD student of mnist-teacher (recipe mnist-scd)",
-    "mnist-teacher": "28x28 digits: TrigFlow diffusion, guided, 126 evaluations a sample (recipe mnist-teacher)",
-}
+from trigflow.shipped import model_folder
 
 Labels = int | Sequence[int] | Tensor | None
 
@@ -56,6 +50,7 @@ class Plan:
     sampler: str
     steps: int
     guidance_scale: float
+    t_mid: float
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,8 @@ class Model:
         card: where it comes from and how it is sampled by default.
         name: what it was loaded by.
         guide: a weaker model that guides it in the place of its null label (`with_guide`).
+        precision: of the products inside the network (`in_precision`).
+        decoder: makes images of a latent model's samples; None for other models.
     """
 
     precond: TrigFlowPrecond
@@ -75,6 +72,8 @@ class Model:
     card: ModelCard
     name: str = ""
     guide: Model | None = None
+    precision: Precision = "float32"
+    decoder: Decoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +89,11 @@ class Model:
     def num_classes(self) -> int:
         """Classes of its labels, 0 for none; the null label is this number."""
         return self.card.num_classes
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample; of a latent model the image's, where the card's data_shape is the latent's."""
+        return sample_shape(self.codec, tuple(self.card.data_shape))
 
     @property
     def is_student(self) -> bool:
@@ -112,6 +116,17 @@ class Model:
         check_guide(guide, self.card)
         return replace(self, guide=guide)
 
+    def in_precision(self, precision: Precision) -> Model:
+        """The same model, the products inside its network in "float32", "bfloat16" or "float16", as in training.
+
+        Its weights, times, and what the sampler does between two evaluations stay in float32.
+
+        Raises:
+            UserError: no such precision.
+        """
+        check_precision(precision)
+        return replace(self, precision=precision)
+
     def sample(
         self,
         n: int,
@@ -121,9 +136,10 @@ class Model:
         guidance_scale: float | None = None,
         sampler: str | None = None,
         batch: int = 256,
+        latents: bool = False,
         world: World = ALONE,
     ) -> Tensor:
-        """n samples as stored: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
+        """n samples: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
 
         Sample k of a seed is the same (to rounding) whatever n and batch are.
 
@@ -136,15 +152,17 @@ class Model:
                 its range; else it is that of classifier-free guidance, or of autoguidance (`with_guide`).
             sampler: a name in `samplers.SAMPLERS` (default: the card's).
             batch: samples computed at once.
+            latents: of a latent model: (n, C, h, w) float32 as its autoencoder takes them, in the place of images.
             world: processes that all have the model; each computes its share, and all have all samples in the end.
 
         Raises:
             UserError: a number out of range, an unknown sampler, labels that the model does not know, guidance that it
-                has not learned.
+                has not learned; a latent model whose autoencoder is not there.
             Diverged: samples that are not finite.
         """
         plan = self.plan(steps, guidance_scale, sampler)
-        return torch.cat(list(self.sample_batches(n, plan, labels, seed, batch, world=world)))
+        batches = self.sample_batches(n, plan, labels, seed, batch, latents=latents, world=world)
+        return torch.cat(list(batches))
 
     def plan(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
@@ -164,7 +182,7 @@ class Model:
             raise UserError(f"steps is {steps}: give 1 or more")
         scale = own.guidance_scale if guidance_scale is None else guidance_scale
         self._check_scale(scale)
-        return Plan(chosen, steps, scale)
+        return Plan(chosen, steps, scale, own.t_mid)
 
     def _check_scale(self, scale: float) -> None:
         if self.guidance_range is not None:
@@ -191,17 +209,25 @@ class Model:
         seed: int = 0,
         batch: int = 256,
         scales: Tensor | None = None,
+        latents: bool = False,
         world: World = ALONE,
     ) -> Iterator[Tensor]:
-        """The samples of `sample`, a batch of each process at a time, as stored, on the CPU.
+        """The samples of `sample`, a batch of each process at a time, on the CPU.
 
         Args:
-            n, labels, seed, batch, world: as of `sample`.
+            n, labels, seed, batch, latents, world: as of `sample`.
             plan: how each is sampled.
             scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
         """
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: give 1 or more of both")
+        if latents and not isinstance(self.codec, LatentCodec):
+            raise UserError(f"model '{self.name}' makes no latents: leave that out")
+        decoder = None if latents else self.decoder
+        if decoder is not None:
+            decoder.load()  # what it lacks is told before anything is computed
+        elif isinstance(self.codec, LatentCodec) and not latents:
+            raise UserError(f"model '{self.name}' has no autoencoder to make images with: take its latents")
         chosen = self.labels(n, labels)
         for first in range(0, n, batch * world.size):
             count = min(batch * world.size, n - first)
@@ -209,8 +235,11 @@ class Model:
             own_labels, own_scales = (None if every is None else every[index] for every in (chosen, scales))
             x_0 = self._x_0(plan, SampleRandom(seed, index), own_labels, scales=own_scales)
             if world.any(not x_0.isfinite().all()):  # as uint8 they would be black pictures
-                raise Diverged(f"samples of the model '{self.name}' are not finite: its training diverged")
-            yield world.joined(self.codec.decode(x_0))[:count]
+                why = " or float16 cannot hold its activations" if self.precision == "float16" else ""
+                what = f"samples of the model '{self.name}' are not finite"
+                raise Diverged(f"{what}: its training diverged{why}")
+            stored = self.codec.decode(x_0)
+            yield world.joined(stored if decoder is None else decoder.images(stored))[:count]
 
     def labels(self, n: int, labels: Labels = None) -> Tensor | None:
         """(n,) int64: the given classes in turn, all classes in turn by default; None for a model without classes.
@@ -269,7 +298,8 @@ class Model:
         """f(x_t, t): where a student lands from x_t (n, ...), as x_0 (n, ...) on the CPU; at its card's guidance."""
         times = torch.full((len(x_t),), t, dtype=torch.float32, device=self.device)
         cond = self.conditions(labels, torch.full((len(x_t),), self.card.sampling.guidance_scale))
-        return self.precond.denoised(x_t.to(self.device), times, **cond).cpu()
+        with products_in(self.precision, self.device):
+            return self.precond.denoised(x_t.to(self.device), times, **cond).cpu()
 
     def conditions(self, labels: Tensor | None, scales: Tensor) -> dict[str, Tensor]:
         """What the network is told beside x and t, on its device: labels (B,), and the scales (B,) if it takes them."""
@@ -293,15 +323,17 @@ class Model:
         shape, sigma_data = self.card.data_shape, self.precond.sigma_data
         scale = plan.guidance_scale if scales is None else scales.to(self.device)
         given = torch.full(random.index.shape, plan.guidance_scale) if scales is None else scales
-        return run_sampler(
-            plan.sampler,
-            partial(self.velocity(scale, counter), **self.conditions(labels, given)),
-            sigma_data * random.normal("x_T", shape),
-            plan.steps,
-            noise=lambda step: random.normal(f"noise of step {step}", shape),
-            sigma_data=sigma_data,
-            on_step=on_step,
-        )
+        with products_in(self.precision, self.device):
+            return run_sampler(
+                plan.sampler,
+                partial(self.velocity(scale, counter), **self.conditions(labels, given)),
+                sigma_data * random.normal("x_T", shape),
+                plan.steps,
+                noise=lambda step: random.normal(f"noise of step {step}", shape),
+                sigma_data=sigma_data,
+                t_mid=plan.t_mid,
+                on_step=on_step,
+            )
 
     def velocity(self, scale: float | Tensor, counter: CountNFE | None = None) -> ConditionalVelocity:
         """velocity(x_t, t, **conditions), guided unless the scale is an input of the network, one of the conditions.
@@ -339,30 +371,30 @@ def check_guide(guide: Model, card: ModelCard) -> None:
             )
 
 
-def model_folder(name: str | Path) -> Path:
-    """The folder of a shipped model (its name goes before a folder of the same name: write ./digits for that).
-
-    Raises:
-        UserError: neither a shipped model nor a folder.
-    """
-    if str(name) in SHIPPED:
-        return Path(str(resources.files("trigflow"))) / "pretrained" / str(name)
-    if not Path(name).is_dir():
-        hint = did_you_mean(str(name), SHIPPED)
-        raise UserError(f"no model '{name}'{hint}: give the folder of a run, or one of {', '.join(SHIPPED)}")
-    return Path(name)
-
-
-def load(name_or_folder: str | Path, device: str | torch.device = "auto", trust_code: bool = False) -> Model:
+def load(
+    name_or_folder: str | Path,
+    device: str | torch.device = "auto",
+    trust_code: bool = False,
+    vae: str | None = None,
+) -> Model:
     """A shipped model by its name, or the model of a run by its folder.
 
     Args:
         name_or_folder: a name in SHIPPED, or a folder with model.safetensors and model.json.
         device: "auto", "cpu", "cuda" or "mps".
         trust_code: a network "package.module:Class" in the folder's card is imported, and so run, only if this is True.
+        vae: the autoencoder of a latent model, as in `autoencoder.find` (default: the one in the folder, `vae/`).
 
     Raises:
         UserError: no such model, a damaged one, one with code that is not trusted, or no such device.
     """
-    precond, card = load_model(model_folder(name_or_folder), trust_code)
-    return Model(precond.to(resolve_device(device)), codec_from_json(card.codec), card, str(name_or_folder))
+    folder = model_folder(name_or_folder)
+    precond, card = load_model(folder, trust_code)
+    place, codec = resolve_device(device), codec_from_json(card.codec)
+    decoder = None
+    if isinstance(codec, LatentCodec):
+        found = folder / FOLDER if vae is None else find(vae)[0]
+        decoder = Decoder(found, codec.autoencoder, codec.source, place)
+    elif vae is not None:
+        raise UserError(f"model '{name_or_folder}' makes no latents: it has no use for the autoencoder {vae}")
+    return Model(precond.to(place), codec, card, str(name_or_folder), decoder=decoder)

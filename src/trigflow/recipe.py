@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from trigflow.config import STRICT_KEYS, Component
 from trigflow.devices import Precision
+from trigflow.flow import T_MID
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
@@ -93,6 +95,7 @@ class SamplingConfig:
         sampler: "consistency" for a student; "heun", "ddim" or "dpmpp_2m" for a teacher.
         steps: of the sampler.
         guidance_scale: classifier-free guidance, 1 is none.
+        t_mid: where the last of a student's steps starts, see `samplers.consistency_times`.
         grid_nimg: images between sample grids, 0 is off.
         grid_count: samples in a grid.
         flow_map_num: noises on which the error of the flow map is logged, where the data is known exactly; 0 is off.
@@ -101,6 +104,7 @@ class SamplingConfig:
     sampler: str = "consistency"
     steps: Count = 2
     guidance_scale: float = Field(default=1.0, ge=0)
+    t_mid: float = Field(default=T_MID, gt=0, lt=math.pi / 2)
     grid_nimg: CountOrOff = 0
     grid_count: BatchSize = 64
     flow_map_num: CountOrOff = 0

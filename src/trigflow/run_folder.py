@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trigflow.autoencoder import FOLDER, Decoder, copy_autoencoder
 from trigflow.checkpoint import read_card, read_state, save_model, write_state
 from trigflow.checkpoint_folder import CheckpointFolder
 from trigflow.config import first_difference, to_json, validate
@@ -56,6 +57,16 @@ class RunFolder:
             lines = self.metrics.read_bytes().splitlines()
         kept = [line for line in lines if 0 <= _nimg_of(line) <= nimg]
         write_atomically(self.metrics, b"".join(line + b"\n" for line in kept))
+
+    def keep_autoencoder(self, decoder: Decoder | None) -> None:
+        """A copy of what decodes the samples of a latent model, if it lies beside its data: the model needs no other.
+
+        Raises:
+            UserError: no space, or it is not the autoencoder that made the latents.
+        """
+        if decoder is not None and decoder.folder.is_dir():
+            decoder.check_digest()
+            copy_autoencoder(decoder.folder, self.path / FOLDER)
 
     def save_snapshot(self, snapshot: EMASnapshot) -> None:
         """Keeps an average for post-hoc reconstruction."""
@@ -105,6 +116,8 @@ def reconstruct_model(run_dir: Path, out: Path, ema_std: float, nimg: int | None
         raise UserError(f"{out} is in use: give another folder")
     card = read_card(run_dir)
     make_folder(out)
+    if (run_dir / FOLDER).is_dir():
+        copy_autoencoder(run_dir / FOLDER, out / FOLDER)
     nimg = max(snapshot.nimg for snapshot in snapshots) if nimg is None else nimg
     save_model(out, tensors, replace(card, nimg=nimg, ema=f"{ema_std:.3f}"))
     return out

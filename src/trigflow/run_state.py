@@ -58,8 +58,8 @@ class RunState:
         """
         self._check(tensors, state)
         for name, trained in self.trained.items():
-            trained.take_up(tensors)
-            trained.loss_scale.load(state.get("loss_scale", {}).get(name, {}))
+            scale = state.get("loss_scale", {}).get(name, {})
+            trained.take_up(tensors, scale, state["nimg"] // self.batch)
         if self.target is not None:
             load_tensors(self.target, below(tensors, "target/"), "it")
         sums = {name: value.to(self.device) for name, value in below(tensors, "log/").items()}
@@ -92,9 +92,7 @@ class RunState:
         if "rng/cpu" not in tensors:
             raise UserError("it has no tensor 'rng/cpu'")
         known = ["rng/", "log/"] + (["target/"] if self.target is not None else [])
-        for name, trained in self.trained.items():
+        for trained in self.trained.values():
             known += trained.prefixes()
-            if nimg and not below(tensors, f"optimizer/{name}/"):
-                raise UserError(f"it has no state of the optimiser of '{name}'")
         if foreign := [name for name in tensors if not name.startswith(tuple(known))]:
             raise UserError(f"its tensor '{foreign[0]}' is foreign")

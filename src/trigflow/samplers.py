@@ -60,7 +60,7 @@ class CountNFE:
 
 
 def consistency_times(
-    steps: int, sigma_data: float = 0.5, t_mid: float = 1.1, sigma_max: float = flow.SIGMA_MAX
+    steps: int, sigma_data: float = 0.5, t_mid: float = flow.T_MID, sigma_max: float = flow.SIGMA_MAX
 ) -> list[float]:
     """Times at which consistency sampling calls the network, descending: `steps` of them.
 
@@ -225,6 +225,7 @@ def sample(
     *,
     noise: Callable[[int], Tensor],
     sigma_data: float,
+    t_mid: float = flow.T_MID,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """x_0 by a sampler named in SAMPLERS on its own grid, `consistency_times(steps)` or `edm_times(steps)`.
@@ -235,16 +236,17 @@ def sample(
         steps: number of steps, >= 1. Evaluations: steps, but 2 steps - 1 for "heun".
         noise: noise(step) -> unit normal numbers of the shape of x_T; called by "consistency" only.
         sigma_data: std of the data.
+        t_mid: where the last step of "consistency" starts.
 
     Raises:
-        UserError: no such sampler, or steps < 1.
+        UserError: no such sampler, steps < 1, or t_mid outside (0, t_max).
     """
     if sampler not in SAMPLERS:
         raise UserError(
             f"no sampler '{sampler}'{did_you_mean(sampler, SAMPLERS)}; known: {', '.join(SAMPLERS)}"
         )
     if sampler == "consistency":
-        ts = consistency_times(steps, sigma_data)
+        ts = consistency_times(steps, sigma_data, t_mid)
         return sample_consistency(velocity, x_T, ts, noise, sigma_data, on_step)
     return SAMPLERS[sampler](velocity, x_T, edm_times(steps, sigma_data), on_step)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.checkpoint import read_state, tensors_digest, write_state
+from trigflow.codecs import LatentCodec
 from trigflow.data import Dataset, labels_like
 from trigflow.distributed import ALONE, World, whole
 from trigflow.files import DamagedFile
@@ -58,7 +59,8 @@ def synthetic_data(
     data = _cached(cache, origin, (num, *teacher.card.data_shape), dataset.data.dtype)
     if world.any(data is None):
         shown = progress and world.is_first
-        data = _sample(teacher, labels, num, own_seed, guidance_scale, shown, world)
+        samples = _sample(teacher, labels, num, own_seed, guidance_scale, shown, world)
+        data = samples.to(dataset.data.dtype)
         with world.together():
             if world.is_first:
                 write_state(cache, {"data": data}, origin)
@@ -70,6 +72,7 @@ def synthetic_data(
         labels=labels,  # where those of the data are
         oracle=None,
         mapped=False,
+        spread=None,
     )
 
 
@@ -110,7 +113,8 @@ def _sample(
     parts = []
     try:
         with tqdm(total=num, unit="img", desc="samples of the teacher", disable=not progress) as bar:
-            for part in teacher.sample_batches(num, plan, labels, seed, BATCH, scales, world):
+            latents = isinstance(teacher.codec, LatentCodec)
+            for part in teacher.sample_batches(num, plan, labels, seed, BATCH, scales, latents, world):
                 parts.append(part)
                 bar.update(len(part))
     except KeyboardInterrupt:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
 from trigflow.checkpoint import read_card, save_model
-from trigflow.codecs import codec_from_json
 from trigflow.data import rows
 from trigflow.devices import products_in
 from trigflow.distributed import ALONE, Strategy, World, open_world, whole
@@ -73,6 +72,9 @@ def train(
             stop_that_says_how_to_go_on(),
             open_run_of_all(Path(run_dir), recipe, resume, world) as folder,
         ):
+            with world.together():
+                if world.is_first:
+                    folder.keep_autoencoder(parts.dataset.decoder)
             parts = _with_synthetic_data(parts, recipe, folder, progress, world)
             Run(recipe, parts, folder, world.device, world).go(progress)
     return folder.path
@@ -155,6 +157,9 @@ class Run:
         """From where the run stands to its end."""
         config = self.recipe.train
         self._restore()
+        with self.world.together():
+            if self.world.is_first:
+                self.folder.truncate_metrics(self.nimg)
         if self.nimg >= config.total_nimg:
             if not self._model_is_written():  # killed between the last checkpoint and the model
                 self._save_model()
@@ -175,12 +180,11 @@ class Run:
             self.reporter.close()
 
     def _reporter(self, progress: bool) -> Reporter | Silent:
-        """Of the first process, whose folder's metrics end where the run stands."""
+        """Of the first process."""
         config = self.recipe.train
         with self.world.together():
             if not self.world.is_first:
                 return Silent()
-            self.folder.truncate_metrics(self.nimg)
             events = self.folder.path if config.tensorboard else None
             return Reporter(self.folder.metrics, events, self.nimg, config.total_nimg, progress)
 
@@ -291,7 +295,7 @@ class Run:
         config, dataset = self.recipe.train, self.parts.dataset
         chosen = rows(config.seed, first, size, len(dataset.data)).to(self.device)
         random = SampleRandom(config.seed, torch.arange(first, first + size, device=self.device))
-        x_0 = dataset.encoded(chosen, self.device)
+        x_0 = dataset.encoded(chosen, self.device, random)
         if dataset.labels is None:
             return Batch(x_0, {}, config.batch), random
         labels = dataset.labels[chosen]
@@ -369,13 +373,11 @@ class Run:
 
     def _draw_grid(self) -> None:
         """samples/nimg-....png from the averaged weights: the same noises each time."""
-        from trigflow.model import Model
         from trigflow.pictures import save_grid
 
         sampling = self.recipe.sampling
         with self.main.averaged() as net:
-            model = Model(net, codec_from_json(self.parts.card.codec), self.parts.card)
-            samples = model.sample(
+            samples = self.parts.model(net).sample(
                 sampling.grid_count,
                 steps=sampling.steps,
                 guidance_scale=sampling.guidance_scale,

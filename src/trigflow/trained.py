@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from trigflow.checkpoint import below, load_average, load_tensors, prefixed
 from trigflow.distributed import ALONE, World, is_sharded, own_part
 from trigflow.ema import EMA, HalfLifeEMA, PowerEMA
+from trigflow.errors import UserError
 from trigflow.loss_scale import LossScale
 from trigflow.optim import (
     learning_rate,
@@ -125,12 +128,21 @@ class Trained:
         averages = [f"ema/{self.name}/{ema_name}/" for ema_name in self.ema.names]
         return [f"net/{self.name}/", f"optimizer/{self.name}/", *averages]
 
-    def take_up(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of tensors.
+    def take_up(self, tensors: dict[str, Tensor], scale: Any, steps: int) -> None:
+        """The inverse of tensors and of loss_scale.state().
+
+        Args:
+            tensors: of a checkpoint.
+            scale: the state of the loss scale.
+            steps: of the loop until then.
 
         Raises:
-            UserError: they are those of another network, optimiser or average.
+            UserError: they are those of another network, optimiser, average or precision.
         """
+        self.loss_scale.load(scale)
+        turns = math.ceil(steps / self.update_period)
+        if turns > self.loss_scale.skipped and not below(tensors, f"optimizer/{self.name}/"):
+            raise UserError(f"it has no state of the optimiser of '{self.name}'")
         load_tensors(self.net, below(tensors, f"net/{self.name}/"), "it")
         load_optimizer_tensors(self.optimizer, below(tensors, f"optimizer/{self.name}/"), self.weights)
         for ema_name, average in zip(self.ema.names, self.ema.averages, strict=True):

@@ -89,6 +89,15 @@ def add_trust_code(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_vae(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--vae",
+        metavar="NAME_OR_PATH",
+        help="the autoencoder that decodes a latent model's samples: a folder, or owner/name on the hub "
+        "(default: the one in the model's folder)",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",

@@ -11,11 +11,20 @@ from trigflow.errors import UserError
 _SHOWN = 64  # images of the grid
 
 
+# The flags of each action; --out is everybody's.
+_FLAGS = {
+    "prepare": {"size", "rgb", "skip_damaged", "resume"},
+    "encode": {"size", "skip_damaged", "resume", "vae", "dtype", "mean_only", "batch", "device"},
+    "inspect": {"vae", "device"},
+}
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
-        choices=("prepare", "inspect"),
-        help="prepare: write the images into one zip archive; inspect: print their statistics",
+        choices=tuple(_FLAGS),
+        help="prepare: write the images into one zip archive; encode: write latents of them; inspect: print "
+        "statistics of images or latents",
     )
     parser.add_argument(
         "source", metavar="SOURCE", help="images: a data set, or a file or folder in one of the formats"
@@ -23,13 +32,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="FILE",
-        help="prepare: the .zip to write, required; inspect: a grid as .png",
+        metavar="FILE_OR_FOLDER",
+        help="prepare: the .zip to write, required; encode: the folder to write, required; inspect: a grid as .png",
     )
     parser.add_argument(
         "--size",
         type=integer(1),
-        help="prepare: shorter side to so many pixels, then the square in the middle (default: as they are)",
+        help="prepare, encode: shorter side to so many pixels, then the square in the middle (default: as they are)",
     )
     parser.add_argument(
         "--rgb", action="store_true", help="prepare: write all in RGB (default: as the first is)"
@@ -37,13 +46,52 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-damaged",
         action="store_true",
-        help="prepare: leave damaged images out (default: stop at the first)",
+        help="prepare, encode: leave damaged images out (default: stop at the first)",
     )
-    parser.add_argument("--resume", action="store_true", help="prepare: go on with a run that was stopped")
+    parser.add_argument(
+        "--resume", action="store_true", help="prepare, encode: go on with a run that was stopped"
+    )
+    _add_encoding(parser)
+
+
+def _add_encoding(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--vae",
+        metavar="NAME_OR_PATH",
+        help="encode: an AutoencoderKL or AutoencoderDC, a folder or owner/name on the hub, which is downloaded "
+        "(default: stabilityai/sd-vae-ft-mse, if it was downloaded before); inspect: that of the latents, if their "
+        "folder has lost it",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        help="encode: of the stored numbers (default: float16)",
+    )
+    parser.add_argument(
+        "--mean-only",
+        action="store_true",
+        help="encode: leave the standard deviations of the latents out, half of the space (default: keep them, and "
+        "draw each latent anew whenever it is looked at)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=integer(1),
+        help="encode: images in one pass (default: so many that they have a million pixels)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="encode, inspect of latents: where to compute (default: auto)",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
-    return _prepare(args) if args.action == "prepare" else _inspect(args)
+    action = args.action
+    for flag in sorted(set().union(*_FLAGS.values()) - _FLAGS[action]):
+        if getattr(args, flag):
+            others = " and ".join(f"data {name}" for name, flags in _FLAGS.items() if flag in flags)
+            raise UserError(f"data {action}: --{flag.replace('_', '-')} is for {others}; leave it out")
+    return {"prepare": _prepare, "encode": _encode, "inspect": _inspect}[action](args)
 
 
 def _prepare(args: argparse.Namespace) -> int:
@@ -60,16 +108,36 @@ def _prepare(args: argparse.Namespace) -> int:
     return 0
 
 
+def _encode(args: argparse.Namespace) -> int:
+    from trigflow.autoencoder import find, load_autoencoder
+    from trigflow.data import load_collection
+    from trigflow.data.encode import Encoding, encode
+    from trigflow.data.latents import latents_table
+    from trigflow.devices import resolve_device
+
+    if args.out is None:
+        raise UserError("data encode: --out is missing; give the folder to write")
+    if args.out.exists():
+        raise UserError(f"{args.out} exists already: give another --out, or remove it")
+    collection = load_collection(args.source)
+    source = find(args.vae)
+    autoencoder = load_autoencoder(source[0], resolve_device(args.device or "auto"))
+    how = Encoding(args.size, args.dtype or "float16", args.mean_only, args.skip_damaged, args.batch)
+    print(latents_table(encode(collection, autoencoder, source, args.out, how, args.resume)))
+    print(f"train on it: data={args.out}")
+    return 0
+
+
 def _inspect(args: argparse.Namespace) -> int:
     from trigflow.data import load_collection
     from trigflow.data.inspect import inspect
+    from trigflow.data.recognition import recognised
     from trigflow.pictures import save_grid
 
-    for flag in ("size", "rgb", "skip_damaged", "resume"):
-        if getattr(args, flag):
-            raise UserError(f"data inspect: --{flag.replace('_', '-')} is for data prepare; leave it out")
     if args.out is not None and args.out.suffix != ".png":
         raise UserError(f"data inspect: --out {args.out} must end in .png")
+    if (recognised(args.source) or ("",))[0] == "latent_folder":
+        return _inspect_latents(args)
     collection = load_collection(args.source)
     statistics, shown = inspect(collection, _SHOWN)
     if args.out is not None:
@@ -78,9 +146,33 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect_latents(args: argparse.Namespace) -> int:
+    """Latents are checked by their digest; a grid shows their images."""
+    from dataclasses import replace
+
+    from trigflow.autoencoder import find
+    from trigflow.data import load_data
+    from trigflow.data.latents import LATENTS, check_digest, latents_table, read_latents_card
+    from trigflow.devices import resolve_device
+    from trigflow.pictures import save_grid
+
+    folder = Path(args.source)
+    card = read_latents_card(folder)
+    dataset = load_data(args.source)
+    check_digest(folder / LATENTS, card.sha256)
+    if args.out is not None and dataset.decoder is not None:
+        decoder = dataset.decoder.on(resolve_device(args.device or "auto"))
+        if args.vae is not None:
+            decoder = replace(decoder, folder=find(args.vae)[0])
+        every = max(1, -(-card.count // _SHOWN))
+        save_grid(decoder.images(dataset.data[::every]).cpu(), args.out)
+    print(latents_table(card))
+    return 0
+
+
 COMMAND = Command(
     name="data",
-    summary="bring images of any format and size into one archive, or look at them",
+    summary="bring images of any format and size into one archive, encode them, or look at them",
     example="trigflow data prepare photos/ --out photos-64.zip --size 64",
     add_arguments=_add_arguments,
     run=_run,

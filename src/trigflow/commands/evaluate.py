@@ -12,6 +12,7 @@ from trigflow.commands.command import (
     add_guide,
     add_model,
     add_trust_code,
+    add_vae,
     integer,
     integers,
     number,
@@ -43,7 +44,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", help="the model to compare with, or none (default: the one it was distilled from)"
     )
-    parser.add_argument("--data", help="the real data (default: what the model was trained on)")
+    parser.add_argument(
+        "--data",
+        help="the real data (default: what the model was trained on); of a latent model images, or latents to decode",
+    )
     parser.add_argument(
         "--test-data",
         metavar="DATA",
@@ -67,6 +71,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with a stopped evaluation in --out: what it has measured of the same models is taken over",
     )
+    add_vae(parser)
     add_trust_code(parser)
     add_device(parser)
 
@@ -101,6 +106,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> int:
         guide=args.guide,
         test_data=args.test_data,
         world=world,
+        vae=args.vae,
     )
     if world.is_first:
         print(to_markdown(report))

@@ -26,10 +26,10 @@ def _describe(thing: object) -> str:
 
 
 def _tables() -> dict[str, Mapping[str, object]]:
-    from trigflow import data, metrics, model, networks, objectives, recipes, samplers, studies
+    from trigflow import data, metrics, networks, objectives, recipes, samplers, shipped, studies
 
     return {
-        "models": model.SHIPPED,
+        "models": shipped.SHIPPED,
         "recipes": recipes.RECIPES,
         "datasets": data.DATASETS,
         "networks": networks.NETWORKS,

@@ -14,6 +14,7 @@ from trigflow.commands.command import (
     add_model,
     add_seed,
     add_trust_code,
+    add_vae,
     integer,
     integers,
     number,
@@ -39,7 +40,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help=".png: a grid; .npz or .npy: the samples as stored",
+        help=".png: a grid; .npz or .npy: the samples as an array",
     )
     parser.add_argument(
         "--labels",
@@ -52,7 +53,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="guidance, 1 = none; of a student that takes it, in the range of its training (default: the model's own)",
     )
     add_guide(parser, "a diffusion model")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the products inside the network (default: float32)",
+    )
     parser.add_argument("--sampler", help="a name from `trigflow list samplers` (default: the model's own)")
+    add_vae(parser)
+    parser.add_argument(
+        "--latents", action="store_true", help="of a latent model: write latents, in .npz or .npy, not images"
+    )
     add_seed(parser)
     add_trust_code(parser)
     add_device(parser)
@@ -61,6 +72,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.out.suffix not in ENDINGS:
         raise UserError(f"--out {args.out}: the name must end in one of {', '.join(ENDINGS)}")
+    if args.latents and args.out.suffix == ".png":
+        raise UserError(f"--out {args.out}: latents cannot be drawn; give a name that ends in .npz or .npy")
     from trigflow.distributed import open_world
 
     with open_world(args.device) as world:
@@ -73,7 +86,7 @@ def _sample(args: argparse.Namespace, world: World) -> int:
     from trigflow.model import load
 
     with world.together():
-        model = load(args.model, world.device, args.trust_code)
+        model = load(args.model, world.device, args.trust_code, args.vae).in_precision(args.precision)
         if args.guide is not None:
             model = model.with_guide(load(args.guide, world.device, args.trust_code))
     plan = model.plan(args.steps, args.guidance_scale, args.sampler)
@@ -81,7 +94,14 @@ def _sample(args: argparse.Namespace, world: World) -> int:
         raise UserError(f"--guide {args.guide}: a guidance scale of 1 is none; give --guidance-scale")
     labels = model.labels(args.num, args.labels)
     samples = model.sample(
-        args.num, plan.steps, labels, args.seed, plan.guidance_scale, plan.sampler, world=world
+        args.num,
+        plan.steps,
+        labels,
+        args.seed,
+        plan.guidance_scale,
+        plan.sampler,
+        latents=args.latents,
+        world=world,
     )
     if world.is_first:
         make_folder(args.out.parent)

@@ -18,6 +18,7 @@ from trigflow.data.digits import digits
 from trigflow.data.folder import folder_images, image_folder
 from trigflow.data.hub import huggingface, table_images
 from trigflow.data.idx import mnist
+from trigflow.data.latents import latent_folder
 from trigflow.data.mixture2d import mixture2d
 from trigflow.data.recognition import recognised
 from trigflow.data.shards import shard_images, webdataset
@@ -30,6 +31,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "edm_zip": edm_zip,
     "huggingface": huggingface,
     "image_folder": image_folder,
+    "latent_folder": latent_folder,
     "mixture2d": mixture2d,
     "mnist": mnist,
     "webdataset": webdataset,
@@ -131,6 +133,7 @@ __all__ = [
     "huggingface",
     "image_folder",
     "labels_like",
+    "latent_folder",
     "load_collection",
     "load_data",
     "mixture2d",

@@ -8,7 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from trigflow.codecs import Codec
+from trigflow.autoencoder import Decoder
+from trigflow.codecs import Codec, sample_shape
 from trigflow.errors import UserError
 from trigflow.oracles import Oracle
 from trigflow.randomness import SampleRandom
@@ -20,12 +21,15 @@ class Dataset:
 
     Args:
         name: for reports.
-        data: (N, C, H, W) uint8 images or (N, D) float32 vectors.
+        data: (N, C, H, W) uint8 images or latents of floats, or (N, D) float32 vectors.
         labels: (N,) int64 in 0..num_classes-1, or None.
         num_classes: 0 without labels.
         codec: between `data` and x_0.
         oracle: the distribution that x_0 comes from, where it is known in closed form.
         mapped: `data` lies in a file: it is not to be copied as a whole.
+        spread: of the shape of `data`, where that holds means of normal distributions: their standard deviations. Then
+            each look at a sample draws it anew.
+        decoder: makes images of latents; None for data that is as people see it.
 
     Raises:
         UserError: no data, or labels that do not fit it.
@@ -38,6 +42,8 @@ class Dataset:
     codec: Codec
     oracle: Oracle | None = None
     mapped: bool = False
+    spread: Tensor | None = None
+    decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
         if len(self.data) == 0:
@@ -52,20 +58,43 @@ class Dataset:
 
     @property
     def data_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
+        """Shape of one sample as it is stored."""
         return tuple(self.data.shape[1:])
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as people see it: of the image of a latent."""
+        return sample_shape(self.codec, self.data_shape)
 
     def to(self, device: torch.device) -> Dataset:
         """The same on a device; data that is mapped stays in its file."""
+        stays = self.mapped
         return replace(
             self,
-            data=self.data if self.mapped else self.data.to(device),
+            data=self.data if stays else self.data.to(device),
             labels=None if self.labels is None else self.labels.to(device),
+            spread=self.spread if stays or self.spread is None else self.spread.to(device),
+            decoder=self.decoder and self.decoder.on(device),
         )
 
-    def encoded(self, chosen: Tensor, device: torch.device) -> Tensor:
-        """x_0 (B, ...) float32 on the device, of the rows `chosen` (B,) int64; only they are moved."""
-        return self.codec.encode(self.data[chosen.to(self.data.device)].to(device))
+    def encoded(self, chosen: Tensor, device: torch.device, random: SampleRandom | None = None) -> Tensor:
+        """x_0 (B, ...) float32 of some rows; only they are moved.
+
+        Args:
+            chosen: (B,) int64, the rows.
+            device: where x_0 is wanted.
+            random: of the images of the run, on the device: draws what has a spread; without it, that is its mean.
+        """
+        place = chosen.to(self.data.device)
+        stored = self.data[place].to(device)
+        if self.spread is not None and random is not None:
+            noise = random.normal("posterior", self.data_shape)
+            stored = stored.float() + self.spread[place].to(device).float() * noise
+        return self.codec.encode(stored)
+
+    def samples(self, stored: Tensor) -> Tensor:
+        """Some of `data` (B, ...) as people see it: latents as images."""
+        return stored if self.decoder is None else self.decoder.images(stored)
 
 
 @lru_cache(maxsize=2)

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from trigflow.data.archive import LABELS
 from trigflow.data.cache import cache_key
 from trigflow.data.collection import Collection
+from trigflow.data.part import Part
 from trigflow.data.picture import DamagedPicture, decoded
 from trigflow.data.statistics import Statistics, label_at
 from trigflow.errors import UserError
@@ -92,9 +93,9 @@ def prepare(
     if out.exists():
         raise UserError(f"{out} exists already: give another --out, or remove it")
     try:
-        with _Part(out, _settings(collection, how), resume) as part:
+        with Part(out, _settings(collection, how), resume, "images") as part:
             _convert(collection, how, part, progress)
-            statistics = part.finish(collection, progress)
+            statistics = _finish(part, collection, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "stopped, what is done is kept; the same command with --resume goes on"
@@ -112,7 +113,7 @@ def _settings(collection: Collection, how: Preparation) -> dict[str, Any]:
     return asdict(how) | {"source": collection.source, "count": collection.count, "files": files}
 
 
-def _convert(collection: Collection, how: Preparation, part: _Part, progress: bool) -> None:
+def _convert(collection: Collection, how: Preparation, part: Part, progress: bool) -> None:
     """From the first image that is not done yet to the last."""
     done = len(part.lines)
     shape = next((tuple(line["shape"]) for line in part.lines if line["shape"]), None)
@@ -126,10 +127,10 @@ def _convert(collection: Collection, how: Preparation, part: _Part, progress: bo
         except DamagedPicture:
             if not how.skip_damaged:
                 raise
-            part.add(name, None)
+            _added(part, name, None)
             continue
         shape = image.shape
-        part.add(name, image)
+        _added(part, name, image)
 
 
 def _fitted(image: np.ndarray, how: Preparation, shape: tuple[int, ...] | None, where: str) -> np.ndarray:
@@ -148,104 +149,41 @@ def _fitted(image: np.ndarray, how: Preparation, shape: tuple[int, ...] | None, 
     return image
 
 
-class _Part:
-    """The folder of a run under way: all PNGs in one file, and a line for each image in another.
+def _added(part: Part, name: str, image: np.ndarray | None) -> None:
+    """One image, or None for a damaged one."""
+    part.add(name, b"" if image is None else _png(image), shape=None if image is None else image.shape)
 
-    A line is written after its PNG, so that what the lines tell of is there, also after `kill -9`.
-    """
 
-    def __init__(self, out: Path, settings: dict[str, Any], resume: bool) -> None:
-        self.out, self.settings = out, settings
-        self.folder = out.with_name(out.name + ".part")
-        if self.folder.exists() and not resume:
-            raise UserError(
-                f"{self.folder} is of a run that was stopped: --resume goes on with it, or remove it"
-            )
-        self.lines: list[dict[str, Any]] = []
+def _finish(part: Part, collection: Collection, progress: bool) -> Statistics:
+    """Makes the archive of the part, and removes that."""
+    statistics, labels = Statistics(), []
+    whole = part.folder / "archive.zip"
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+        bar = tqdm(_contents(part), total=len(part.lines), unit="img", desc="packing", disable=not progress)
+        for row, (line, content) in enumerate(bar):
+            if not content:
+                statistics.damaged.append(line["name"])
+                continue
+            number = f"{statistics.count:08d}"
+            name, label = f"{number[:5]}/img{number}.png", label_at(collection.labels, row)
+            labels.append([name, label])
+            statistics.add(decoded(content, name), label)
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
+        table = {"labels": None if collection.labels is None else labels}
+        archive.writestr(zipfile.ZipInfo(LABELS, _EPOCH), json.dumps(table))
+    if not statistics.count:
+        raise UserError(f"{collection.source}: all of its {len(part.lines)} images are damaged")
+    with whole.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(whole, part.out)
+    part.remove()
+    return statistics
 
-    def __enter__(self) -> _Part:
-        head = json.dumps(self.settings) + "\n"
-        images, index = self.folder / "images", self.folder / "index.jsonl"
-        whole = self._restore(index, images) if index.exists() else 0
-        self.folder.mkdir(exist_ok=True)
-        self.images: BinaryIO = images.open("ab")
-        self.images.truncate(sum(line["length"] for line in self.lines))
-        self.index: BinaryIO = index.open("ab")
-        self.index.truncate(whole)
-        if not whole:
-            self.index.write(head.encode())
-            self.index.flush()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.images.close()
-        self.index.close()
-
-    def _restore(self, index: Path, images: Path) -> int:
-        """Reads the lines whose images are there; returns how many bytes they and the head take."""
-        there = images.stat().st_size if images.exists() else 0
-        rows = [row for row in index.read_bytes().splitlines(keepends=True) if row.endswith(b"\n")]
-        if not rows:
-            return 0
-        try:
-            head, *lines = [json.loads(row) for row in rows]
-        except ValueError:
-            raise UserError(f"{self.folder} is damaged: remove it") from None
-        if head != self.settings:
-            raise UserError(f"{self.folder} is of other images or options: remove it, or give another --out")
-        kept = len(rows[0])
-        for row, line in zip(rows[1:], lines, strict=True):
-            there -= line["length"]
-            if there < 0:
-                break
-            self.lines.append(line)
-            kept += len(row)
-        return kept
-
-    def add(self, name: str, image: np.ndarray | None) -> None:
-        """One image, or None for a damaged one."""
-        content = b"" if image is None else _png(image)
-        self.images.write(content)
-        self.images.flush()
-        shape = None if image is None else image.shape
-        line = {"name": name, "length": len(content), "shape": shape}
-        self.index.write((json.dumps(line) + "\n").encode())
-        self.index.flush()
-        self.lines.append(line)
-
-    def finish(self, collection: Collection, progress: bool) -> Statistics:
-        """Makes the archive of the parts, and removes them."""
-        statistics, labels = Statistics(), []
-        whole = self.folder / "archive.zip"
-        with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
-            bar = tqdm(
-                self._contents(), total=len(self.lines), unit="img", desc="packing", disable=not progress
-            )
-            for row, (line, content) in enumerate(bar):
-                if not content:
-                    statistics.damaged.append(line["name"])
-                    continue
-                number = f"{statistics.count:08d}"
-                name, label = f"{number[:5]}/img{number}.png", label_at(collection.labels, row)
-                labels.append([name, label])
-                statistics.add(decoded(content, name), label)
-                archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
-            table = {"labels": None if collection.labels is None else labels}
-            archive.writestr(zipfile.ZipInfo(LABELS, _EPOCH), json.dumps(table))
-        if not statistics.count:
-            raise UserError(f"{collection.source}: all of its {len(self.lines)} images are damaged")
-        with whole.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(whole, self.out)
-        for left in self.folder.iterdir():
-            left.unlink()
-        self.folder.rmdir()
-        return statistics
-
-    def _contents(self) -> Iterator[tuple[dict[str, Any], bytes]]:
-        with (self.folder / "images").open("rb") as file:
-            for line in self.lines:
-                yield line, file.read(line["length"])
+def _contents(part: Part) -> Iterator[tuple[dict[str, Any], bytes]]:
+    with part.content.open("rb") as file:
+        for line in part.lines:
+            yield line, file.read(line["length"])
 
 
 def _picture(image: np.ndarray) -> Image.Image:

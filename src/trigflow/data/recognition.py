@@ -22,7 +22,8 @@ _FOLDER_ARGUMENT = ("mnist", "cifar10")  # these call it `folder`, the others `p
 
 FOLDERS = (
     "IDX files (train-images-idx3-ubyte, ...), CIFAR-10's batches (data_batch_1, ...), .parquet files, "
-    "what save_to_disk writes, .tar shards, pictures, or one folder of pictures for each class"
+    "what save_to_disk writes, .tar shards, latents.json and what belongs to it, pictures, or one folder of pictures "
+    "for each class"
 )
 
 
@@ -61,6 +62,7 @@ def _folder(folder: Path) -> str:
 
 
 _CHECKS: dict[str, Callable[[str], bool]] = {
+    "latent_folder": lambda name: name == "latents.json",
     "mnist": lambda name: "-ubyte" in name and "idx" in name,
     "cifar10": lambda name: name in ("data_batch_1", "test_batch", "batches.meta"),
     "huggingface": lambda name: (

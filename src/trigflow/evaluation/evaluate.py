@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trigflow.config import Component, check_trusted, validate
-from trigflow.data import Dataset, held_out_part, load_data
+from trigflow.data import Dataset
 from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
@@ -29,20 +29,25 @@ from trigflow.evaluation.measure import (
     score_held_out,
     seconds_per_sample,
 )
+from trigflow.evaluation.real import (
+    check_features,
+    default_features,
+    held_out_data,
+    real_data_of,
+    reference_notes,
+    what_is_real,
+)
 from trigflow.evaluation.report import write_report
 from trigflow.evaluation.rows import Row, beside, quality, row_of, spread
 from trigflow.evaluation.training_compute import training_forwards, training_share
 from trigflow.files import is_occupied, make_folder
 from trigflow.machine import describe_machine
-from trigflow.metrics import Features, FlowMapError, load_features
-from trigflow.model import SHIPPED, Model, load
+from trigflow.metrics import FlowMapError, load_features
+from trigflow.model import Model, load
 from trigflow.pictures import drawable
+from trigflow.shipped import SHIPPED
 
 NO_TEACHER = "none"
-DEFAULT_FEATURES: dict[tuple[str, tuple[int, ...]], str] = {
-    ("digits", (1, 8, 8)): "digits-classifier",
-    ("mnist", (1, 28, 28)): "mnist-classifier",
-}
 LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashion-MNIST has MNIST's form)
 GRID_SAMPLES, SCATTER_SAMPLES = 50, 2000
 
@@ -64,6 +69,7 @@ def evaluate(
     test_data: Dataset | str | None = None,
     resume: bool = False,
     guide: Model | str | Path | None = None,
+    vae: str | None = None,
     world: World = ALONE,
 ) -> Row:
     """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
@@ -73,17 +79,16 @@ def evaluate(
     Args:
         model: a model, its shipped name or its folder.
         steps: of a student; a teacher is sampled as its card says.
-        num: samples for each score, >= 2.
-        seeds: repetitions, seeds 0, 1, ...; the median counts.
+        num, seeds: samples for each score, >= 2, and its repetitions, seeds 0, 1, ...; the median counts.
         features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
-        data: the real data, a name or a .npz file (default: what the model was trained on).
+        data: the real data, for a latent model images or latents (default: what the model was trained on).
         out: folder for report.json, report.md, report.html and pictures.
         guidance_scale: of the teacher and of a student that takes it, 1 = none (default: such a student's or its own).
         device: where a model named by a string computes; its teacher and the features compute beside it.
         batch: samples computed at once.
         progress: draw a bar.
-        trust_code: as in `load`, for models named by strings.
+        trust_code, vae: as in `load`, for models named by strings.
         test_data: held-out real data, for a row of its own (default: the test part of data that is named and has one).
         resume: take over the scores that a former evaluation of the same models, stopped or not, has left in `out`.
         guide: a weaker model that guides the teacher (default: the one that did when the student was distilled).
@@ -98,42 +103,28 @@ def evaluate(
     """
     with world.together():
         _check(steps, num, seeds, batch, out)
-        model = model if isinstance(model, Model) else load(model, device, trust_code)
+        model = model if isinstance(model, Model) else load(model, device, trust_code, vae)
         reference, notes = reference_teacher(model, teacher, trust_code, guide)
-        dataset, held_out = _real_data(model, data, trust_code), _held_out(model, data, test_data, trust_code)
-        known = load_features(features or default_features(dataset), model.device)
+        dataset = real_data_of(model, data, trust_code)
+        held_out = held_out_data(model, data, test_data, trust_code)
+        sides = _real_sides(model, (dataset, held_out), features, (num, seeds, batch), progress, world)
         contenders = _contenders(model, reference, steps, guidance_scale)
-        trial, real_test = _real_side(dataset, held_out, known, (num, seeds, batch), progress, world)
         kept = _make_report_folder(Path(out), resume) if out is not None and world.is_first else None
-    return _reported(trial, model, contenders, real_test, notes, kept, progress, world)
-
-
-def _real_side(
-    dataset: Dataset,
-    held_out: Dataset | None,
-    known: Features,
-    sizes: tuple[int, int, int],
-    progress: bool,
-    world: World,
-) -> tuple[Trial, Row | None]:
-    """What samples are compared with, by the first process."""
-    if not world.is_first:
-        return samples_alone(dataset, known, *sizes), None
-    trial = new_trial(dataset, known, *sizes, progress)
-    return trial, None if held_out is None else _real_test(trial, held_out, progress)
+        notes = notes + reference_notes(model, dataset)
+    return _reported(model, sides, contenders, notes, kept, progress, world)
 
 
 def _reported(
-    trial: Trial,
     model: Model,
+    sides: tuple[Trial, Row | None],
     contenders: tuple[list[Contender], list[Contender]],
-    real_test: Row | None,
     notes: list[str],
     kept: Path | None,
     progress: bool,
     world: World,
 ) -> Row:
     """The report, written beside the scores that were kept; nothing in all processes but the first."""
+    trial, real_test = sides
     everyone = [*contenders[0], *contenders[1]]
     scores = score_all(trial, everyone, progress and world.is_first, kept, world)
     if not world.is_first:
@@ -146,6 +137,24 @@ def _reported(
 
 
 # Preparation
+
+
+def _real_sides(
+    model: Model,
+    real: tuple[Dataset, Dataset | None],
+    features: str | None,
+    sizes: tuple[int, int, int],
+    progress: bool,
+    world: World,
+) -> tuple[Trial, Row | None]:
+    """What all contenders are compared with, in features that suit the data, and the row of held-out data."""
+    dataset, held_out = real
+    known = load_features(features or default_features(dataset), model.device)
+    check_features(known, dataset)
+    if not world.is_first:
+        return samples_alone(dataset, known, *sizes), None
+    trial = new_trial(dataset, known, *sizes, progress)
+    return trial, None if held_out is None else _real_test(trial, held_out, progress)
 
 
 def _contenders(
@@ -232,59 +241,13 @@ def _fitting(model: Model, teacher: Model) -> Model:
         raise UserError(
             f"teacher '{teacher.name}' makes {found}, model '{model.name}' {wanted}: give another teacher"
         )
+    if model.decoder is not None or teacher.decoder is not None:
+        if getattr(model.decoder, "sha256", None) != getattr(teacher.decoder, "sha256", None):
+            raise UserError(
+                f"teacher '{teacher.name}' and model '{model.name}' are of different autoencoders: give another teacher"
+            )
+        return replace(teacher, decoder=model.decoder)
     return teacher
-
-
-def trained_on(model: Model, trust_code: bool) -> Component:
-    """The data of the model's card; code that only the card names is refused."""
-    component = validate(Component, model.card.recipe.get("data", {"name": model.card.data}), "data")
-    if not trust_code:
-        check_trusted(component, "data", model.name)
-    return component
-
-
-def _held_out(
-    model: Model, data: Dataset | str | None, test_data: Dataset | str | None, trust_code: bool
-) -> Dataset | None:
-    """The given test data, or the test part of what is named (the model's own); nothing that is not on this disk."""
-    if isinstance(test_data, Dataset):
-        return test_data
-    if test_data is not None:
-        return load_data(test_data, model.precond.sigma_data)
-    source = trained_on(model, trust_code) if data is None else data
-    part = None if isinstance(source, Dataset) else held_out_part(source)
-    return None if part is None else load_data(part, model.precond.sigma_data)
-
-
-def _real_data(model: Model, data: Dataset | str | None, trust_code: bool) -> Dataset:
-    """The given data, or the model's own; where that is not here, a user must know how to name it."""
-    if data is not None:
-        return real_data(model, data)
-    own = trained_on(model, trust_code)
-    try:
-        return real_data(model, own)
-    except UserError as error:
-        raise UserError(f"{error}; --data names the data that '{model.name}' was trained on") from None
-
-
-def real_data(model: Model, data: Dataset | Component | str) -> Dataset:
-    """Real data of the model's shape.
-
-    Raises:
-        UserError: data of another shape.
-    """
-    dataset = data if isinstance(data, Dataset) else load_data(data, model.precond.sigma_data)
-    if dataset.data_shape != model.card.data_shape:
-        theirs, ours = dataset.data_shape, model.card.data_shape
-        raise UserError(
-            f"{dataset.name} has the shape {theirs}, model '{model.name}' {ours}: give its own data"
-        )
-    return dataset
-
-
-def default_features(dataset: Dataset) -> str:
-    """The shipped classifier for the data that it was trained on, pixels for anything else."""
-    return DEFAULT_FEATURES.get((dataset.name, dataset.data_shape), "pixels")
 
 
 def _notes(trial: Trial) -> list[str]:
@@ -328,13 +291,17 @@ def _measure(
         "model": model.name,
         "data": trial.dataset.name,
         "features": trial.features.name,
-        "score": trial.features.score_name,
+        "score": trial.score_name,
         "num_samples": trial.num,
         "seeds": trial.seeds,
         "reference_teacher": teachers[0].model.name if teachers else None,
         "teachers": rows[: len(teachers)],
         "students": [row | beside(row, reference) for row in rows[len(teachers) :]],
-        "reference": {"num": trial.real.num, "num_features": trial.real.mean.numel()},
+        "reference": {
+            "num": trial.real.num,
+            "num_features": trial.real.mean.numel(),
+            "what": what_is_real(trial.dataset),
+        },
         "real_vs_real": spread(trial.halves)
         | {"splits": SPLITS, "num": trial.real.num // 2}
         | ({} if trial.real_diversity is None else {name: trial.real_diversity}),
@@ -347,7 +314,8 @@ def _measure(
 def _real_test(trial: Trial, held_out: Dataset, progress: bool) -> Row:
     scores = score_held_out(trial, held_out, progress)
     figures = quality(scores, trial.features.diversity_name)
-    return {"data": held_out.name, "num": len(held_out.data), "fd": scores.fds[0]} | figures
+    about = {"data": held_out.name, "num": len(held_out.data), "what": what_is_real(held_out)}
+    return about | {"fd": scores.fds[0]} | figures
 
 
 def _training(model: Model, teachers: list[Contender]) -> Row:
@@ -370,9 +338,10 @@ def _flow_map_error(trial: Trial, one: Contender) -> dict[str, float]:
 
 def _panels(contenders: Sequence[Contender]) -> dict[str, Tensor]:
     """Samples of every contender from the same noises and labels (all classes in turn); none that cannot be drawn."""
-    if not drawable(contenders[0].model.card.data_shape):
+    shape = contenders[0].model.sample_shape
+    if not drawable(shape):
         return {}
-    vectors = len(contenders[0].model.card.data_shape) == 1
+    vectors = len(shape) == 1
     n = SCATTER_SAMPLES if vectors else GRID_SAMPLES
     return {
         f"{one.model.name}: {in_steps(one.plan.steps)}, {one.nfe} NFE": torch.cat(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from trigflow.errors import UserError
 from trigflow.evaluation.measure import Contender, contender
-from trigflow.model import SHIPPED, Model, load
+from trigflow.model import Model, load
+from trigflow.shipped import SHIPPED
 
 
 def common_scale(student: Model, guidance_scale: float | None) -> float | None:

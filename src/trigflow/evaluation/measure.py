@@ -88,6 +88,12 @@ class Trial:
     real_diversity: float | None = None
     real_agreement: float | None = None
 
+    @property
+    def score_name(self) -> str:
+        """What the distance is called: a distance to decoded latents is not one to real images."""
+        decoded = " to decoded latents" if self.dataset.decoder is not None else ""
+        return self.features.score_name + decoded
+
 
 def new_trial(
     dataset: Dataset, features: Features, num: int, seeds: int, batch: int, progress: bool = False
@@ -148,10 +154,10 @@ def score_held_out(trial: Trial, held_out: Dataset, progress: bool = False) -> S
     Raises:
         UserError: data of another shape, fewer than four samples, or the trial's data itself.
     """
-    if held_out.data_shape != trial.dataset.data_shape:
+    if held_out.sample_shape != trial.dataset.sample_shape:
         raise UserError(
-            f"the test data {held_out.name} has the shape {held_out.data_shape}, {trial.dataset.name} "
-            f"{trial.dataset.data_shape}: give data of one kind"
+            f"the test data {held_out.name} has the shape {held_out.sample_shape}, {trial.dataset.name} "
+            f"{trial.dataset.sample_shape}: give data of one kind"
         )
     if data_digest(held_out) == data_digest(trial.dataset):
         raise UserError(f"the test data is {trial.dataset.name} itself: give data that is held out")

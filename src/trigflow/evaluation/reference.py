@@ -87,6 +87,8 @@ def data_digest(dataset: Dataset) -> str:
     row_bytes = dataset.data[0].numel() * dataset.data.element_size()
     for part in torch.split(dataset.data, max(1, _CHUNK_BYTES // row_bytes)):
         digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    if dataset.decoder is not None:
+        digest.update(f"decoded by {dataset.decoder.sha256}".encode())
     if dataset.labels is not None:
         digest.update(f"labels of {dataset.num_classes}".encode())
         digest.update(dataset.labels.cpu().contiguous().numpy().data)
@@ -121,7 +123,7 @@ def _measured(dataset: Dataset, features: Features, splits: int, progress: bool)
 def _vectors(dataset: Dataset, features: Features, progress: bool) -> Tensor:
     parts = torch.split(dataset.data, features.batch)
     bar = tqdm(parts, f"features of {dataset.name}", unit="batch", delay=1, disable=not progress)
-    return torch.cat([extract_features(features, part) for part in bar])
+    return torch.cat([extract_features(features, dataset.samples(part)) for part in bar])
 
 
 def _packed(found: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:

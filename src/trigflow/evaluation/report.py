@@ -131,7 +131,7 @@ def quality_table(report: Report) -> list[Row]:
     """Head and rows: teachers, students, held-out real data, the noise floor of the real data."""
     real = report["real_vs_real"]
     rows = [*report["teachers"], *report["students"], *_held_out(report)]
-    rows.append(real | {"name": f"real data, halves of {real['num']}"})
+    rows.append(real | {"name": f"{_what(report['reference'], 'real data')}, halves of {real['num']}"})
     return _table(_quality(report["score"]), rows)
 
 
@@ -147,7 +147,13 @@ def _table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list
 
 def _held_out(report: Report) -> list[Mapping[str, Any]]:
     test = report.get("real_test")
-    return [test | {"name": f"held-out real data, {test['num']}"}] if test else []
+    return [test | {"name": f"{_what(test, 'held-out real data')}, {test['num']}"}] if test else []
+
+
+def _what(part: Mapping[str, Any], otherwise: str) -> str:
+    """What stands for the real data, if that is not the data itself: "decoded latents"."""
+    what = str(part.get("what", "real samples"))
+    return otherwise if what == "real samples" else what
 
 
 def facts(report: Report) -> list[str]:
@@ -155,8 +161,9 @@ def facts(report: Report) -> list[str]:
     machine, timing, reference = report["machine"], report["timing"], report["reference"]
     scales = {row["name"]: f"{row['guidance_scale']:g}" for row in [*report["teachers"], *report["students"]]}
     return [
-        f"Data {report['data']}: {reference['num']} real samples are the reference; features {report['features']}"
-        f" ({reference['num_features']} numbers); {report['num_samples']} samples for each seed.",
+        f"Data {report['data']}: {reference['num']} {_what(reference, 'real samples')} are the reference;"
+        f" features {report['features']} ({reference['num_features']} numbers); {report['num_samples']} samples for"
+        " each seed.",
         f"{report['score']} is a Frechet distance in these features, the median over the seeds; smaller is better."
         " It is biased upwards by about 1/n: compare only at the same number of samples and in the same features.",
         "The kernel distance has no such bias: equal distributions have 0 in the mean. Precision: share of the samples"
@@ -182,6 +189,11 @@ def _test_facts(report: Report) -> list[str]:
     test = report.get("real_test")
     if not test:
         return []
+    if _what(test, ""):
+        return [
+            f"Decoded latents: those of {test['data']}, {test['num']}, in the place of samples: what a model that errs"
+            " nowhere but in the autoencoder would get. Over test: a model's distance over theirs."
+        ]
     text = (
         f"Held-out real data: {test['num']} samples of {test['data']} that no model was trained on, in the place of"
         " samples: about what a perfect model would get. Over test: a model's distance over theirs."

@@ -14,7 +14,13 @@ METHODS = {"scd": "sCD", "sct": "sCT"}
 def row_of(one: Contender, scores: Scores, seconds: tuple[float, float], diversity_name: str) -> Row:
     """Of a model sampled in one way; seconds of a sample in a batch, and alone."""
     own = {"name": one.model.name, "method": METHODS.get(one.model.card.objective, one.model.card.objective)}
-    plan = {"sampler": one.plan.sampler, "guidance_scale": one.plan.guidance_scale, "steps": one.plan.steps}
+    plan: Row = {
+        "sampler": one.plan.sampler,
+        "guidance_scale": one.plan.guidance_scale,
+        "steps": one.plan.steps,
+    }
+    if one.plan.sampler == "consistency" and one.plan.steps > 1:
+        plan["t_mid"] = one.plan.t_mid
     figures = spread(scores.fds) | {"fds": scores.fds} | quality(scores, diversity_name)
     cost = {"seconds_per_sample": seconds[0], "latency_seconds": seconds[1]}
     cost |= {"params": one.model.num_parameters, "esc": one.esc}

@@ -2,12 +2,19 @@
 
 from torch import nn
 
+from .ddpmpp import DDPMpp
 from .dit import DiT
 from .edm2 import EDM2
 from .mlp import MLP
 from .unet import UNet
 
-NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "edm2": EDM2, "mlp": MLP, "unet": UNet}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "ddpmpp": DDPMpp,
+    "dit": DiT,
+    "edm2": EDM2,
+    "mlp": MLP,
+    "unet": UNet,
+}
 """Names that a recipe may use; a network of your own is named "package.module:Class"."""
 
-__all__ = ["EDM2", "MLP", "NETWORKS", "DiT", "UNet"]
+__all__ = ["EDM2", "MLP", "NETWORKS", "DDPMpp", "DiT", "UNet"]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
 from .attention import attention
-from .layers import AVG_POOLS, Dropout
+from .layers import Dropout
 from .magnitude import MPConv, mp_silu, mp_sum, unit_magnitude
+from .resample import Resample, resampled
 
 NORMALIZATIONS = ("double", "edm2")
 
@@ -110,9 +109,6 @@ class CosineAttention(nn.Module):
         return mp_sum(x, self.out(y), self.balance)
 
 
-Resample = Literal["keep", "halve", "double"]
-
-
 class Block(nn.Module):
     """Resample, residual branch, attention, clip.
 
@@ -148,14 +144,9 @@ class Block(nn.Module):
         self.attention = CosineAttention(c_out, plan) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        x = self._resampled(x)
+        x = resampled(x, self.resample)
         shortcut: Tensor = self.skip(x)
         if self.down:
             x = shortcut = unit_magnitude(shortcut, 1)
         x = self.attention(mp_sum(shortcut, self.branch(x, emb), self.plan.res_balance))
         return x.clamp(-self.plan.clip_act, self.plan.clip_act)
-
-    def _resampled(self, x: Tensor) -> Tensor:
-        if self.resample == "halve":
-            return AVG_POOLS[self.plan.dims](x, 2)
-        return F.interpolate(x, scale_factor=2.0) if self.resample == "double" else x

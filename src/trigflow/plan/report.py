@@ -112,7 +112,9 @@ def advice(plan: Plan) -> list[str]:
         most = max(choice.largest for choice in smaller)
         lines.append(f"--microbatch {most}: fewer images in a pass, more passes in a step")
     if train.precision == "float32":
-        lines.append("train.precision=bfloat16: products, and so most activations, of half the size")
+        lines.append(
+            "train.precision=bfloat16 (or float16): products, and so most activations, of half the size"
+        )
     if not smaller and not plan.checkpointing:
         lines.append("--checkpointing: keep the inputs of blocks only, for one more forward pass an image")
     if len(plan.recipe.ema.ema_std) > 1 and plan.recipe.ema.kind == "power":

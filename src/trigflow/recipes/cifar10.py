@@ -7,33 +7,27 @@ from __future__ import annotations
 
 from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
-from trigflow.recipes.constants import LINEAR_DECAY, SMALL_UNET, STABLE
+from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET
 
 _DATA = Component("edm_zip", {"path": "data/cifar10-32x32.zip"})
 _UNLABELLED = Component("edm_zip", {"path": "data/cifar10-32x32.zip", "labels": False})
 
 
 def _ddpmpp(dropout: float) -> Component:
-    """DDPM++ with sCM's changes, 54 million parameters."""
-    options = {
-        "channels": 128,
-        "channel_mult": [2, 2, 2],
-        "num_blocks": 4,
-        "attention_levels": [1],
-        "head_channels": 256,
-        "emb_channels": 512,
-        "dropout": dropout,
-    }
-    return Component("unet", options)
+    """DDPM++ as EDM builds it, with sCM's double normalisation: 60.1 million parameters (as published: 55.7).
+
+    The size, the attention at 16 pixels and all else are the network's defaults.
+    """
+    return Component("ddpmpp", {"dropout": dropout})
 
 
 def cifar10_teacher() -> Recipe:
-    """TrigFlow diffusion teacher of unconditional CIFAR-10 (arXiv 2410.11081, table 5).
+    """TrigFlow diffusion teacher of unconditional CIFAR-10 (arXiv 2410.11081, appendix G.1).
 
     Command: trigflow train cifar10-teacher --out runs/cifar10-teacher
-    Cost: 205 million images through a network of 54 million parameters: GPUs.
+    Cost: 205 million images through a network of 60 million parameters: GPUs.
     Sampler: heun, 18 steps (35 NFE).
-    Score: FID 2.15 in the paper, not reproduced here (the paper also augments its images, as EDM does).
+    Score: FID 2.15 in the paper, not reproduced here (its settings are EDM's, where images are also augmented).
     """
     return Recipe(
         name="cifar10-teacher",
@@ -48,10 +42,10 @@ def cifar10_teacher() -> Recipe:
 
 
 def cifar10_scd() -> Recipe:
-    """sCD of CIFAR-10 with the paper's constants (arXiv 2410.11081, table 5).
+    """sCD of CIFAR-10 with the paper's constants (arXiv 2410.11081, appendix G.2).
 
     Command: trigflow train cifar10-scd teacher=runs/cifar10-teacher --out runs/cifar10-scd
-    Cost: as many images as its teacher, each twice as expensive: GPUs.
+    Cost: as many images as its teacher (the paper does not say how many), each nearly twice as expensive: GPUs.
     Sampler: consistency, 1 or 2 NFE.
     Score: FID 3.66 in one step, 2.52 in two in the paper, not reproduced here.
     """
@@ -68,7 +62,7 @@ def cifar10_scd() -> Recipe:
 
 
 def cifar10_sct() -> Recipe:
-    """sCT of CIFAR-10 with the paper's constants (arXiv 2410.11081, table 5).
+    """sCT of CIFAR-10 with the paper's constants (arXiv 2410.11081, appendix G.2).
 
     Command: trigflow train cifar10-sct init=runs/cifar10-teacher --out runs/cifar10-sct
     Cost: as `cifar10-scd`.
@@ -125,8 +119,8 @@ def cifar10_small_scd() -> Recipe:
     return Recipe(
         name="cifar10-small-scd",
         data=_DATA,
-        network=SMALL_UNET,
-        objective=Component("scd", {**STABLE, "warmup": 256 * 1_000, "warmup_unit": "images"}),
+        network=SMALL_STUDENT,
+        objective=Component("scd", {**HALFWAY, "warmup": [[512_000, 0.5]]}),
         train=TrainConfig(
             total_nimg=256 * 4_000,
             batch=256,

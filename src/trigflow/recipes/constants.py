@@ -24,3 +24,7 @@ SMALL_UNET = Component(
         **FOURIER,
     },
 )
+# For students of SMALL_UNET: errors at small times fade, as r stops at a half, and the noise of training is averaged
+# out of what is aimed at (docs/objectives.md, "Where the warm-up stops" and "A target network").
+SMALL_STUDENT = Component("unet", {**SMALL_UNET.options, "input_gain": True})
+HALFWAY = {**STABLE, "P_mean": -0.4, "warmup_unit": "images", "target_halflife": 8_000}

@@ -3,9 +3,12 @@
 Every size has a teacher, a student trained with it (sCD) and one trained from its weights on the data alone (sCT). All
 are EDM2's network with sCM's changes, 0.3 to 1.6 billion parameters; `trigflow plan NAME` tells what they need.
 
-Two things differ from the paper. Products are taken in bfloat16, the paper's in float16. And a student of ImageNet-512
-distils its teacher at one scale of guidance, `Table.guidance`, where the paper's network is told the scale, drawn from
-[1, 2]. The latents of ImageNet-512 cannot be made or read yet: `arrays` takes images of bytes and vectors.
+One thing differs from the paper: products are taken in bfloat16, the paper's in float16. An sCD student of ImageNet-512
+is told the scale of guidance, drawn from `Table.scales`. The latents of ImageNet-512 are made from the images by
+
+    trigflow data encode IMAGES --size 512 --vae stabilityai/sd-vae-ft-mse --out data/imagenet-512-latents
+
+and standardised by the paper's constants (`data.latents.PUBLISHED`).
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ class Table:
         steps_teacher, steps_sct, steps_scd: thousands of steps.
         dropout_teacher, dropout_sct, dropout_scd: the students' on levels of at most 16 pixels, as the paper says.
         ema_teacher, ema_student: relative standard deviation of the average.
-        guidance: at which the teacher is sampled and distilled; 1 is none.
+        scales: of guidance that a student distils, told them; None: it distils without guidance.
+        guidance: at which teachers, and such students, are sampled; 1 is none.
         fid_teacher: in 63 evaluations, twice as many with guidance.
         fid_sct, fid_scd: in 1 and in 2 evaluations.
     """
@@ -60,6 +64,7 @@ class Table:
     dropout_scd: tuple[float, ...]
     ema_teacher: tuple[float, ...]
     ema_student: float
+    scales: tuple[float, float] | None
     guidance: tuple[float, ...]
     fid_teacher: tuple[float, ...]
     fid_sct: tuple[tuple[float, ...], tuple[float, ...]]
@@ -76,6 +81,7 @@ TABLES = {
         P_student=(-1.0, 1.6),
         label_dropout=0.0,
         ema_student=0.05,
+        scales=None,
         sizes=          ("s",   "m",   "l",   "xl"),
         channels=       (192,   256,   320,   384),
         lr_teacher=     (1e-2,  9e-3,  8e-3,  7e-3),
@@ -95,14 +101,15 @@ TABLES = {
                         (2.07,  1.89,  1.70,  1.66)),
     ),
     "imagenet512": Table(
-        # Latents (4, 64, 64) of the autoencoder sd-vae-ft-mse, means of its distributions, and labels.
-        data=Component("arrays", {"path": "data/imagenet-512-latents.npz"}),
+        # Latents (4, 64, 64) of the autoencoder sd-vae-ft-mse, drawn from its distributions, and labels.
+        data=Component("latent_folder", {"path": "data/imagenet-512-latents"}),
         pixels=False,
         t_ref=70_000,
         P_teacher=(-0.4, 1.0),
         P_student=(-0.8, 1.6),
         label_dropout=0.1,
         ema_student=0.05,
+        scales=(1.0, 2.0),
         sizes=          ("s",   "m",   "l",   "xl",  "xxl"),
         channels=       (192,   256,   320,   384,   448),
         lr_teacher=     (1e-2,  9e-3,  8e-3,  7e-3,  6.5e-3),
@@ -126,9 +133,12 @@ TABLES = {
 # fmt: on
 
 
-def _network(channels: int, dropout: float, resolution: int | None) -> Component:
+def _network(
+    channels: int, dropout: float, resolution: int | None, guidance_input: bool = False
+) -> Component:
     options: dict[str, object] = {"channels": channels, "dropout": dropout}
-    return Component("edm2", options | ({"dropout_resolution": resolution} if resolution else {}))
+    options |= {"dropout_resolution": resolution} if resolution else {}
+    return Component("edm2", options | ({"guidance_input": True} if guidance_input else {}))
 
 
 def _training(thousands: int, label_dropout: float = 0.0) -> TrainConfig:
@@ -176,20 +186,24 @@ def _student(name: str, table: Table, n: int, objective: str) -> Recipe:
     P_mean, P_std = table.P_student
     options: dict[str, object] = {"P_mean": P_mean, "P_std": P_std}
     options |= {"normalization": "l2", "c": 0.1, "warmup": 10_000, "adaptive_weight": True}
-    if distils and table.guidance[n] != 1:
-        options["guidance_scale"] = table.guidance[n]
+    told = table.scales if distils else None
+    if told:
+        options["guidance_scale"] = list(told)
     dropout, steps = (table.dropout_scd, table.steps_scd) if distils else (table.dropout_sct, table.steps_sct)
     return Recipe(
         name=name,
         data=table.data,
-        network=_network(table.channels[n], dropout[n], 16),
+        network=_network(table.channels[n], dropout[n], 16, guidance_input=told is not None),
         objective=Component(objective, options),
         # The paper starts sCT, too, from the teacher's average; a run that forgot to would be another experiment.
         init="teacher" if distils else _folder(name, "teacher"),
         train=_training(steps[n]),
         optimizer=_optimizer(table, table.lr_student[n], eps=1e-11),
         ema=EMAConfig(ema_std=(table.ema_student,)),
-        sampling=SamplingConfig(grid_nimg=CHECKPOINT_NIMG if table.pixels else 0),
+        sampling=SamplingConfig(
+            guidance_scale=table.guidance[n] if told else 1.0,
+            grid_nimg=CHECKPOINT_NIMG if table.pixels else 0,
+        ),
     )
 
 
@@ -220,8 +234,8 @@ _STUDENT = """{what} of ImageNet-{pixels}, size {size}, with the paper's constan
 
     Command: trigflow train {name} {source} --out runs/{name}
     Cost: {steps},000 steps of 2,048 images: many GPUs (trigflow plan {name}).
-    Sampler: consistency, 1 or 2 NFE.
-    Score: FID {fid[0]} in one step, {fid[1]} in two in the paper, not reproduced here{limits}.
+    Sampler: consistency, 1 or 2 NFE{guided}.
+    Score: FID {fid[0]} in one step, {fid[1]} in two in the paper, not reproduced here.
     """
 
 
@@ -239,8 +253,7 @@ def _teacher_text(name: str, data: str, n: int) -> str:
 
 def _student_text(name: str, data: str, n: int, objective: str) -> str:
     table, distils = TABLES[data], objective == "scd"
-    guided = distils and table.guidance[n] != 1
-    fixed = f":\n        its network is told the guidance, here the teacher's is fixed at {table.guidance[n]}"
+    told = table.scales if distils else None
     return _STUDENT.format(
         name=name,
         what="sCD" if distils else "sCT",
@@ -249,7 +262,7 @@ def _student_text(name: str, data: str, n: int, objective: str) -> str:
         source=f"{'teacher' if distils else 'init'}={_folder(name, 'teacher')}",
         steps=(table.steps_scd if distils else table.steps_sct)[n],
         fid=[f"{fid[n]:.2f}" for fid in (table.fid_scd if distils else table.fid_sct)],
-        limits=fixed if guided else "",
+        guided=f", told any guidance of {told[0]:g} to {told[1]:g} ({table.guidance[n]})" if told else "",
     )
 
 

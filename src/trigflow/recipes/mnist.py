@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
-from trigflow.recipes.constants import LINEAR_DECAY, SMALL_UNET, STABLE
+from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET, STABLE
 
 _DATA = Component("mnist", {"folder": "data/mnist"})
 # The teacher's distance is smallest between 1.3 and 1.5 (docs/LOG.md).
@@ -49,10 +49,10 @@ def mnist_scd() -> Recipe:
     return Recipe(
         name="mnist-scd",
         data=_DATA,
-        network=SMALL_UNET,
+        network=SMALL_STUDENT,
         objective=Component(
             "scd",
-            {**STABLE, "warmup": 256 * 1_400, "warmup_unit": "images", "guidance_scale": GUIDANCE_SCALE},
+            {**HALFWAY, "warmup": [[768_000, 0.5]], "guidance_scale": GUIDANCE_SCALE},
         ),
         train=TrainConfig(
             total_nimg=256 * 5_600,
@@ -63,7 +63,7 @@ def mnist_scd() -> Recipe:
         ),
         optimizer=OptimizerConfig(lr=7e-4, schedule=LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=60_000),
-        sampling=SamplingConfig(grid_nimg=512_000),
+        sampling=SamplingConfig(t_mid=0.9, grid_nimg=512_000),
     )
 
 

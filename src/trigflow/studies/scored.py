@@ -10,9 +10,10 @@ from trigflow.checkpoint import tensors_digest
 from trigflow.config import to_json
 from trigflow.data import Dataset
 from trigflow.errors import UserError
-from trigflow.evaluation.evaluate import default_features, real_data, reference_teacher, trained_on
+from trigflow.evaluation.evaluate import reference_teacher
 from trigflow.evaluation.guidance import common_scale, student_contender
 from trigflow.evaluation.measure import SPLITS, Contender, Trial, new_trial, score_all
+from trigflow.evaluation.real import default_features, real_data, trained_on
 from trigflow.evaluation.reference import cache_key
 from trigflow.metrics import Features, load_features
 from trigflow.model import Model, load

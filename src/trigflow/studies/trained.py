@@ -13,10 +13,9 @@ from typing import Any
 
 from trigflow import recipes
 from trigflow.config import to_json
-from trigflow.data import Dataset, load_data
 from trigflow.errors import Diverged, UserError, did_you_mean
-from trigflow.evaluation.evaluate import default_features
 from trigflow.evaluation.measure import Contender, Scores, Trial, contender, new_trial, score_all
+from trigflow.evaluation.real import default_features, real_data
 from trigflow.files import write_json
 from trigflow.metrics import load_features
 from trigflow.model import Model, load
@@ -144,14 +143,14 @@ class TrainAndScore:
         }
 
     def _trial(self, model: Model) -> Trial:
-        dataset: Dataset = load_data(self.recipe.data, self.recipe.precond.sigma_data)
+        dataset = real_data(model, self.recipe.data)
         features = load_features(self.features or default_features(dataset), model.device)
         return new_trial(dataset, features, self.num, 1, BATCH)
 
 
 def score_name(trial: Trial) -> str:
     """What a study compares: the Frechet distance; among vectors the sliced Wasserstein distance, which sees all."""
-    return "sliced W2" if len(trial.dataset.data_shape) == 1 else trial.features.score_name
+    return "sliced W2" if len(trial.dataset.data_shape) == 1 else trial.score_name
 
 
 def score_cell(way: Contender, scores: Scores) -> Cell:

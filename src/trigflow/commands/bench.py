@@ -1,0 +1,66 @@
+"""`trigflow bench`: how long one and two steps take, beside an evaluation of the network."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from trigflow.commands.command import Command, add_device, add_trust_code, integer, integers
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a shipped model or the folder of a run; with --random a recipe, or the first part of its name",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="with --random: change a field of the recipe"
+    )
+    parser.add_argument(
+        "--random",
+        action="store_true",
+        help="the network of a recipe with random weights, which take as long as trained ones",
+    )
+    parser.add_argument("--steps", type=integers(1), default=[1, 2], help="sampling steps (default: 1,2)")
+    parser.add_argument("--batch", type=integer(1), default=1, help="samples of a call (default: 1)")
+    parser.add_argument("--rounds", type=integer(1), default=3, help="calls of each, in turn (default: 3)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the products inside the network (default: float32)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file, too")
+    add_trust_code(parser)
+    add_device(parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from trigflow import bench
+    from trigflow.devices import resolve_device
+    from trigflow.errors import UserError
+    from trigflow.files import write_json
+    from trigflow.model import load
+
+    if args.random:
+        recipe = bench.random_recipe(args.model, args.overrides)
+        model = bench.random_model(recipe, resolve_device(args.device))
+    elif args.overrides:
+        raise UserError(f"{args.overrides[0]}: a model has no fields to change; with --random a recipe has")
+    else:
+        model = load(args.model, args.device, args.trust_code)
+    timing = bench.measure(model.in_precision(args.precision), args.steps, args.batch, args.rounds)
+    if args.json:
+        write_json(args.json, timing.to_json())
+    print(bench.report(timing))
+    return 0
+
+
+COMMAND = Command(
+    name="bench",
+    summary="how long sampling takes, beside the evaluations that a teacher of the same size needs",
+    example="trigflow bench imagenet512-xxl --random --steps 1,2",
+    add_arguments=_add_arguments,
+    run=_run,
+)

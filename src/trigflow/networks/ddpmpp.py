@@ -1,0 +1,152 @@
+"""DDPM++ (arXiv 2011.13456) in the form of EDM (arXiv 2206.00364), as published and as sCM has it for CIFAR-10."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .ddpmpp_blocks import NORMALIZATIONS, Block, GroupNorm, Plan, WaveEmbedding, xavier_init
+from .layers import CONVS, MEMORY_FORMATS, halving_levels, one_of, positive, spatial_dims, zero_init
+
+
+class DDPMpp(nn.Module):
+    """F(x, t, labels, guidance): a U-Net with group norms; by default that of CIFAR-10, with 60.1 million parameters.
+
+    As published, with normalization = "shift", it has 55.7 million.
+
+    Each level has `num_blocks` blocks on the way down and one more on the way up, each of these fed also with the
+    matching activation of the way down. Between levels a block of its own halves or doubles the size, and two blocks
+    stand in the middle, the first with attention. A level with attention has it in each block of the way down and in
+    the last of the way up. Every residual branch ends in a layer that starts at zero, and so does the network: F
+    starts as 0.
+
+    Args:
+        data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by 2^(levels - 1).
+        num_classes: number of labels, 0 for none; label `num_classes` is the null label.
+        channels: channels that the first convolution makes of the data, an even number.
+        channel_mult: channels of each level as multiples of `channels`; its length is the number of levels.
+        num_blocks: blocks in each level.
+        attention_levels: levels (0 = full size) with self-attention; that of 16 pixels where there are 32.
+        heads: attention heads, a divisor of the channels of each level that has attention, and of the lowest.
+        emb_channels: channels of the embedding of time and label; None: 4 * channels.
+        dropout: probability, in [0, 1).
+        normalization: "double" (sCM), "adagn" or "shift" (as published), see `ddpmpp_blocks.Modulation`.
+        time_embedding: "positional" (sCM, and as published; EDM's expects precond.c_noise = "edm") or "fourier".
+        fourier_scale: standard deviation of the frequencies of "fourier".
+        guidance_input: take the guidance scale as an input, see `layers.GuidanceEmbedding`.
+
+    Raises:
+        UserError: an option out of range, or sizes that do not halve evenly.
+    """
+
+    # What changes nothing while it is fresh: a student may have it and start from a teacher without.
+    additions = ("embedding.guidance",)
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        num_classes: int = 0,
+        *,
+        channels: int = 128,
+        channel_mult: Sequence[int] = (2, 2, 2),
+        num_blocks: int = 4,
+        attention_levels: Sequence[int] = (1,),
+        heads: int = 1,
+        emb_channels: int | None = None,
+        dropout: float = 0.0,
+        normalization: str = "double",
+        time_embedding: str = "positional",
+        fourier_scale: float = 16.0,
+        guidance_input: bool = False,
+    ) -> None:
+        super().__init__()
+        dims = spatial_dims("ddpmpp", data_shape)
+        emb_channels = 4 * channels if emb_channels is None else emb_channels
+        positive(channels=channels, num_blocks=num_blocks, heads=heads, emb_channels=emb_channels)
+        positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
+        halving_levels("ddpmpp", data_shape, len(channel_mult), attention_levels)
+        self.num_classes, self.guidance_input = num_classes, guidance_input
+        plan = Plan(
+            dims,
+            widths=tuple(channels * mult for mult in channel_mult),
+            attends=tuple(level in attention_levels for level in range(len(channel_mult))),
+            num_blocks=num_blocks,
+            emb_channels=emb_channels,
+            normalization=one_of("normalization", normalization, NORMALIZATIONS),
+            heads=heads,
+            dropout=dropout,
+        )
+        self.embedding = WaveEmbedding(
+            channels, emb_channels, num_classes, time_embedding, fourier_scale, guidance_input
+        )
+        self.conv_in = xavier_init(CONVS[dims](data_shape[0], channels, 3, padding=1))
+        self.down, skips = _way_down(plan, channels)
+        self.middle = _middle(plan)
+        self.up = _way_up(plan, skips)
+        self.norm_out = GroupNorm(plan.widths[0])
+        self.conv_out = zero_init(CONVS[dims](plan.widths[0], data_shape[0], 3, padding=1))
+
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
+        """F at x_t / sigma_data.
+
+        Args:
+            x: (B, C, *size), of unit variance.
+            t: (B,), c_noise(t).
+            labels: (B,) int64 in [0, num_classes]; None: the null label.
+            guidance: (B,), the guidance scale, for a network with guidance_input.
+
+        Returns:
+            (B, C, *size).
+        """
+        emb = self.embedding(t, labels, guidance)
+        x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[x.ndim - 2]))
+        skips = [x]
+        for block in self.down:
+            x = block(x, emb)
+            skips.append(x)
+        for block in self.middle:
+            x = block(x, emb)
+        for block in cast("Iterable[Block]", self.up):
+            if block.joins:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = block(x, emb)
+        output: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return output
+
+
+def _way_down(plan: Plan, channels: int) -> tuple[nn.ModuleList, list[int]]:
+    """Blocks of the way down, and the channels of the activations that the way up will join, in order of appearance."""
+    blocks, skips = nn.ModuleList(), [channels]
+    for width, attends in zip(plan.widths, plan.attends, strict=True):
+        if blocks:
+            blocks.append(Block(skips[-1], skips[-1], plan, resample="halve"))
+            skips.append(skips[-1])
+        for _ in range(plan.num_blocks):
+            blocks.append(Block(skips[-1], width, plan, attention=attends))
+            skips.append(width)
+    return blocks, skips
+
+
+def _middle(plan: Plan) -> nn.ModuleList:
+    """Two blocks at the lowest level, the first with attention."""
+    width = plan.widths[-1]
+    return nn.ModuleList(Block(width, width, plan, attention=attends) for attends in (True, False))
+
+
+def _way_up(plan: Plan, skips: list[int]) -> nn.ModuleList:
+    """Blocks of the way up, lowest level first; each joins the last activation of the way down that is left."""
+    blocks, c_in, skips = nn.ModuleList(), plan.widths[-1], list(skips)
+    for width, attends in reversed(list(zip(plan.widths, plan.attends, strict=True))):
+        if blocks:
+            blocks.append(Block(c_in, c_in, plan, resample="double"))
+        for left in reversed(range(plan.num_blocks + 1)):
+            attention = attends and left == 0
+            blocks.append(Block(c_in + skips.pop(), width, plan, attention=attention, joins=True))
+            c_in = width
+    return blocks
