@@ -43,6 +43,7 @@ FLAGS = {
             "--device",
             "--vae",
             "--latents",
+            "--precision",
         ),
     },
     "evaluate": {
@@ -64,6 +65,10 @@ FLAGS = {
     "study": {
         *("study", "subject", "overrides", "--out", "--seeds", "--num", "--features", "--teacher", "--data"),
         *("--steps", "--guidance-scale", "--shares", "--jobs", "--device"),
+    },
+    "bench": {
+        *("model", "overrides", "--random", "--steps", "--batch", "--rounds", "--precision", "--json"),
+        *("--trust-code", "--device"),
     },
     "doctor": {"model", "--shape", "--device"},
     "train-classifier": {"data", "--epochs", "--out", "--seed", "--device"},
