@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 COMMANDS = HERE / "commands.md"
 README = HERE.parent / "README.md"
 PRECISION = HERE / "precision.md"
+METRICS = HERE / "metrics.md"
 BENCHMARKS = HERE.parent / "benchmarks" / "README.md"
 RESULTS = HERE.parent / "results"
 CARDS = HERE.parent / "src" / "trigflow" / "pretrained" / "README.md"
@@ -152,6 +153,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attention": attention,
     "digits": lambda: beside_teacher("digits", "8x8 digits"),
     "mnist": lambda: beside_teacher("mnist", "MNIST, 28x28"),
+    "cifar10-small": lambda: beside_teacher("cifar10-small", "CIFAR-10, 32x32"),
     "mixture2d": mixture2d,
     "precision": precision,
     "train_step": train_step,
@@ -222,6 +224,8 @@ def _card(name: str) -> str:
 SOURCES = {
     "digits.json": "trigflow evaluate digits --steps 1,2,4 --num 5000 --seeds 3 --out report",
     "mnist.json": "trigflow evaluate mnist --data data/mnist --steps 1,2,4 --num 10000 --seeds 3 --out report",
+    "cifar10-small.json": "trigflow evaluate runs/cifar10-small-scd --features resnet20=FILE --test-data "
+    "data/cifar10-test-32x32.zip --steps 1,2,4 --num 10000 --seeds 3 --out report",
     "train_step.json": "make bench",
     "data_loader.json": "python benchmarks/data_loader.py --json results/data_loader.json",
 }
@@ -256,5 +260,5 @@ if __name__ == "__main__":
     (RESULTS / "README.md").write_text(results())
     CARDS.write_text(cards())
     COMMANDS.write_text(commands())
-    for page in (README, BENCHMARKS, PRECISION):
+    for page in (README, BENCHMARKS, PRECISION, METRICS):
         page.write_text(with_tables(page.read_text()))

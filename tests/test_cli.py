@@ -46,6 +46,7 @@ FLAGS = {
             "--device",
             "--vae",
             "--latents",
+            "--precision",
         ),
     },
     "evaluate": {
@@ -67,6 +68,10 @@ FLAGS = {
     "study": {
         *("study", "subject", "overrides", "--out", "--seeds", "--num", "--features", "--teacher", "--data"),
         *("--steps", "--guidance-scale", "--shares", "--jobs", "--device"),
+    },
+    "bench": {
+        *("model", "overrides", "--random", "--steps", "--batch", "--rounds", "--precision", "--json"),
+        *("--trust-code", "--device"),
     },
     "doctor": {"model", "--shape", "--device"},
     "train-classifier": {"data", "--epochs", "--out", "--seed", "--device"},

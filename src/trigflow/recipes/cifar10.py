@@ -86,8 +86,9 @@ def cifar10_small_teacher() -> Recipe:
     """TrigFlow diffusion teacher of labelled CIFAR-10 for two cores: the pipeline, not the paper's quality.
 
     Command: trigflow train cifar10-small-teacher data.path=FILE.zip --out runs/cifar10-small-teacher
-    Cost: 40 minutes on two cores.
+    Cost: 25 minutes on one core.
     Sampler: heun, 18 steps (35 NFE).
+    Score: FD-resnet20 12.5, reproduced (results/cifar10-small.json); test images have 0.02.
     """
     return Recipe(
         name="cifar10-small-teacher",
@@ -113,8 +114,9 @@ def cifar10_small_scd() -> Recipe:
 
     Command: trigflow train cifar10-small-scd data.path=FILE.zip teacher=runs/cifar10-small-teacher \
         --out runs/cifar10-small-scd
-    Cost: 60 minutes on two cores.
+    Cost: 50 minutes on one core.
     Sampler: consistency, 1 or 2 NFE.
+    Score: FD-resnet20 11.2 in one step, 11.4 in two, reproduced (results/cifar10-small.json).
     """
     return Recipe(
         name="cifar10-small-scd",
