@@ -152,16 +152,21 @@ def test_two_machines_and_four_processes(alone: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_other_precisions(alone: Path, tmp_path: Path) -> None:
-    """float32 to 1e-3; float16, whose overflows all processes see, skips the same steps."""
+    """float32 to 1e-3; float16, whose overflows all processes see, skips the same steps; samples drawn by all."""
     cases = trainings(alone)
     cases["float16"] = replace(
         cases["diffusion"], train=replace(cases["diffusion"].train, precision="float16", microbatch=None)
     )
+    drawn = ["train.synthetic=30", "sampling.grid_nimg=80", "sampling.grid_count=3"]
+    cases["synthetic"] = recipe("digits-scd", UNET, f"teacher={alone / 'diffusion'}", *drawn)
     for size, folder in ((1, "one"), (2, "two")):
         run(size, [Job(one, tmp_path / folder / name) for name, one in cases.items()])
     for name in cases:
         loose = 2e-2 if name == "float16" else 1e-3
         assert max(differences(tmp_path / "one" / name, tmp_path / "two" / name)) < loose, name
+    for folder in ("one", "two"):
+        names = sorted(path.name for path in (tmp_path / folder / "synthetic" / "samples").iterdir())
+        assert names == [f"nimg-{nimg:012d}.png" for nimg in (80, 160)]
     skipped = [metrics(tmp_path / folder / "float16")[-1]["skipped_steps"] for folder in ("one", "two")]
     assert skipped[0] == skipped[1]
 
@@ -193,7 +198,11 @@ def ending(flag: Path, number: signal.Signals) -> Recipe:
     return recipe("digits-teacher", MLP, "objective=test_distributed:Ending", *changes[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=["killed", "stopped"],
+)
 def test_the_end_of_a_process_is_told_and_the_run_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     """Killed, the other says so and ends; asked to stop, both save and stop together. Neither costs a line."""
     case = ending(tmp_path / "flag", number)
