@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from .ddpmpp_blocks import NORMALIZATIONS, Block, GroupNorm, Plan, WaveEmbedding, xavier_init
 from .layers import CONVS, MEMORY_FORMATS, halving_levels, one_of, positive, spatial_dims, zero_init
+from .u_shape import through, way_down, way_up
 
 
 class DDPMpp(nn.Module):
@@ -84,52 +84,34 @@ class DDPMpp(nn.Module):
             channels, emb_channels, num_classes, time_embedding, fourier_scale, guidance_input
         )
         self.conv_in = xavier_init(CONVS[dims](data_shape[0], channels, 3, padding=1))
-        self.down, skips = _way_down(plan, channels)
+        self.down, skips = _down(plan, channels)
         self.middle = _middle(plan)
-        self.up = _way_up(plan, skips)
+        self.up = _up(plan, skips)
         self.norm_out = GroupNorm(plan.widths[0])
         self.conv_out = zero_init(CONVS[dims](plan.widths[0], data_shape[0], 3, padding=1))
 
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
-        """F at x_t / sigma_data.
-
-        Args:
-            x: (B, C, *size), of unit variance.
-            t: (B,), c_noise(t).
-            labels: (B,) int64 in [0, num_classes]; None: the null label.
-            guidance: (B,), the guidance scale, for a network with guidance_input.
-
-        Returns:
-            (B, C, *size).
-        """
+        """F at x_t / sigma_data, (B, C, *size); all as of `UNet.forward`."""
         emb = self.embedding(t, labels, guidance)
         x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[x.ndim - 2]))
-        skips = [x]
-        for block in self.down:
-            x = block(x, emb)
-            skips.append(x)
-        for block in self.middle:
-            x = block(x, emb)
-        for block in cast("Iterable[Block]", self.up):
-            if block.joins:
-                x = torch.cat([x, skips.pop()], dim=1)
-            x = block(x, emb)
+        x = through(x, emb, (self.down, self.middle, self.up), lambda x, skip: torch.cat([x, skip], dim=1))
         output: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return output
 
 
-def _way_down(plan: Plan, channels: int) -> tuple[nn.ModuleList, list[int]]:
-    """Blocks of the way down, and the channels of the activations that the way up will join, in order of appearance."""
-    blocks, skips = nn.ModuleList(), [channels]
-    for width, attends in zip(plan.widths, plan.attends, strict=True):
-        if blocks:
-            blocks.append(Block(skips[-1], skips[-1], plan, resample="halve"))
-            skips.append(skips[-1])
-        for _ in range(plan.num_blocks):
-            blocks.append(Block(skips[-1], width, plan, attention=attends))
-            skips.append(width)
+def _down(plan: Plan, channels: int) -> tuple[nn.ModuleList, list[int]]:
+    """Blocks of the way down, attention in all of a level that has it; and the channels that the way up will join."""
+    places, skips = way_down(plan.widths, channels, plan.num_blocks)
+    blocks = nn.ModuleList(
+        Block(
+            *(one.c_in, one.c_out, plan),
+            resample=one.resample,
+            attention=plan.attends[one.level] and one.resample == "keep",
+        )
+        for one in places
+    )
     return blocks, skips
 
 
@@ -139,14 +121,14 @@ def _middle(plan: Plan) -> nn.ModuleList:
     return nn.ModuleList(Block(width, width, plan, attention=attends) for attends in (True, False))
 
 
-def _way_up(plan: Plan, skips: list[int]) -> nn.ModuleList:
-    """Blocks of the way up, lowest level first; each joins the last activation of the way down that is left."""
-    blocks, c_in, skips = nn.ModuleList(), plan.widths[-1], list(skips)
-    for width, attends in reversed(list(zip(plan.widths, plan.attends, strict=True))):
-        if blocks:
-            blocks.append(Block(c_in, c_in, plan, resample="double"))
-        for left in reversed(range(plan.num_blocks + 1)):
-            attention = attends and left == 0
-            blocks.append(Block(c_in + skips.pop(), width, plan, attention=attention, joins=True))
-            c_in = width
-    return blocks
+def _up(plan: Plan, skips: list[int]) -> nn.ModuleList:
+    """Blocks of the way up, attention in the last of a level that has it."""
+    return nn.ModuleList(
+        Block(
+            *(one.c_in, one.c_out, plan),
+            resample=one.resample,
+            attention=plan.attends[one.level] and one.last,
+            joins=one.joins,
+        )
+        for one in way_up(plan.widths, skips, plan.num_blocks)
+    )

@@ -129,17 +129,7 @@ class DiT(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
-        """F at x_t / sigma_data.
-
-        Args:
-            x: (B, C, *size), of unit variance.
-            t: (B,), c_noise(t).
-            labels: (B,) int64 in [0, num_classes]; None: the null label.
-            guidance: (B,), the guidance scale, for a network with guidance_input.
-
-        Returns:
-            (B, C, *size).
-        """
+        """F at x_t / sigma_data, (B, C, *size); all as of `UNet.forward`."""
         emb = self.embedding(t, labels, guidance)
         tokens = self.patchify(x).flatten(2).transpose(1, 2) + self.position  # (B, C, *grid) -> (B, N, width)
         for block in self.blocks:

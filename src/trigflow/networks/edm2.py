@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from ..errors import UserError
 from .edm2_blocks import NORMALIZATIONS, Block, Plan
 from .layers import MEMORY_FORMATS, halving_levels, one_of, positive, share, spatial_dims
 from .magnitude import MPConv, MPEmbedding, mp_cat, normalize_weights
+from .u_shape import Place, through, way_down, way_up
 
 EDM2_SIZES = {"S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 """Option `channels` of the published sizes; all other options are the defaults (docs/networks.md has the counts)."""
@@ -104,9 +104,10 @@ class EDM2(nn.Module):
             width, emb, num_classes, label_balance, time_embedding, fourier_scale, guidance_input
         )
         self.conv_in = MPConv(data_shape[0] + 1, width, plan.kernel(3))
-        self.down, skips = _way_down(plan)
+        down, skips = way_down(plan.widths, width, plan.num_blocks)
+        self.down = _blocks(down, plan, down=True)
         self.middle = _middle(plan)
-        self.up = _way_up(plan, skips)
+        self.up = _blocks(way_up(plan.widths, skips, plan.num_blocks), plan, down=False)
         self.conv_out = MPConv(width, data_shape[0], plan.kernel(3))
         self.gain_out = nn.Parameter(torch.zeros(()))
         self.normalize_weights()
@@ -114,30 +115,12 @@ class EDM2(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
-        """F at x_t / sigma_data.
-
-        Args:
-            x: (B, C, *size), of unit variance.
-            t: (B,), c_noise(t).
-            labels: (B,) int64 in [0, num_classes]; None: the null label.
-            guidance: (B,), the guidance scale, for a network with guidance_input.
-
-        Returns:
-            (B, C, *size).
-        """
+        """F at x_t / sigma_data, (B, C, *size); all as of `UNet.forward`."""
         emb = self.embedding(t, labels, guidance)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[x.ndim - 2]))
-        skips = [x]
-        for block in self.down:
-            x = block(x, emb)
-            skips.append(x)
-        for block in self.middle:
-            x = block(x, emb)
-        for block in cast("Iterable[Block]", self.up):
-            if block.joins:
-                x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = block(x, emb)
+        ways = (self.down, self.middle, self.up)
+        x = through(x, emb, ways, lambda x, skip: mp_cat(x, skip, self.concat_balance))
         output: Tensor = self.conv_out(x, self.gain_out)
         return output
 
@@ -153,17 +136,19 @@ def _dropouts(dropout: float, resolution: int | None, size: int, levels: int) ->
     )
 
 
-def _way_down(plan: Plan) -> tuple[nn.ModuleList, list[int]]:
-    """Blocks of the way down, and the channels of the activations that the way up will join, in order of appearance."""
-    blocks, skips = nn.ModuleList(), [plan.widths[0]]
-    for width, attends, dropout in zip(plan.widths, plan.attends, plan.dropouts, strict=True):
-        if blocks:
-            blocks.append(Block(skips[-1], skips[-1], plan, down=True, resample="halve", dropout=dropout))
-            skips.append(skips[-1])
-        for _ in range(plan.num_blocks):
-            blocks.append(Block(skips[-1], width, plan, down=True, attention=attends, dropout=dropout))
-            skips.append(width)
-    return blocks, skips
+def _blocks(places: Sequence[Place], plan: Plan, down: bool) -> nn.ModuleList:
+    """Those of one way; attention in all of a level that has it."""
+    return nn.ModuleList(
+        Block(
+            *(one.c_in, one.c_out, plan),
+            down=down,
+            resample=one.resample,
+            attention=plan.attends[one.level] and one.resample == "keep",
+            dropout=plan.dropouts[one.level],
+            joins=one.joins,
+        )
+        for one in places
+    )
 
 
 def _middle(plan: Plan) -> nn.ModuleList:
@@ -172,19 +157,3 @@ def _middle(plan: Plan) -> nn.ModuleList:
     return nn.ModuleList(
         Block(width, width, plan, down=False, attention=attends, dropout=dropout) for attends in (True, False)
     )
-
-
-def _way_up(plan: Plan, skips: list[int]) -> nn.ModuleList:
-    """Blocks of the way up, lowest level first; each joins the last activation of the way down that is left."""
-    blocks, c_in, skips = nn.ModuleList(), plan.widths[-1], list(skips)
-    levels = list(zip(plan.widths, plan.attends, plan.dropouts, strict=True))
-    for width, attends, dropout in reversed(levels):
-        if blocks:
-            blocks.append(Block(c_in, c_in, plan, down=False, resample="double", dropout=dropout))
-        for _ in range(plan.num_blocks + 1):
-            c_joined = c_in + skips.pop()
-            blocks.append(
-                Block(c_joined, width, plan, down=False, attention=attends, dropout=dropout, joins=True)
-            )
-            c_in = width
-    return blocks
