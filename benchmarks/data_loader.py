@@ -17,7 +17,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +32,7 @@ from trigflow.objectives import Batch
 from trigflow.objectives.diffusion import Diffusion
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
+from trigflow.timing import in_turn
 
 BATCH = 128
 AIM = 3.0
@@ -101,14 +101,9 @@ def measure(side: int, folder: Path, repetitions: int) -> list[dict[str, object]
         for kind, dataset in sets.items()
     }
     cases["step"] = training(sets["memory"])
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(repetitions + 1):  # the first is a warm-up
-        for name, case in cases.items():
-            start = time.perf_counter()
-            case(turn)
-            if turn:
-                seconds[name].append((time.perf_counter() - start) / (1 if name == "step" else 10))
-    rate = {name: BATCH / statistics.median(times) for name, times in seconds.items()}
+    batches = {name: 1 if name == "step" else 10 for name in cases}
+    seconds = in_turn(cases, repetitions)
+    rate = {name: batches[name] * BATCH / statistics.median(times) for name, times in seconds.items()}
     return [
         {
             "side": side,

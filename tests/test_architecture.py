@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(
         ("version", "errors", "launch", "randomness", "dual", "ema", "config", "devices", "machine"), 1
     ),
-    **dict.fromkeys(("distributed", "files"), 1),
+    **dict.fromkeys(("distributed", "files", "timing"), 1),
     **dict.fromkeys(
         (
             "flow",

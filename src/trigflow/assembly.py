@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.checkpoint import ModelCard, load_model, load_tensors, new_precond
+from trigflow.checkpoint import ModelCard, card_of, load_model, load_tensors, new_precond
 from trigflow.codecs import codec_from_json, codec_to_json
 from trigflow.config import build, to_json
 from trigflow.data import Dataset, exact_teacher, load_data
@@ -180,18 +180,12 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
 
 
 def _card(recipe: Recipe, objective: Objective, dataset: Dataset) -> ModelCard:
-    return ModelCard(
-        name=recipe.name,
-        network=recipe.network,
-        precond=recipe.precond,
-        data_shape=dataset.data_shape,
-        num_classes=dataset.num_classes,
+    scales = getattr(objective, "guidance_range", None)
+    return replace(
+        card_of(recipe, dataset.data_shape, dataset.num_classes, scales),
         codec=codec_to_json(dataset.codec),
         data=dataset.name,
-        objective=recipe.objective.name,
-        sampling=recipe.sampling,
         recipe=to_json(recipe),
-        guidance_range=getattr(objective, "guidance_range", None),
     )
 
 

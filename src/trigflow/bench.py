@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from trigflow.checkpoint import ModelCard, new_precond
+from trigflow.checkpoint import card_of, new_precond
 from trigflow.codecs import IdentityCodec
 from trigflow.config import build
 from trigflow.devices import products_in
+from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.training_compute import forward_flops
 from trigflow.machine import describe_machine
-from trigflow.model import Model
+from trigflow.model import Model, Plan
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.page import markdown_table
 from trigflow.plan.shapes import sample_shape
 from trigflow.recipe import Recipe
 from trigflow.recipes import RECIPES, get
+from trigflow.timing import in_turn
 
-TEACHER_NFE = (
-    126  # 63 evaluations of Heun's method, each with and without the label: as the paper samples its teachers
-)
+# 63 evaluations of Heun's method, each with and without the label: as the paper samples its teachers.
+TEACHER_NFE = 126
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class Timing:
         precision: of the products inside the network.
         evaluation: seconds of one evaluation of the network on a batch, a value of each round.
         sampling: number of steps -> seconds of a whole call, noise included, a value of each round.
-        teacher_nfe: evaluations that a teacher's sample is reckoned with.
         machine: see `describe_machine`.
     """
 
@@ -52,16 +52,19 @@ class Timing:
     precision: str
     evaluation: tuple[float, ...]
     sampling: dict[int, tuple[float, ...]]
-    teacher_nfe: int
     machine: dict[str, Any]
 
+    @property
+    def teacher(self) -> float:
+        """Seconds of a teacher's TEACHER_NFE evaluations, which are reckoned: one was measured."""
+        return TEACHER_NFE * statistics.median(self.evaluation)
+
     def speedup(self, steps: int) -> float:
-        """Of so many steps over the teacher's evaluations, which are reckoned: one was measured."""
-        return self.teacher_nfe * statistics.median(self.evaluation) / statistics.median(self.sampling[steps])
+        """Of so many steps over the teacher's evaluations."""
+        return self.teacher / statistics.median(self.sampling[steps])
 
     def to_json(self) -> dict[str, Any]:
         """Seconds as medians and in full, ratios, and the machine."""
-        evaluation = statistics.median(self.evaluation)
         rows = {
             str(steps): {
                 "seconds": statistics.median(taken),
@@ -76,8 +79,11 @@ class Timing:
             "forward_flops": self.forward_flops,
             "batch": self.batch,
             "precision": self.precision,
-            "evaluation": {"seconds": evaluation, "all_seconds": list(self.evaluation)},
-            "teacher": {"nfe": self.teacher_nfe, "reckoned_seconds": self.teacher_nfe * evaluation},
+            "evaluation": {
+                "seconds": statistics.median(self.evaluation),
+                "all_seconds": list(self.evaluation),
+            },
+            "teacher": {"nfe": TEACHER_NFE, "reckoned_seconds": self.teacher},
             "steps": rows,
             "machine": self.machine,
         }
@@ -103,18 +109,7 @@ def random_model(recipe: Recipe, device: torch.device) -> Model:
     """
     data_shape, num_classes = sample_shape(recipe)
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
-    card = ModelCard(
-        name=recipe.name,
-        network=recipe.network,
-        precond=recipe.precond,
-        data_shape=data_shape,
-        num_classes=num_classes,
-        codec={"name": "identity"},
-        data=recipe.data.name,
-        objective=recipe.objective.name,
-        sampling=recipe.sampling,
-        guidance_range=getattr(objective, "guidance_range", None),
-    )
+    card = card_of(recipe, data_shape, num_classes, getattr(objective, "guidance_range", None))
     precond = new_precond(card).eval().requires_grad_(False).to(device)
     return Model(precond, IdentityCodec(), card, f"{recipe.name}, random weights")
 
@@ -129,28 +124,18 @@ def measure(model: Model, steps: Sequence[int], batch: int, rounds: int, progres
         rounds: >= 1.
         progress: show a bar on stderr.
     """
-    plans = {n: model.plan(n, None, "consistency") for n in steps}
-    calls: dict[int, Callable[[int], object]] = {0: lambda seed: _evaluate(model, batch)}
-    for n, plan in plans.items():
-        calls[n] = lambda seed, plan=plan: list(model.sample_batches(batch, plan, seed=seed, batch=batch))  # type: ignore[misc]
-    taken: dict[int, list[float]] = {n: [] for n in calls}
+    calls: dict[int, Callable[[int], object]] = {0: lambda _: _evaluate(model, batch)}
+    calls |= {n: partial(_sample, model, model.plan(n, None, "consistency"), batch) for n in steps}
     with tqdm(total=(1 + rounds) * len(calls), unit="call", disable=not progress) as bar:
-        for seed in range(1 + rounds):
-            for n, call in calls.items():
-                start = time.perf_counter()
-                call(seed)
-                _wait(model.device)
-                taken[n].append(time.perf_counter() - start)
-                bar.update()
+        taken = in_turn(calls, rounds, after=bar.update)
     return Timing(
         model=model.name,
         parameters=model.num_parameters,
         forward_flops=forward_flops(model),
         batch=batch,
         precision=model.precision,
-        evaluation=tuple(taken[0][1:]),
-        sampling={n: tuple(taken[n][1:]) for n in steps},
-        teacher_nfe=TEACHER_NFE,
+        evaluation=tuple(taken[0]),
+        sampling={n: tuple(taken[n]) for n in steps},
         machine=describe_machine(model.device),
     )
 
@@ -163,12 +148,14 @@ def _evaluate(model: Model, batch: int) -> None:
     scales = torch.full((batch,), model.card.sampling.guidance_scale)
     with products_in(model.precision, model.device):
         model.precond.velocity(x_t, t, **model.conditions(model.labels(batch), scales))
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
 
 
-def _wait(device: torch.device) -> None:
-    """Until what was asked of a GPU is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _sample(model: Model, plan: Plan, batch: int, seed: int) -> None:
+    """A whole sampling call; its samples end on the CPU."""
+    for _ in model.sample_batches(batch, plan, seed=seed, batch=batch):
+        pass
 
 
 def report(timing: Timing) -> str:
@@ -181,18 +168,19 @@ def report(timing: Timing) -> str:
     )
     evaluation = statistics.median(timing.evaluation)
     rows = [
-        ["", "seconds", "range", f"{timing.teacher_nfe} evaluations are slower by"],
+        ["", "seconds", "range", f"{TEACHER_NFE} evaluations are slower by"],
         ["one evaluation", f"{evaluation:.4g}", _range(timing.evaluation), ""],
-        [
-            f"teacher, {timing.teacher_nfe} evaluations (reckoned)",
-            f"{timing.teacher_nfe * evaluation:.4g}",
-            "",
-            "1x",
-        ],
+        [f"teacher, {TEACHER_NFE} evaluations (reckoned)", f"{timing.teacher:.4g}", "", "1x"],
     ]
     for steps, taken in timing.sampling.items():
-        name = "1 step" if steps == 1 else f"{steps} steps"
-        rows.append([name, f"{statistics.median(taken):.4g}", _range(taken), f"{timing.speedup(steps):.1f}x"])
+        rows.append(
+            [
+                in_steps(steps),
+                f"{statistics.median(taken):.4g}",
+                _range(taken),
+                f"{timing.speedup(steps):.1f}x",
+            ]
+        )
     return f"{head}\n\n{markdown_table(rows)}"
 
 

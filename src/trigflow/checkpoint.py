@@ -22,7 +22,7 @@ from trigflow.errors import UserError
 from trigflow.files import DamagedFile, clear_os_errors, read_json, write_atomically, write_json
 from trigflow.networks import NETWORKS
 from trigflow.precond import TrigFlowPrecond
-from trigflow.recipe import PrecondConfig, SamplingConfig
+from trigflow.recipe import PrecondConfig, Recipe, SamplingConfig
 
 Tensors = Mapping[str, Tensor]
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -187,6 +187,30 @@ class ModelCard:
     ema: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     guidance_range: tuple[float, float] | None = None
+
+
+def card_of(
+    recipe: Recipe, data_shape: tuple[int, ...], num_classes: int, guidance_range: tuple[float, float] | None
+) -> ModelCard:
+    """Of the model that a recipe makes, as far as the recipe tells: of its data only the name, and no codec.
+
+    Args:
+        recipe: of the training.
+        data_shape, num_classes: of the data.
+        guidance_range: of its objective.
+    """
+    return ModelCard(
+        name=recipe.name,
+        network=recipe.network,
+        precond=recipe.precond,
+        data_shape=data_shape,
+        num_classes=num_classes,
+        codec={"name": "identity"},
+        data=recipe.data.name,
+        objective=recipe.objective.name,
+        sampling=recipe.sampling,
+        guidance_range=guidance_range,
+    )
 
 
 def new_precond(card: ModelCard, blank: bool = False) -> TrigFlowPrecond:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from trigflow.commands.command import Command, add_device, add_trust_code, integer, integers
+from trigflow.commands.command import Command, add_device, add_precision, add_trust_code, integer, integers
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +25,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=integers(1), default=[1, 2], help="sampling steps (default: 1,2)")
     parser.add_argument("--batch", type=integer(1), default=1, help="samples of a call (default: 1)")
     parser.add_argument("--rounds", type=integer(1), default=3, help="calls of each, in turn (default: 3)")
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="of the products inside the network (default: float32)",
-    )
+    add_precision(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file, too")
     add_trust_code(parser)
     add_device(parser)

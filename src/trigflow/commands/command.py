@@ -81,6 +81,15 @@ def add_guide(parser: argparse.ArgumentParser, whom: str) -> None:
     )
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the products inside the network (default: float32)",
+    )
+
+
 def add_trust_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-code",

@@ -12,6 +12,7 @@ from trigflow.commands.command import (
     add_device,
     add_guide,
     add_model,
+    add_precision,
     add_seed,
     add_trust_code,
     add_vae,
@@ -53,12 +54,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="guidance, 1 = none; of a student that takes it, in the range of its training (default: the model's own)",
     )
     add_guide(parser, "a diffusion model")
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="of the products inside the network (default: float32)",
-    )
+    add_precision(parser)
     parser.add_argument("--sampler", help="a name from `trigflow list samplers` (default: the model's own)")
     add_vae(parser)
     parser.add_argument(

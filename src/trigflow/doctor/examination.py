@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from trigflow.doctor.trace import (
     traced,
 )
 from trigflow.dual import MODES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks, value_and_tangent
+from trigflow.timing import in_turn
 
 _ROUNDS = 3
 
@@ -292,13 +292,15 @@ def _costs(patient: Patient, modes: list[str]) -> dict[str, float]:
 
         return run
 
-    steps: dict[str, Callable[[], Tensor]] = {"plain": plain, **{mode: derivative(mode) for mode in modes}}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(_ROUNDS + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            torch.autograd.backward(step().sum())
+    passes: dict[str, Callable[[], Tensor]] = {"plain": plain, **{mode: derivative(mode) for mode in modes}}
+
+    def step(forward: Callable[[], Tensor]) -> Callable[[int], None]:
+        def run(_: int) -> None:
+            torch.autograd.backward(forward().sum())
             patient.network.zero_grad()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+        return run
+
+    seconds = in_turn({name: step(forward) for name, forward in passes.items()}, _ROUNDS)
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     return {mode: medians[mode] / medians["plain"] for mode in modes}

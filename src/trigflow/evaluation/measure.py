@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, momen
 from trigflow.metrics.kernel import kernel_distance
 from trigflow.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from trigflow.model import Model, Plan
+from trigflow.timing import in_turn
 
 SPLITS = 5
 TIMING_BATCH, TIMING_REPEATS = 64, 5
@@ -276,10 +276,10 @@ def seconds_per_sample(contenders: Sequence[Contender], batch: int = TIMING_BATC
     """
     if batch < 1:
         raise UserError(f"batch is {batch}: give 1 or more")
-    times: list[list[float]] = [[] for _ in contenders]
-    for repeat in range(1 + TIMING_REPEATS):
-        for one, taken in zip(contenders, times, strict=True):
-            start = time.perf_counter()
-            list(one.model.sample_batches(batch, one.plan, seed=repeat, batch=batch))
-            taken.append((time.perf_counter() - start) / batch)
-    return [statistics.median(taken[1:]) for taken in times]
+    calls = {number: partial(_draw, one, batch) for number, one in enumerate(contenders)}
+    return [statistics.median(taken) / batch for taken in in_turn(calls, TIMING_REPEATS).values()]
+
+
+def _draw(one: Contender, batch: int, seed: int) -> None:
+    for _ in one.model.sample_batches(batch, one.plan, seed=seed, batch=batch):
+        pass

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trigflow.checkpoint import ModelCard, new_precond
+from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.config import Component, build, look_up
 from trigflow.devices import products_in
 from trigflow.errors import UserError
@@ -127,7 +127,7 @@ def rehearse(
         UserError: an unknown part, or options that do not fit.
     """
     try:
-        return _rehearsed(recipe, _card(recipe, data_shape, num_classes), checkpointing)
+        return _rehearsed(recipe, card_of(recipe, data_shape, num_classes, None), checkpointing)
     except UserError:
         raise
     except Exception as error:  # whatever code of the user's raises that wants to see numbers
@@ -152,20 +152,6 @@ def _rehearsed(recipe: Recipe, card: ModelCard, checkpointing: bool) -> Footprin
         passes = objective.forwards_per_image + checkpointing
         one, two = (stage.step(batch) for batch in BATCHES)
         return stage.footprint(forward_flops, passes * forward_flops, (one, two))
-
-
-def _card(recipe: Recipe, data_shape: tuple[int, ...], num_classes: int) -> ModelCard:
-    return ModelCard(
-        name=recipe.name,
-        network=recipe.network,
-        precond=recipe.precond,
-        data_shape=data_shape,
-        num_classes=num_classes,
-        codec={"name": "identity"},
-        data=recipe.data.name,
-        objective=recipe.objective.name,
-        sampling=recipe.sampling,
-    )
 
 
 class _Still(nn.Module):
