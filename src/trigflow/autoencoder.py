@@ -12,7 +12,6 @@ appendix G, corrects it.)
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import re
 import shutil
 import sys
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from trigflow.errors import UserError
-from trigflow.files import clear_os_errors, make_folder, read_json, replacing
+from trigflow.files import clear_os_errors, make_folder, read_json, replacing, sha256_of
 
 FILES = CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 KINDS = ("AutoencoderKL", "AutoencoderDC")
@@ -115,8 +114,7 @@ def weights_digest(folder: Path) -> str:
         UserError: there is no autoencoder in the folder, or it cannot be read.
     """
     check_files(folder)
-    with clear_os_errors("read", folder / WEIGHTS), (folder / WEIGHTS).open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sha256_of(folder / WEIGHTS)
 
 
 def copy_autoencoder(source: Path, folder: Path) -> None:

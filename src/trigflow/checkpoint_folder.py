@@ -43,9 +43,7 @@ class CheckpointFolder:
         else:
             path = self.folder / name
             write_shards(path, tensors, state, world)
-        with world.together():
-            if world.is_first:
-                self._tidy()
+        world.by_first(self._tidy)
         return path
 
     def _tidy(self) -> None:

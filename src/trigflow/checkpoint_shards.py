@@ -23,7 +23,15 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from trigflow.distributed import World, is_sharded
 from trigflow.errors import UserError
-from trigflow.files import DamagedFile, clear_os_errors, make_folder, read_json, sync_folder, write_json
+from trigflow.files import (
+    DamagedFile,
+    clear_os_errors,
+    make_folder,
+    read_json,
+    sha256_of,
+    sync_folder,
+    write_json,
+)
 
 STATE = "state.json"
 
@@ -41,10 +49,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
         UserError: no space, no permission.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with world.together():
-        if world.is_first:
-            remove(temporary)
-            make_folder(temporary)
+    world.by_first(_begin, temporary)
     own = {name: tensor for name, tensor in tensors.items() if world.is_first or is_sharded(tensor)}
     writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
     try:
@@ -52,18 +57,22 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
     except CheckpointException as error:  # raised in all processes, whichever has failed
         raise _as_user_error("write", path, error) from error
     files = _files(temporary)
-    digests = _digests(files, world)
-    with world.together():
-        if world.is_first:
-            content = {
-                "state": state,
-                "files": dict(zip([file.name for file in files], digests, strict=True)),
-            }
-            write_json(temporary / STATE, {**content, "sha256": _digest_of(content)})
-            with clear_os_errors("write", path):
-                remove(path)
-                os.rename(temporary, path)
-                sync_folder(path.parent)
+    digests = dict(zip([file.name for file in files], _digests(files, world), strict=True))
+    world.by_first(_finish, temporary, path, {"state": state, "files": digests})
+
+
+def _begin(temporary: Path) -> None:
+    remove(temporary)
+    make_folder(temporary)
+
+
+def _finish(temporary: Path, path: Path, content: dict[str, Any]) -> None:
+    """The files become a checkpoint once their digests lie beside them, all at once."""
+    write_json(temporary / STATE, {**content, "sha256": _digest_of(content)})
+    with clear_os_errors("write", path):
+        remove(path)
+        os.rename(temporary, path)
+        sync_folder(path.parent)
 
 
 def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -127,9 +136,9 @@ def _files(folder: Path) -> list[Path]:
 def _digests(files: list[Path], world: World) -> list[str]:
     """SHA-256 of each file; each process reads some of them."""
     digests = torch.zeros(len(files), 32, dtype=torch.int64)
-    for number in range(world.rank, len(files), world.size):
-        with files[number].open("rb") as file:
-            digests[number] = torch.tensor(list(hashlib.file_digest(file, "sha256").digest()))
+    with world.together():
+        for number in range(world.rank, len(files), world.size):
+            digests[number] = torch.tensor(list(bytes.fromhex(sha256_of(files[number]))))
     return [bytes(row).hex() for row in world.total(digests).tolist()]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, get_args
@@ -115,6 +115,12 @@ class World:
         if first < self.size:
             text = self._text(str(own), first)
             raise own if own and first == self.rank else UserError(text)
+
+    def by_first(self, work: Callable[..., object], *arguments: Any) -> None:
+        """Work of the first process alone; all wait for it, and where it fails, all raise its UserError."""
+        with self.together():
+            if self.is_first:
+                work(*arguments)
 
     def _text(self, text: str, source: int) -> str:
         """The text of one process, in all."""

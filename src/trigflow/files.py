@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -84,6 +85,16 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged: it does not hold JSON") from None
 
 
+def sha256_of(path: Path) -> str:
+    """In hexadecimal digits.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with clear_os_errors("read", path), path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def make_folder(path: Path) -> None:
     """The folder and those above it.
 
@@ -92,6 +103,16 @@ def make_folder(path: Path) -> None:
     """
     with clear_os_errors("make the folder", path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def must_be_new(path: Path) -> None:
+    """Of what is made as a whole.
+
+    Raises:
+        UserError: there is something of that name.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already: give another --out, or remove it")
 
 
 def is_occupied(path: Path, but: Callable[[str], bool] = lambda name: False) -> bool:

@@ -13,7 +13,7 @@ def place(name: str, alone: int) -> int:
     Raises:
         UserError: it is no number, or torchrun's other variables are missing.
     """
-    if "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
+    if not is_launched():
         return alone
     text = os.environ.get(name, "")
     if not text.isdecimal():

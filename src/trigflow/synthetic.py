@@ -61,9 +61,7 @@ def synthetic_data(
         shown = progress and world.is_first
         samples = _sample(teacher, labels, num, own_seed, guidance_scale, shown, world)
         data = samples.to(dataset.data.dtype)
-        with world.together():
-            if world.is_first:
-                write_state(cache, {"data": data}, origin)
+        world.by_first(write_state, cache, {"data": data}, origin)
     assert data is not None
     place = dataset.data.device
     return replace(

@@ -72,9 +72,7 @@ def train(
             stop_that_says_how_to_go_on(),
             open_run_of_all(Path(run_dir), recipe, resume, world) as folder,
         ):
-            with world.together():
-                if world.is_first:
-                    folder.keep_autoencoder(parts.dataset.decoder)
+            world.by_first(folder.keep_autoencoder, parts.dataset.decoder)
             parts = _with_synthetic_data(parts, recipe, folder, progress, world)
             Run(recipe, parts, folder, world.device, world).go(progress)
     return folder.path
@@ -157,9 +155,7 @@ class Run:
         """From where the run stands to its end."""
         config = self.recipe.train
         self._restore()
-        with self.world.together():
-            if self.world.is_first:
-                self.folder.truncate_metrics(self.nimg)
+        self.world.by_first(self.folder.truncate_metrics, self.nimg)
         if self.nimg >= config.total_nimg:
             if not self._model_is_written():  # killed between the last checkpoint and the model
                 self._save_model()
@@ -351,17 +347,13 @@ class Run:
         ema = self.main.ema
         card = replace(self.parts.card, nimg=self.nimg, ema=ema.names[0])
         tensors = whole(ema.averages[0], self.world)
-        with self.world.together():
-            if self.world.is_first:
-                save_model(self.folder.path, tensors, card)
+        self.world.by_first(save_model, self.folder.path, tensors, card)
 
     def _save_snapshots(self, config: EMAConfig) -> None:
         """The averages as they stand, for post-hoc reconstruction."""
         for std, average in zip(config.ema_std, self.main.ema.averages, strict=True):
             snapshot = EMASnapshot(self.nimg, std, whole(average, self.world))
-            with self.world.together():
-                if self.world.is_first:
-                    self.folder.save_snapshot(snapshot)
+            self.world.by_first(self.folder.save_snapshot, snapshot)
 
     def _flow_map_error(self) -> dict[str, float]:
         """Of the averaged weights, where it can be known."""
@@ -383,9 +375,7 @@ class Run:
                 guidance_scale=sampling.guidance_scale,
                 world=self.world,
             )
-        with self.world.together():
-            if self.world.is_first:
-                save_grid(samples, self.folder.samples / f"nimg-{self.nimg:012d}.png")
+        self.world.by_first(save_grid, samples, self.folder.samples / f"nimg-{self.nimg:012d}.png")
 
 
 def say(text: str) -> None:

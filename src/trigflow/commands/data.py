@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trigflow.commands.command import Command, integer
 from trigflow.errors import UserError
+from trigflow.files import must_be_new
 
 _SHOWN = 64  # images of the grid
 
@@ -117,8 +118,7 @@ def _encode(args: argparse.Namespace) -> int:
 
     if args.out is None:
         raise UserError("data encode: --out is missing; give the folder to write")
-    if args.out.exists():
-        raise UserError(f"{args.out} exists already: give another --out, or remove it")
+    must_be_new(args.out)
     collection = load_collection(args.source)
     source = find(args.vae)
     autoencoder = load_autoencoder(source[0], resolve_device(args.device or "auto"))

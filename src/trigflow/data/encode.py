@@ -21,11 +21,11 @@ from trigflow.config import to_json
 from trigflow.data.cache import cache_key
 from trigflow.data.collection import Collection, Read
 from trigflow.data.latents import CARD, LABELS, LATENTS, Encoder, LatentsCard
-from trigflow.data.part import Part
+from trigflow.data.part import Part, kept
 from trigflow.data.picture import DamagedPicture
 from trigflow.data.prepare import resized
 from trigflow.errors import UserError
-from trigflow.files import make_folder, write_atomically, write_json
+from trigflow.files import make_folder, must_be_new, write_atomically, write_json
 
 _HEADER = 128  # bytes before the numbers of a .npy file of ours, whatever the shape
 _PIXELS = 2**20  # of the images of a batch, by default: four of 512x512 take 2.7 GB
@@ -80,26 +80,17 @@ def encode(
         UserError: `out` exists, an image is damaged or does not fit, latents are not finite, or no space.
         KeyboardInterrupt: Ctrl-C; the text says how to go on.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already: give another --out, or remove it")
+    must_be_new(out)
     if how.size and how.size % autoencoder.factor:
         raise UserError(f"--size {how.size}: the autoencoder wants a multiple of {autoencoder.factor}")
     batches = _Batches(collection, autoencoder, how)  # looks at the first image, before anything is written
     settings = _settings(collection, autoencoder, how)
     make_folder(out.parent)
-    try:
+    with kept(out):
         part = Part(out, settings, resume, LATENTS, reserved=_HEADER, group=batches.size)
         with part:
             _fill(part, batches, progress)
         return _finish(part, batches, source, progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "stopped, what is done is kept; the same command with --resume goes on"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror or error}; what is done is kept, --resume goes on"
-        ) from None
 
 
 def _settings(collection: Collection, autoencoder: Autoencoder, how: Encoding) -> dict[str, Any]:

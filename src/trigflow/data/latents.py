@@ -7,7 +7,6 @@ int64, where there are labels. latents.json: a `LatentsCard`. vae/: a copy of th
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,7 +22,7 @@ from trigflow.config import STRICT_KEYS, validate
 from trigflow.data.cache import is_large, mapped
 from trigflow.data.dataset import Dataset
 from trigflow.errors import UserError
-from trigflow.files import clear_os_errors, read_json
+from trigflow.files import clear_os_errors, read_json, sha256_of
 
 CARD, LATENTS, LABELS = "latents.json", "latents.npy", "labels.npy"
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -231,7 +230,5 @@ def check_digest(path: Path, sha256: str) -> None:
     Raises:
         UserError: it is not, or cannot be read.
     """
-    with clear_os_errors("read", path), path.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
-    if found != sha256:
+    if sha256_of(path) != sha256:
         raise damaged(path, " (its SHA-256 is wrong)")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -98,3 +100,18 @@ class Part:
         for left in self.folder.iterdir():
             left.unlink()
         self.folder.rmdir()
+
+
+@contextlib.contextmanager
+def kept(out: Path) -> Iterator[None]:
+    """Around the making of `out` in a Part: Ctrl-C and errors of the disk say that it can be gone on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "stopped, what is done is kept; the same command with --resume goes on"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out}: {error.strerror or error}; what is done is kept, --resume goes on"
+        ) from None

@@ -19,10 +19,11 @@ from tqdm import tqdm
 from trigflow.data.archive import LABELS
 from trigflow.data.cache import cache_key
 from trigflow.data.collection import Collection
-from trigflow.data.part import Part
+from trigflow.data.part import Part, kept
 from trigflow.data.picture import DamagedPicture, decoded
 from trigflow.data.statistics import Statistics, label_at
 from trigflow.errors import UserError
+from trigflow.files import must_be_new
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of every member: the archive depends on the images alone
 
@@ -90,21 +91,10 @@ def prepare(
     """
     if out.suffix != ".zip":
         raise UserError(f"--out {out}: give a name that ends in .zip")
-    if out.exists():
-        raise UserError(f"{out} exists already: give another --out, or remove it")
-    try:
-        with Part(out, _settings(collection, how), resume, "images") as part:
-            _convert(collection, how, part, progress)
-            statistics = _finish(part, collection, progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "stopped, what is done is kept; the same command with --resume goes on"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror or error}; what is done is kept, --resume goes on"
-        ) from None
-    return statistics
+    must_be_new(out)
+    with kept(out), Part(out, _settings(collection, how), resume, "images") as part:
+        _convert(collection, how, part, progress)
+        return _finish(part, collection, progress)
 
 
 def _settings(collection: Collection, how: Preparation) -> dict[str, Any]:
