@@ -78,21 +78,22 @@ def beside_teacher(name: str, title: str) -> str:
                 f"{row['esc_ratio']:.1%}" if student else "100%",
             ]
         )
-    rows.append(_real_row(report))
+    rows.extend(_real_rows(report))
     return _markdown(f"{title} | FD | ratio | labels | ms a sample | speedup | sampling compute", rows)
 
 
-def _real_row(report: Any) -> list[str]:
+def _real_rows(report: Any) -> list[list[str]]:
     """What a perfect model would get: held-out data where there is some, else two halves of the data."""
     if test := report.get("real_test"):
-        agreement = f"{test['label_agreement']:.1%}"
-        return [f"real test data, {test['num']}", f"{test['fd']:.3f}", "-", agreement, *["-"] * 3]
+        named = {f"real test data, {test['num']}": test}
+        named |= {row["data"]: row for row in test.get("noised", [])}
+        return [
+            [name, f"{row['fd']:.3f}", "-", f"{row['label_agreement']:.1%}", *["-"] * 3]
+            for name, row in named.items()
+        ]
     real = report["real_vs_real"]
-    return [
-        f"two halves of the real data, {real['num']} each",
-        f"{real['fd']:.3f} ({real['fd_range'][0]:.3f} .. {real['fd_range'][1]:.3f})",
-        *["-"] * 5,
-    ]
+    halves = f"{real['fd']:.3f} ({real['fd_range'][0]:.3f} .. {real['fd_range'][1]:.3f})"
+    return [[f"two halves of the real data, {real['num']} each", halves, *["-"] * 5]]
 
 
 def mixture2d() -> str:

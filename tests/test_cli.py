@@ -60,6 +60,7 @@ FLAGS = {
             "--teacher",
             "--data",
             "--test-data",
+            "--noise-levels",
             "--guidance-scale",
             "--out",
         ),

@@ -16,7 +16,7 @@ from test_idx import idx
 
 from trigflow import cli
 from trigflow.checkpoint import save_model
-from trigflow.codecs import IdentityCodec
+from trigflow.codecs import IdentityCodec, ImageCodec
 from trigflow.data import Dataset, digits, load_data
 from trigflow.errors import UserError
 from trigflow.evaluation import evaluate as evaluate_module
@@ -24,6 +24,7 @@ from trigflow.evaluation import measure
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.kept_scores import kept
 from trigflow.evaluation.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
+from trigflow.evaluation.real import with_noise
 from trigflow.machine import commit, describe_machine
 from trigflow.metrics import Features, load_features
 
@@ -169,6 +170,23 @@ def test_held_out_data_is_scored_in_the_place_of_samples() -> None:
         run(test_data="digits", teacher="none")
 
 
+def test_noise_is_of_its_level_and_the_same_again() -> None:
+    grey = Dataset(
+        "grey", torch.full((1500, 1, 8, 8), 100, dtype=torch.uint8), None, 0, ImageCodec((100.0,), (50.0,))
+    )
+    noised = with_noise(grey, 10)
+    assert noised.name == "grey with noise of 10" and torch.equal(noised.data, with_noise(grey, 10).data)
+    assert noised.data.double().mean().item() == pytest.approx(100, abs=0.2)
+    assert noised.data.double().std().item() == pytest.approx(10, rel=0.02)
+    assert not torch.equal(noised.data[:500], noised.data[1000:])
+    white = with_noise(
+        dataclasses.replace(grey, data=torch.full((4, 1, 8, 8), 255, dtype=torch.uint8)), 10
+    ).data
+    assert white.max() == 255 and white.min() > 200  # clipped, not wrapped around
+    with pytest.raises(UserError, match="grey levels"):
+        with_noise(gaussian_data(), 10)
+
+
 def test_the_test_part_of_mnist_is_found(tmp_path: Path) -> None:
     """Of data that is named; of a Dataset only what is given."""
     for part, count in (("train", 50), ("t10k", 20)):
@@ -179,9 +197,14 @@ def test_the_test_part_of_mnist_is_found(tmp_path: Path) -> None:
     report = evaluate("digits", data=str(tmp_path), features="digits-classifier", **few)
     test = report["real_test"]
     assert (test["num"], test["data"]) == (20, "mnist") and 0 <= test["label_agreement"] <= 1
-    assert test["classifier_score"] >= 1
+    assert test["classifier_score"] >= 1 and test["noised"] == []
     assert "real_test" not in evaluate("digits", data=load_data(str(tmp_path)), **few)
+    test = evaluate("digits", data=str(tmp_path), noise_levels=[5, 50], **few)["real_test"]
+    assert [row["data"] for row in test["noised"]] == ["mnist with noise of 5", "mnist with noise of 50"]
+    assert len({test["fd"], *(row["fd"] for row in test["noised"])}) == 3
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(UserError, match="--test-data names it"):
+        evaluate("digits", data=str(tmp_path), noise_levels=[5], **few)
     report = evaluate("digits", data=str(tmp_path), **few)
     assert (
         "real_test" not in report and report["features"] == "pixels"

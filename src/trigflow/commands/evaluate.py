@@ -16,6 +16,7 @@ from trigflow.commands.command import (
     integer,
     integers,
     number,
+    numbers,
 )
 from trigflow.errors import UserError
 
@@ -52,6 +53,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--test-data",
         metavar="DATA",
         help="real data that was held out, for a row of its own (default: the test part of the data, if it has one)",
+    )
+    parser.add_argument(
+        "--noise-levels",
+        type=numbers(0.0),
+        default=[],
+        metavar="SDS",
+        help="rows that tell what a distance means: the held-out images with noise of these standard deviations, in "
+        "grey levels of 0..255, e.g. 5,10",
     )
     parser.add_argument(
         "--guidance-scale",
@@ -105,6 +114,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> int:
         resume=args.resume,
         guide=args.guide,
         test_data=args.test_data,
+        noise_levels=args.noise_levels,
         world=world,
         vae=args.vae,
     )

@@ -36,6 +36,7 @@ from trigflow.evaluation.real import (
     real_data_of,
     reference_notes,
     what_is_real,
+    with_noise,
 )
 from trigflow.evaluation.report import write_report
 from trigflow.evaluation.rows import Row, beside, quality, row_of, spread
@@ -70,6 +71,7 @@ def evaluate(
     resume: bool = False,
     guide: Model | str | Path | None = None,
     vae: str | None = None,
+    noise_levels: Sequence[float] = (),
     world: World = ALONE,
 ) -> Row:
     """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
@@ -92,6 +94,8 @@ def evaluate(
         test_data: held-out real data, for a row of its own (default: the test part of data that is named and has one).
         resume: take over the scores that a former evaluation of the same models, stopped or not, has left in `out`.
         guide: a weaker model that guides the teacher (default: the one that did when the student was distilled).
+        noise_levels: for rows that tell what a distance means: the held-out images with noise of these standard
+            deviations, in grey levels of 0..255.
         world: processes that call this alike, each on its device; all draw samples, the first does the rest.
 
     Returns:
@@ -106,8 +110,8 @@ def evaluate(
         model = model if isinstance(model, Model) else load(model, device, trust_code, vae)
         reference, notes = reference_teacher(model, teacher, trust_code, guide)
         dataset = real_data_of(model, data, trust_code)
-        held_out = held_out_data(model, data, test_data, trust_code)
-        sides = _real_sides(model, (dataset, held_out), features, (num, seeds, batch), progress, world)
+        yardsticks = _yardsticks(held_out_data(model, data, test_data, trust_code), noise_levels)
+        sides = _real_sides(model, (dataset, yardsticks), features, (num, seeds, batch), progress, world)
         contenders = _contenders(model, reference, steps, guidance_scale)
         kept = _make_report_folder(Path(out), resume) if out is not None and world.is_first else None
         notes = notes + reference_notes(model, dataset)
@@ -141,20 +145,30 @@ def _reported(
 
 def _real_sides(
     model: Model,
-    real: tuple[Dataset, Dataset | None],
+    real: tuple[Dataset, list[Dataset]],
     features: str | None,
     sizes: tuple[int, int, int],
     progress: bool,
     world: World,
 ) -> tuple[Trial, Row | None]:
     """What all contenders are compared with, in features that suit the data, and the row of held-out data."""
-    dataset, held_out = real
+    dataset, yardsticks = real
     known = load_features(features or default_features(dataset), model.device)
     check_features(known, dataset)
     if not world.is_first:
         return samples_alone(dataset, known, *sizes), None
     trial = new_trial(dataset, known, *sizes, progress)
-    return trial, None if held_out is None else _real_test(trial, held_out, progress)
+    rows = [_real_test(trial, one, progress) for one in yardsticks]
+    return trial, rows[0] | {"noised": rows[1:]} if rows else None
+
+
+def _yardsticks(held_out: Dataset | None, noise_levels: Sequence[float]) -> list[Dataset]:
+    """The held-out data, where there is some, then itself with noise."""
+    if held_out is None:
+        if noise_levels:
+            raise UserError("noise levels are of held-out data, and there is none: --test-data names it")
+        return []
+    return [held_out, *(with_noise(held_out, sd) for sd in noise_levels)]
 
 
 def _contenders(

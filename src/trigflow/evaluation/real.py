@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import torch
+
 from trigflow.config import Component, check_trusted, validate
 from trigflow.data import Dataset, held_out_part, load_data
 from trigflow.errors import UserError
@@ -16,6 +18,7 @@ DEFAULT_FEATURES: dict[tuple[str, tuple[int, ...]], str] = {
     ("mnist", (1, 28, 28)): "mnist-classifier",
 }
 MOST_PIXELS = 2**14  # numbers of a sample whose covariance can still be taken: a matrix of 2 GiB
+_AT_ONCE = 1000  # images that get their noise together
 REAL, DECODED = "real samples", "decoded latents"  # what a data set is for a comparison
 
 
@@ -73,6 +76,27 @@ def _seen_by(model: Model, dataset: Dataset) -> Dataset:
         return dataset
     same = decoder is not None and decoder.sha256 == own.sha256
     return replace(dataset, decoder=decoder if same else own.on(model.device))
+
+
+def with_noise(dataset: Dataset, sd: float) -> Dataset:
+    """Images with normal noise on each of their numbers, rounded and clipped to grey levels; always the same noise.
+
+    Args:
+        dataset: 8-bit images.
+        sd: standard deviation in grey levels, of which there are 256.
+
+    Raises:
+        UserError: other data.
+    """
+    if dataset.data.dtype != torch.uint8:
+        raise UserError(f"noise levels are in grey levels of images, and {dataset.name} holds none")
+    generator = torch.Generator().manual_seed(0)
+    noised = torch.empty(dataset.data.shape, dtype=torch.uint8)
+    for first in range(0, len(noised), _AT_ONCE):
+        images = dataset.data[first : first + _AT_ONCE].cpu()
+        noise = sd * torch.randn(images.shape, generator=generator)
+        noised[first : first + _AT_ONCE] = (images + noise).round().clamp(0, 255)
+    return replace(dataset, name=f"{dataset.name} with noise of {sd:g}", data=noised, mapped=False)
 
 
 def what_is_real(dataset: Dataset) -> str:

@@ -147,7 +147,10 @@ def _table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list
 
 def _held_out(report: Report) -> list[Mapping[str, Any]]:
     test = report.get("real_test")
-    return [test | {"name": f"{_what(test, 'held-out real data')}, {test['num']}"}] if test else []
+    if not test:
+        return []
+    noised = [row | {"name": row["data"]} for row in test.get("noised", [])]
+    return [test | {"name": f"{_what(test, 'held-out real data')}, {test['num']}"}, *noised]
 
 
 def _what(part: Mapping[str, Any], otherwise: str) -> str:
@@ -198,6 +201,8 @@ def _test_facts(report: Report) -> list[str]:
         f"Held-out real data: {test['num']} samples of {test['data']} that no model was trained on, in the place of"
         " samples: about what a perfect model would get. Over test: a model's distance over theirs."
     )
+    if test.get("noised"):
+        text += " With noise: of that standard deviation in grey levels, of which white has 255."
     if test["num"] != report["num_samples"]:
         text += f" Theirs has the bias of {test['num']} samples, a model's that of {report['num_samples']}."
     return [text]

@@ -71,10 +71,10 @@ SIZES = {
     ),
     "mnist": Sizes(
         teacher=("train.total_nimg=1536000",),
-        student=("train.total_nimg=768000", "objective.warmup=192000"),
-        networks=_unets(14, 20, 28, 40),
+        student=("train.total_nimg=768000", "objective.warmup=[[384000,0.5]]"),
+        networks=_unets(16, 24, 32, 48),
     ),
-    "cifar10-small": Sizes(teacher=(), student=(), networks=_unets(16, 23, 32, 46)),
+    "cifar10-small": Sizes(teacher=(), student=(), networks=_unets(16, 24, 32, 48)),
 }
 
 
