@@ -139,7 +139,9 @@ def test_a_run_goes_on_in_another_number_of_processes(alone: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_two_machines_and_four_processes(alone: Path, tmp_path: Path) -> None:
     """Sharded within and replicated across two machines, with accumulation; four go on where two have stopped."""
-    cases = trainings(alone)
+    cases = {
+        name: replace(one, train=replace(one.train, microbatch=1)) for name, one in trainings(alone).items()
+    }
     half = [Job(shorter(one, 80), tmp_path / name) for name, one in cases.items()]
     run(2, half, float64=True)
     again = [Job(one, tmp_path / name, resume=True, parallel="fsdp") for name, one in cases.items()]
@@ -169,6 +171,19 @@ def test_other_precisions(alone: Path, tmp_path: Path) -> None:
         assert names == [f"nimg-{nimg:012d}.png" for nimg in (80, 160)]
     skipped = [metrics(tmp_path / folder / "float16")[-1]["skipped_steps"] for folder in ("one", "two")]
     assert skipped[0] == skipped[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
+def test_compiled_steps(tmp_path: Path, parallel: str) -> None:
+    """Of two processes beside eager ones of one, in float32 to 1e-3: torch.compile and the hooks of shards."""
+    scd = ("objective.target_halflife=64", "objective.warmup=40", f"teacher={tmp_path / 'diffusion'}")
+    cases = {"diffusion": ("digits-teacher", MLP), "scd": ("digits-scd", MLP, *scd)}
+    run(1, [Job(recipe(*case), tmp_path / name) for name, case in cases.items()])
+    compiled = {name: recipe(*case, "objective.compile=true") for name, case in cases.items()}
+    run(2, [Job(case, tmp_path / f"{name}-2", parallel=parallel) for name, case in compiled.items()])
+    for name in cases:
+        same_curve(tmp_path / name, tmp_path / f"{name}-2", 1e-3)
 
 
 # Ends
@@ -250,13 +265,15 @@ def test_a_strategy_needs_torchrun(tmp_path: Path) -> None:
 
 
 def test_samples_and_scores_are_those_of_one_process(student_folder: Path, tmp_path: Path) -> None:
-    """Seven samples, which two processes do not divide; an evaluation that has kept some of its scores."""
+    """Seven samples, which two processes do not divide; an evaluation that goes on with some of its scores."""
     for size in (1, 2):
         out = tmp_path / str(size)
         sample = ["sample", str(student_folder), "--num", "7", "--device", "cpu", "--out", f"{out}/s.npy"]
         score = ["evaluate", str(student_folder), "--num", "41", "--seeds", "2", "--steps", "1,2"]
         score += ["--teacher", "none", "--device", "cpu", "--out", f"{out}/report"]
         run_commands(size, [sample, score])
+        sorted((out / "report" / "scores").iterdir())[0].unlink()
+        run_commands(size, [[*score, "--resume"]])
     one, two = (np.load(tmp_path / str(size) / "s.npy") for size in (1, 2))
     assert len(one) == 7 and np.abs(one.astype(int) - two.astype(int)).max() <= 1
     reports = [json.loads((tmp_path / str(size) / "report" / "report.json").read_text()) for size in (1, 2)]

@@ -13,7 +13,7 @@ from trigflow.checkpoint import ModelCard, card_of, load_model, load_tensors, ne
 from trigflow.codecs import codec_from_json, codec_to_json
 from trigflow.config import build, to_json
 from trigflow.data import Dataset, exact_teacher, load_data
-from trigflow.distributed import ALONE, World
+from trigflow.distributed import ALONE, World, is_lost_connection
 from trigflow.errors import UserError, did_you_mean
 from trigflow.guidance import scale_in_words
 from trigflow.metrics import FlowMapError
@@ -311,6 +311,8 @@ def _try_forward(net: TrigFlowPrecond, dataset: Dataset, device: torch.device, n
         try:
             F = net(x, torch.full((len(x),), 0.5, device=device), **cond)
         except Exception as error:  # whatever a foreign network raises
+            if is_lost_connection(error) or isinstance(error, torch.OutOfMemoryError):
+                raise
             what = f"{type(error).__name__}: {error}"
             raise UserError(
                 f"network '{name}' fails on {dataset.name} ({what}); it must have {wanted}"

@@ -61,7 +61,7 @@ class CheckpointFolder:
         Raises:
             UserError: there are some, but all are damaged.
         """
-        paths = self.paths()
+        paths = [self.folder / name for name in world.first_names([path.name for path in self.paths()])]
         for path in paths:
             try:
                 return read_shards(path, world) if path.is_dir() else _read_file(path, world)

@@ -56,8 +56,8 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
         save(own, storage_writer=writer, process_group=world.messages)
     except CheckpointException as error:  # raised in all processes, whichever has failed
         raise _as_user_error("write", path, error) from error
-    files = _files(temporary)
-    digests = dict(zip([file.name for file in files], _digests(files, world), strict=True))
+    names = world.first_names(sorted(file.name for file in temporary.glob("*.safetensors")))
+    digests = dict(zip(names, _digests([temporary / name for name in names], world), strict=True))
     world.by_first(_finish, temporary, path, {"state": state, "files": digests})
 
 
@@ -127,10 +127,6 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 def _digest_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
 
 
 def _digests(files: list[Path], world: World) -> list[str]:

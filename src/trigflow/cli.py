@@ -28,7 +28,7 @@ from trigflow.commands import (
     train_classifier,
 )
 from trigflow.commands.command import Command
-from trigflow.errors import LostProcess, UserError, did_you_mean
+from trigflow.errors import OwnMistake, UserError, did_you_mean
 from trigflow.launch import is_first
 from trigflow.version import __version__
 
@@ -144,7 +144,7 @@ def told(work: Callable[[], int], debug: bool = False) -> int:
     except UserError as mistake:
         if debug:
             traceback.print_exc()
-        return _complain(" ".join(str(mistake).split()), by_all=isinstance(mistake, LostProcess))
+        return _complain(" ".join(str(mistake).split()), by_all=isinstance(mistake, OwnMistake))
     except KeyboardInterrupt as stop:  # a training says how to go on
         _complain(str(stop) or "stopped")
         return 130
@@ -159,7 +159,8 @@ def told(work: Callable[[], int], debug: bool = False) -> int:
         if not _is_lack_of_memory(error):
             raise
         return _complain(
-            "not enough memory for this: give smaller sizes (samples, batch, network, data), or use another machine"
+            "not enough memory for this: give smaller sizes (samples, batch, network, data), or use another machine",
+            by_all=True,
         )
     return code
 

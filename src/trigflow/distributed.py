@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, get_args
 
@@ -18,14 +19,14 @@ from torch import Tensor
 
 from trigflow import launch
 from trigflow.devices import resolve_device
-from trigflow.errors import LostProcess, UserError, did_you_mean
+from trigflow.errors import LostProcess, OwnMistake, UserError, did_you_mean
 
 Strategy = Literal["fsdp", "hsdp", "ddp"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
-# How long a process waits for the first one, which draws, scores and writes for all. A process that ends is noticed at
-# once, by its closed connection.
-PATIENCE = timedelta(days=1)
+# How long a process waits for the first one, which scores and writes for all. A process that ends is noticed at once,
+# by its closed connection; a machine that loses its power is not.
+PATIENCE = timedelta(hours=3)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ class World:
         """The text of the first process, in all."""
         return text if self.alone else self._text(text, 0)
 
+    def first_names(self, names: list[str]) -> list[str]:
+        """Those of the first process, in all: a folder that machines share may not be listed alike by each."""
+        found: list[str] = json.loads(self.first_text(json.dumps(names)))
+        return found
+
     def _reduced(self, values: Tensor, operation: Any) -> Tensor:
         copy = values.detach().cpu().clone()
         dist.all_reduce(copy, operation, group=self.messages)
@@ -124,13 +130,13 @@ class World:
 
     def _text(self, text: str, source: int) -> str:
         """The text of one process, in all."""
-        data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(f"{text}\n".encode()), dtype=torch.uint8)
         length = torch.tensor(len(data))
         dist.broadcast(length, source, group=self.messages)
         if self.rank != source:
             data = torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(data, source, group=self.messages)
-        return bytes(data.tolist()).decode()
+        return bytes(data.tolist()).decode()[:-1]
 
 
 ALONE = World()
@@ -169,7 +175,8 @@ def open_world(device: str | torch.device = "auto", strategy: Strategy | None = 
         atexit.register(dist.destroy_process_group)
     with _told_of_a_lost_process():
         messages = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield World(dist.get_rank(), size, own, _mesh(own, size, strategy or "fsdp"), messages)
+        world = World(dist.get_rank(), size, own, None, messages)
+        yield replace(world, mesh=_mesh(world, strategy or "fsdp"))
 
 
 def _own_device(device: str | torch.device) -> torch.device:
@@ -180,27 +187,37 @@ def _own_device(device: str | torch.device) -> torch.device:
             raise UserError("several processes compute on CUDA or the CPU, not on MPS: give --device cpu")
         return torch.device("cpu")
     if place.type == "cuda":
-        return resolve_device(f"cuda:{launch.place('LOCAL_RANK', 0)}")
+        try:
+            return resolve_device(f"cuda:{launch.place('LOCAL_RANK', 0)}")
+        except UserError as error:
+            raise OwnMistake(f"process {launch.place('RANK', 0)}: {error}") from None
     return place
 
 
-def _mesh(device: torch.device, size: int, strategy: Strategy) -> Any:
-    """DDP is the case of shards of one process; full sharding that of no replicas."""
+def _mesh(world: World, strategy: Strategy) -> Any:
+    """DDP is the case of shards of one process; full sharding that of no replicas, as on one machine."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    if strategy == "fsdp":
+    size, device = world.size, world.device
+    shards = {"fsdp": size, "ddp": 1, "hsdp": launch.place("LOCAL_WORLD_SIZE", 1)}[strategy]
+    if world.any(size % shards > 0) or world.greatest(torch.tensor(shards)) > shards:
+        raise UserError("--parallel hsdp: start the same number of processes on each machine")
+    if shards == size:
         return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-    shards = 1 if strategy == "ddp" else launch.place("LOCAL_WORLD_SIZE", 1)
-    if size % shards:
-        raise UserError(f"--parallel hsdp: {size} processes do not divide into machines of {shards}")
     return init_device_mesh(device.type, (size // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
 # What gloo and NCCL say when the other side has gone.
 _LOST = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
-    *("Socket Timeout", "Timed out waiting", "recvValue failed", "sendBytes failed", "NCCL error", "aborted"),
+    *("Socket Timeout", "Timed out waiting", "recvValue failed", "sendBytes failed"),
+    *("remote process exited", "communicator was aborted"),
 )
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether it says that another process has gone; what else goes wrong between processes is told as it is."""
+    return isinstance(error, dist.DistNetworkError) or any(words in str(error) for words in _LOST)
 
 
 @contextlib.contextmanager
@@ -208,16 +225,13 @@ def _told_of_a_lost_process() -> Iterator[None]:
     """The errors of a connection whose other side has ended, as one line."""
     try:
         yield
-    except (
-        RuntimeError,
-        dist.DistError,
-    ) as error:  # the latter is of the former's kind, but not in every version
-        if not isinstance(error, dist.DistError) and not any(words in str(error) for words in _LOST):
+    except BaseException as error:
+        atexit.unregister(dist.destroy_process_group)  # it would wait for those that have not ended
+        if not isinstance(error, RuntimeError | dist.DistError) or not is_lost_connection(error):
             raise
-        atexit.unregister(dist.destroy_process_group)  # it might wait for the one that has gone
         raise LostProcess(
             f"another process of the run has ended, so process {launch.place('RANK', 0)} ends, too; nothing that was "
-            "saved is lost: the same command with --resume goes on"
+            "saved is lost: the same command with --resume goes on with a training"
         ) from error
 
 

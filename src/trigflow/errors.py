@@ -17,7 +17,11 @@ class Diverged(UserError):
     """A training whose loss or gradient is no longer finite, or a model whose samples are not."""
 
 
-class LostProcess(UserError):
+class OwnMistake(UserError):
+    """What one of several processes has met alone: it says so itself, where else the first speaks for all."""
+
+
+class LostProcess(OwnMistake):
     """Another process of the run has ended: each of those that are left says so."""
 
 

@@ -146,7 +146,9 @@ class StopRequest:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        signal.signal(number, signal.default_int_handler)  # a second one does not wait
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)  # a second one does not wait
+        # A second SIGTERM is the same request: schedulers send one to each process, and torchrun, too.
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,12 +65,18 @@ class RunState:
             load_tensors(self.target, below(tensors, "target/"), "it")
         sums = {name: value.to(self.device) for name, value in below(tensors, "log/").items()}
         self.averages.load(sums, state["log"])
-        self._set_generators(tensors)
+        with self.world.together():
+            self._set_generators(tensors)
         return int(state["nimg"])
 
     def _set_generators(self, tensors: dict[str, Tensor]) -> None:
-        """Torch's own, for networks of the user's that draw from it: those of the first process are kept."""
+        """Torch's own, for networks of the user's that draw from it: those of the first process are kept.
+
+        The others begin new ones, which follow from its own, and so are not those that they began the run with.
+        """
         if not self.world.is_first:
+            digest = hashlib.sha256(tensors["rng/cpu"].numpy().tobytes()).digest()
+            torch.manual_seed(int.from_bytes(digest[:7]) + self.world.rank)
             return
         try:
             torch.set_rng_state(tensors["rng/cpu"])

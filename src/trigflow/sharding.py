@@ -45,7 +45,9 @@ def shard(net: TrigFlowPrecond, world: World) -> None:
     """
     # It may return a view, as a network of vectors does: nothing here writes into what a network returns.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
-    first = dict(_tensors(net))
+    first = {
+        name: tensor.detach() for name, tensor in _tensors(net)
+    }  # stay on the CPU when the network moves
     numbers = {parameter for parameter in net.parameters() if parameter.ndim == 0}
     for part in (*blocks(net.network), net.network, net.adaptive_weight):
         # Brought together again for the backward pass, also what is in no block: where a pass has no backward pass (a
@@ -67,7 +69,7 @@ def _fill(net: nn.Module, first: dict[str, Tensor], world: World) -> None:
     """Copies the first process's tensors into the network, one by one: no other process ever has it as a whole."""
     for name, tensor in _tensors(net):
         if world.is_first:
-            full = first[name].detach().to(world.device).contiguous()
+            full = first[name].to(world.device).contiguous()
         else:
             full = torch.empty(tensor.shape, dtype=tensor.dtype, device=world.device)
         dist.broadcast(full, 0)

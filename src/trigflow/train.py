@@ -157,7 +157,9 @@ class Run:
         self._restore()
         self.world.by_first(self.folder.truncate_metrics, self.nimg)
         if self.nimg >= config.total_nimg:
-            if not self._model_is_written():  # killed between the last checkpoint and the model
+            if self.world.any(
+                not self._model_is_written()
+            ):  # killed between the last checkpoint and the model
                 self._save_model()
             self._say(
                 f"{self.folder.path} is finished ({self.nimg} images); a larger train.total_nimg goes on with it"

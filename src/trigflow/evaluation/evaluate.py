@@ -85,22 +85,19 @@ def evaluate(
         features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
         data: the real data, for a latent model images or latents (default: what the model was trained on).
-        out: folder for report.json, report.md, report.html and pictures.
+        out: folder for report.json, report.md, report.html, pictures.
         guidance_scale: of the teacher and of a student that takes it, 1 = none (default: such a student's or its own).
         device: where a model named by a string computes; its teacher and the features compute beside it.
-        batch: samples computed at once.
-        progress: draw a bar.
+        batch, progress: samples computed at once, and whether a bar is drawn.
         trust_code, vae: as in `load`, for models named by strings.
         test_data: held-out real data, for a row of its own (default: the test part of data that is named and has one).
         resume: take over the scores that a former evaluation of the same models, stopped or not, has left in `out`.
         guide: a weaker model that guides the teacher (default: the one that did when the student was distilled).
-        noise_levels: for rows that tell what a distance means: the held-out images with noise of these standard
-            deviations, in grey levels of 0..255.
+        noise_levels: a row for each: held-out images with noise of this standard deviation, in grey levels of 0..255.
         world: processes that call this alike, each on its device; all draw samples, the first does the rest.
 
     Returns:
-        What report.json holds; ratios are against the reference teacher, None without one. Of several processes only
-        the first has it, the others nothing.
+        What report.json holds, in the first process; ratios are against the reference teacher, None without one.
 
     Raises:
         UserError: a number out of range, an unknown name, features or a teacher that do not fit the data.

@@ -211,8 +211,14 @@ def _score(
 def _score_seed(trial: Trial, one: Contender, seed: int, bar: tqdm[Any], world: World) -> Numbers:
     labels = draw_labels(trial, one.model, seed)
     samples, features = _generate(trial, one, seed, labels, bar, world)
-    if not world.is_first:
-        return {}
+    numbers: Numbers = {}
+    with world.together():
+        if world.is_first:
+            numbers = _numbers(trial, samples, features, labels, seed)
+    return numbers
+
+
+def _numbers(trial: Trial, samples: Tensor, features: Tensor, labels: Tensor | None, seed: int) -> Numbers:
     numbers = {"fd": frechet_distance_of_moments(trial.real, moments(features))}
     numbers |= _compare_pairs(trial, features[:MOST_NEIGHBOURS])
     logits = class_logits(trial.features, features)

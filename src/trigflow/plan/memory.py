@@ -32,7 +32,7 @@ class Need:
     Args:
         weights, teacher, optimizer, averages: what lasts.
         gradients: of the weights, those that are there at the peak.
-        gathered: blocks that full sharding has brought together.
+        gathered: blocks that are brought together (with DDP: copied) as they compute.
         activations: kept for the backward pass.
         transients: tangents, the teacher's pass, gradients of activations, and all else that comes and goes.
     """
@@ -70,7 +70,7 @@ def need(footprint: Footprint, layout: Layout, microbatch: int, passes: int) -> 
         gradients=gradients,
         optimizer=int(footprint.optimizer * share),
         averages=int(footprint.averages * share),
-        gathered=GATHERED_BLOCKS * footprint.block if layout.sharded else 0,
+        gathered=GATHERED_BLOCKS * footprint.block if layout.gpus > 1 else 0,
         activations=activations,
         transients=work - activations,
     )

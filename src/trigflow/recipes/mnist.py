@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
-from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET, STABLE
+from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET
 
 _DATA = Component("mnist", {"folder": "data/mnist"})
 # The teacher's distance is smallest between 1.3 and 1.5 (docs/LOG.md).
@@ -75,14 +75,13 @@ def mnist_sct() -> Recipe:
     Command: trigflow train mnist-sct data.folder=FOLDER --out runs/mnist-sct
     Cost: an hour on one core.
     Sampler: consistency, 1 or 2 NFE.
+    Score: FD-mnist-classifier 0.251 in one step, 0.052 in two, 0.035 in four (results/mnist-sct.json).
     """
     return Recipe(
         name="mnist-sct",
         data=_DATA,
-        network=SMALL_UNET,
-        objective=Component(
-            "sct", {**STABLE, "warmup": 256 * 1_400, "warmup_unit": "images", "stable_target": True}
-        ),
+        network=SMALL_STUDENT,
+        objective=Component("sct", {**HALFWAY, "warmup": [[768_000, 0.5]], "stable_target": True}),
         init="mnist-teacher",
         train=TrainConfig(
             total_nimg=256 * 5_600,
