@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trigflow.config import STRICT_KEYS, Component, build, check_trusted, to_json, validate
-from trigflow.distributed import own_part, sharded_like
+from trigflow.distributed import all_finite, own_part, sharded_like
 from trigflow.errors import UserError
 from trigflow.files import DamagedFile, clear_os_errors, read_json, write_atomically, write_json
 from trigflow.networks import NETWORKS
@@ -133,7 +133,7 @@ def check_numbers(name: str, tensor: Tensor, wanted: Tensor, source: str) -> Non
     if tensor.dtype != wanted.dtype and not {tensor.dtype, wanted.dtype} <= _FLOATS:
         types = f"'{name}' holds {tensor.dtype} in place of {wanted.dtype}"
         raise UserError(f"{source} is damaged or foreign: {types}")
-    if tensor.dtype in _FLOATS and not own_part(tensor).to(wanted.dtype).isfinite().all():
+    if tensor.dtype in _FLOATS and not all_finite(tensor.to(wanted.dtype)):
         raise UserError(
             f"{source} holds weights that are not finite (in '{name}'): it is damaged, or its training diverged"
         )

@@ -251,6 +251,13 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all of its numbers are; of one in shards all processes ask, and have one answer."""
+    finite = tensor.isfinite().all()
+    return bool(finite.full_tensor() if is_sharded(finite) else finite)  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     """The tensor, as this process's part of one that lies on the processes as `like` does.
 

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import math
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -236,8 +237,14 @@ def _kernel(q: Tensor, y: Tensor) -> Any:
 
 def _triton_runs_on(q: Tensor) -> bool:
     if q.is_cuda:
-        return torch.cuda.get_device_capability(q.device) >= (8, 0)
+        return torch.cuda.get_device_capability(q.device) >= (8, 0) and _has_compiler()
     return q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"  # as the tests run it
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    """Of C, with which Triton compiles what launches a kernel; slim containers have none."""
+    return any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang") if name)
 
 
 @functools.cache
