@@ -154,6 +154,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attention": attention,
     "digits": lambda: beside_teacher("digits", "8x8 digits"),
     "mnist": lambda: beside_teacher("mnist", "MNIST, 28x28"),
+    "mnist-sct": lambda: beside_teacher("mnist-sct", "MNIST, 28x28"),
     "cifar10-small": lambda: beside_teacher("cifar10-small", "CIFAR-10, 32x32"),
     "mixture2d": mixture2d,
     "precision": precision,
@@ -225,6 +226,8 @@ def _card(name: str) -> str:
 SOURCES = {
     "digits.json": "trigflow evaluate digits --steps 1,2,4 --num 5000 --seeds 3 --out report",
     "mnist.json": "trigflow evaluate mnist --data data/mnist --steps 1,2,4 --num 10000 --seeds 3 --out report",
+    "mnist-sct.json": "trigflow evaluate runs/mnist-sct --teacher mnist-teacher --data data/mnist --steps 1,2,4 --num 10000 "
+    "--seeds 3 --out report",
     "cifar10-small.json": "trigflow evaluate runs/cifar10-small-scd --features resnet20=FILE --test-data "
     "data/cifar10-test-32x32.zip --steps 1,2,4 --num 10000 --seeds 3 --out report",
     "train_step.json": "make bench",
