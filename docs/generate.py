@@ -229,7 +229,7 @@ SOURCES = {
     "mnist-sct.json": "trigflow evaluate runs/mnist-sct --teacher mnist-teacher --data data/mnist --steps 1,2,4 --num 10000 "
     "--seeds 3 --out report",
     "cifar10-small.json": "trigflow evaluate runs/cifar10-small-scd --features resnet20=FILE --test-data "
-    "data/cifar10-test-32x32.zip --steps 1,2,4 --num 10000 --seeds 3 --out report",
+    "data/cifar10-test-32x32.zip --steps 1,2,4 --num 10000 --seeds 3 --noise-levels 5,10,20 --out report",
     "train_step.json": "make bench",
     "data_loader.json": "python benchmarks/data_loader.py --json results/data_loader.json",
 }
