@@ -26,6 +26,7 @@ from trigflow.config import to_json
 from trigflow.errors import UserError
 from trigflow.objectives import SCM, Batch, LossOutput
 from trigflow.precond import TrigFlowPrecond
+from trigflow.progress import stop_on_signals
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
 from trigflow.run_folder import open_run
@@ -393,3 +394,15 @@ def test_samples_of_the_teacher_that_are_no_such_samples_are_made_again(
     write_state(cache, data, state)
     train(recipe, tmp_path / "run", resume=True, device="cpu", progress=False)
     assert torch.equal(read_state(cache)[0]["data"], made["data"])
+
+
+def test_a_second_ctrl_c_does_not_wait_but_a_second_sigterm_is_the_same_request() -> None:
+    """Schedulers send SIGTERM to each process, and torchrun, too."""
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
