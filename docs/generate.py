@@ -140,6 +140,22 @@ def attention() -> str:
     return _markdown(" | ".join(head), lines)
 
 
+def scaling(name: str) -> str:
+    """Teachers and students of four sizes, from results/NAME.json."""
+    study = _result(f"{name}.json")
+    lines = []
+    for size, parameters in enumerate(study["parameters"]):
+        line = [f"{parameters:,}", _spread(study["scores"]["teacher"][size])]
+        for role, ratios in study["ratios"].items():
+            ratio = ratios[size]
+            line.append(_spread(study["scores"][role][size]))
+            line.append(f"{ratio['median']:.2f} ({ratio['lowest']:.2f} .. {ratio['highest']:.2f})")
+        lines.append(line)
+    head = ["parameters", f"teacher, {study['score']}"]
+    head += [column for role in study["ratios"] for column in (role, "ratio")]
+    return _markdown(" | ".join(head), lines)
+
+
 def precision() -> str:
     """Errors beside float64 of each network in each precision."""
     lines = []
@@ -156,6 +172,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mnist": lambda: beside_teacher("mnist", "MNIST, 28x28"),
     "mnist-sct": lambda: beside_teacher("mnist-sct", "MNIST, 28x28"),
     "cifar10-small": lambda: beside_teacher("cifar10-small", "CIFAR-10, 32x32"),
+    "digits-scaling": lambda: scaling("digits-scaling"),
     "mixture2d": mixture2d,
     "precision": precision,
     "train_step": train_step,
@@ -226,8 +243,8 @@ def _card(name: str) -> str:
 SOURCES = {
     "digits.json": "trigflow evaluate digits --steps 1,2,4 --num 5000 --seeds 3 --out report",
     "mnist.json": "trigflow evaluate mnist --data data/mnist --steps 1,2,4 --num 10000 --seeds 3 --out report",
-    "mnist-sct.json": "trigflow evaluate runs/mnist-sct --teacher mnist-teacher --data data/mnist --steps 1,2,4 --num 10000 "
-    "--seeds 3 --out report",
+    "mnist-sct.json": "trigflow evaluate runs/mnist-sct --teacher mnist-teacher --data data/mnist --steps 1,2,4 "
+    "--num 10000 --seeds 3 --out report",
     "cifar10-small.json": "trigflow evaluate runs/cifar10-small-scd --features resnet20=FILE --test-data "
     "data/cifar10-test-32x32.zip --steps 1,2,4 --num 10000 --seeds 3 --noise-levels 5,10,20 --out report",
     "train_step.json": "make bench",
