@@ -169,7 +169,8 @@ def test_sharding_divides_what_lasts_and_gathers_blocks() -> None:
     whole, shared = (need(footprint, Layout("", 4, sharded), 8, 2) for sharded in (False, True))
     for field in ("weights", "optimizer", "averages", "gradients"):
         assert getattr(shared, field) == pytest.approx(getattr(whole, field) / 4, abs=1)
-    assert shared.gathered == 3 * footprint.block > 0 == whole.gathered
+    assert shared.gathered == whole.gathered == 3 * footprint.block > 0
+    assert need(footprint, Layout("one GPU", 1), 8, 2).gathered == 0
     assert shared.activations == whole.activations
     assert footprint.block < footprint.weights / 3  # one of three
 
