@@ -68,6 +68,25 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(photos: Path, monkeypatch: pyte
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_other_images_of_the_same_name_and_number_are_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays are read at once: their part knows what is in them."""
+    for folder, level in (("a", 10), ("b", 200)):
+        (tmp_path / folder).mkdir()
+        images = np.full((4, 1, 8, 8), level, np.uint8)
+        images[0, 0, 0] = 0
+        np.savez(tmp_path / folder / "images.npz", images=images)
+    one, other = (load_collection(str(tmp_path / folder / "images.npz")) for folder in "ab")
+    assert one.source == other.source and one.count == other.count
+    monkeypatch.setattr(prepare, "_finish", lambda *_: pytest.fail("finished"))
+    monkeypatch.setattr(prepare.Part, "add", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(one, tmp_path / "out.zip", Preparation(), progress=False)
+    with pytest.raises(UserError, match="other images or options"):
+        prepare.prepare(other, tmp_path / "out.zip", Preparation(), resume=True, progress=False)
+
+
 def test_damaged_images_stop_it_or_are_left_out(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "a" / "2.png").write_bytes(b"no picture")
     line = ["data", "prepare", str(photos), "--out", str(photos.parent / "p.zip"), "--size", "8"]

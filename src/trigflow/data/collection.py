@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ class Collection:
         num_classes: 0 without labels.
         classes: their names, () where there are none.
         files: that the images come from.
+        digest: SHA-256 of images that are in memory, "" for others.
     """
 
     name: str
@@ -44,6 +47,13 @@ class Collection:
     num_classes: int
     files: tuple[Path, ...] = ()
     classes: tuple[str, ...] = ()
+    digest: str = ""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells whether they are the same images as before, as JSON data."""
+        files = cache_key(self.files, [self.digest])
+        return {"source": self.source, "count": self.count, "files": files}
 
     def walk(self, description: str, progress: bool) -> Iterable[tuple[str, Read]]:
         """All entries, under a bar if it takes longer than a second."""
@@ -114,7 +124,13 @@ def as_collection(dataset: Dataset) -> Collection:
             yield f"image {row}", image.numpy
 
     return Collection(
-        dataset.name, dataset.name, len(dataset.data), entries, dataset.labels, dataset.num_classes
+        dataset.name,
+        dataset.name,
+        len(dataset.data),
+        entries,
+        dataset.labels,
+        dataset.num_classes,
+        digest=hashlib.sha256(dataset.data.cpu().contiguous().numpy().data).hexdigest(),
     )
 
 

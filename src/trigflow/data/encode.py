@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from trigflow.autoencoder import FOLDER, Autoencoder, copy_autoencoder
 from trigflow.config import to_json
-from trigflow.data.cache import cache_key
 from trigflow.data.collection import Collection, Read
 from trigflow.data.latents import CARD, LABELS, LATENTS, Encoder, LatentsCard
 from trigflow.data.part import Part, kept
@@ -96,8 +95,7 @@ def encode(
 def _settings(collection: Collection, autoencoder: Autoencoder, how: Encoding) -> dict[str, Any]:
     """What must be the same for a run to go on; the batch may differ."""
     own = {key: getattr(how, key) for key in ("size", "dtype", "mean_only", "skip_damaged")}
-    images = {"source": collection.source, "count": collection.count}
-    return own | images | {"files": cache_key(collection.files, ()), "autoencoder": autoencoder.sha256}
+    return own | collection.identity | {"autoencoder": autoencoder.sha256}
 
 
 # From images to numbers

@@ -17,7 +17,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from trigflow.data.archive import LABELS
-from trigflow.data.cache import cache_key
 from trigflow.data.collection import Collection
 from trigflow.data.part import Part, kept
 from trigflow.data.picture import DamagedPicture, decoded
@@ -99,8 +98,7 @@ def prepare(
 
 def _settings(collection: Collection, how: Preparation) -> dict[str, Any]:
     """What must be the same for a run to go on."""
-    files = cache_key(collection.files, ())
-    return asdict(how) | {"source": collection.source, "count": collection.count, "files": files}
+    return asdict(how) | collection.identity
 
 
 def _convert(collection: Collection, how: Preparation, part: Part, progress: bool) -> None:
