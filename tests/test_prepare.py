@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +69,23 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(photos: Path, monkeypatch: pyte
     images.write_bytes(images.read_bytes()[:-5])  # as after a loss of power
     prepare.prepare(collection, out, how, resume=True, progress=False)
     assert out.read_bytes() == whole.read_bytes()
+
+
+def test_sizes_and_places_that_cannot_be(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["data", "prepare", str(photos), "--size", "8", "--out"]
+    assert cli.main([*line[:3], "--size", "9000", "--out", str(photos.parent / "p.zip")]) == 2
+    assert "--size 9000: an image has at most 67108864 pixels, so give 8192" in capsys.readouterr().err
+    assert cli.main([*line, str(photos.parent / "new" / "sub" / "p.zip")]) == 0
+    assert cli.main([*line, str(photos / "b" / "1.png" / "p.zip")]) == 2
+    assert "cannot make the folder" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf_8_are_told(photos: Path) -> None:
+    os.rename(photos / "a", os.fsencode(photos) + b"/cl\xff")
+    done = subprocess.run(
+        [sys.executable, "-m", "trigflow", "data", "inspect", str(photos)], capture_output=True, check=False
+    )
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
 
 
 def test_other_images_of_the_same_name_and_number_are_not_gone_on_with(

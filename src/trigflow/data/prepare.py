@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator
@@ -19,10 +20,10 @@ from tqdm import tqdm
 from trigflow.data.archive import LABELS
 from trigflow.data.collection import Collection
 from trigflow.data.part import Part, kept
-from trigflow.data.picture import DamagedPicture, decoded
+from trigflow.data.picture import MOST_PIXELS, DamagedPicture, decoded
 from trigflow.data.statistics import Statistics, label_at
 from trigflow.errors import UserError
-from trigflow.files import must_be_new
+from trigflow.files import make_folder, must_be_new
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of every member: the archive depends on the images alone
 
@@ -90,7 +91,12 @@ def prepare(
     """
     if out.suffix != ".zip":
         raise UserError(f"--out {out}: give a name that ends in .zip")
+    if how.size and how.size**2 > MOST_PIXELS:
+        raise UserError(
+            f"--size {how.size}: an image has at most {MOST_PIXELS} pixels, so give {math.isqrt(MOST_PIXELS)}"
+        )
     must_be_new(out)
+    make_folder(out.parent)
     with kept(out), Part(out, _settings(collection, how), resume, "images") as part:
         _convert(collection, how, part, progress)
         return _finish(part, collection, progress)

@@ -8,6 +8,7 @@ networks and features whose code is the user's own and cannot be read.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -88,7 +89,7 @@ def _whole(path: Path) -> Numbers | None:
     except UserError:
         return None
     whole = isinstance(data, dict) and data.keys() >= _NEEDED and ("precision" in data) == ("recall" in data)
-    return data if whole and all(type(one) is float for one in data.values()) else None
+    return data if whole and all(type(one) is float and math.isfinite(one) for one in data.values()) else None
 
 
 def forget(folder: Path) -> None:
