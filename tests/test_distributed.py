@@ -183,7 +183,8 @@ def test_compiled_steps(tmp_path: Path, parallel: str) -> None:
     compiled = {name: recipe(*case, "objective.compile=true") for name, case in cases.items()}
     run(2, [Job(case, tmp_path / f"{name}-2", parallel=parallel) for name, case in compiled.items()])
     for name in cases:
-        same_curve(tmp_path / name, tmp_path / f"{name}-2", 1e-3)
+        # Not the norms: the first gradient of sCD, with r almost 0, is all rounding.
+        assert max(differences(tmp_path / name, tmp_path / f"{name}-2")) < 1e-3
 
 
 # Ends
