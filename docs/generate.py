@@ -109,8 +109,9 @@ def mixture2d() -> str:
     return _markdown("recipe | error, median | error, RMS | sliced W2 to the data", rows)
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} .. {max(values):.3f})"
+def _spread(values: list[float], form: str = "{:.3f}") -> str:
+    median, low, high = map(form.format, (statistics.median(values), min(values), max(values)))
+    return f"{median} ({low} .. {high})"
 
 
 def train_step() -> str:
@@ -147,9 +148,8 @@ def scaling(name: str) -> str:
     for size, parameters in enumerate(study["parameters"]):
         line = [f"{parameters:,}", _spread(study["scores"]["teacher"][size])]
         for role, ratios in study["ratios"].items():
-            ratio = ratios[size]
             line.append(_spread(study["scores"][role][size]))
-            line.append(f"{ratio['median']:.2f} ({ratio['lowest']:.2f} .. {ratio['highest']:.2f})")
+            line.append(_spread(list(ratios[size].values()), "{:.2f}"))
         lines.append(line)
     head = ["parameters", f"teacher, {study['score']}"]
     head += [column for role in study["ratios"] for column in (role, "ratio")]

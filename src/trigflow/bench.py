@@ -16,9 +16,10 @@ from trigflow.codecs import IdentityCodec
 from trigflow.config import build
 from trigflow.devices import products_in
 from trigflow.evaluation.figures import in_steps
+from trigflow.evaluation.measure import draw
 from trigflow.evaluation.training_compute import forward_flops
 from trigflow.machine import describe_machine
-from trigflow.model import Model, Plan
+from trigflow.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.page import markdown_table
 from trigflow.plan.shapes import sample_shape
@@ -125,7 +126,7 @@ def measure(model: Model, steps: Sequence[int], batch: int, rounds: int, progres
         progress: show a bar on stderr.
     """
     calls: dict[int, Callable[[int], object]] = {0: lambda _: _evaluate(model, batch)}
-    calls |= {n: partial(_sample, model, model.plan(n, None, "consistency"), batch) for n in steps}
+    calls |= {n: partial(draw, model, model.plan(n, None, "consistency"), batch) for n in steps}
     with tqdm(total=(1 + rounds) * len(calls), unit="call", disable=not progress) as bar:
         taken = in_turn(calls, rounds, after=bar.update)
     return Timing(
@@ -150,12 +151,6 @@ def _evaluate(model: Model, batch: int) -> None:
         model.precond.velocity(x_t, t, **model.conditions(model.labels(batch), scales))
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-
-
-def _sample(model: Model, plan: Plan, batch: int, seed: int) -> None:
-    """A whole sampling call; its samples end on the CPU."""
-    for _ in model.sample_batches(batch, plan, seed=seed, batch=batch):
-        pass
 
 
 def report(timing: Timing) -> str:

@@ -36,7 +36,7 @@ class Collection:
         num_classes: 0 without labels.
         classes: their names, () where there are none.
         files: that the images come from.
-        digest: SHA-256 of images that are in memory, "" for others.
+        pixels: of images that are in memory, None for others.
     """
 
     name: str
@@ -47,12 +47,13 @@ class Collection:
     num_classes: int
     files: tuple[Path, ...] = ()
     classes: tuple[str, ...] = ()
-    digest: str = ""
+    pixels: Tensor | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells whether they are the same images as before, as JSON data."""
-        files = cache_key(self.files, [self.digest])
+        content = b"" if self.pixels is None else self.pixels.cpu().contiguous().numpy().data
+        files = cache_key(self.files, [hashlib.sha256(content).hexdigest()])
         return {"source": self.source, "count": self.count, "files": files}
 
     def walk(self, description: str, progress: bool) -> Iterable[tuple[str, Read]]:
@@ -130,7 +131,7 @@ def as_collection(dataset: Dataset) -> Collection:
         entries,
         dataset.labels,
         dataset.num_classes,
-        digest=hashlib.sha256(dataset.data.cpu().contiguous().numpy().data).hexdigest(),
+        pixels=dataset.data,
     )
 
 

@@ -107,8 +107,8 @@ def evaluate(
         model = model if isinstance(model, Model) else load(model, device, trust_code, vae)
         reference, notes = reference_teacher(model, teacher, trust_code, guide)
         dataset = real_data_of(model, data, trust_code)
-        yardsticks = _yardsticks(held_out_data(model, data, test_data, trust_code), noise_levels)
-        sides = _real_sides(model, (dataset, yardsticks), features, (num, seeds, batch), progress, world)
+        held_out = (held_out_data(model, data, test_data, trust_code), noise_levels)
+        sides = _real_sides(model, (dataset, *held_out), features, (num, seeds, batch), progress, world)
         contenders = _contenders(model, reference, steps, guidance_scale)
         kept = _make_report_folder(Path(out), resume) if out is not None and world.is_first else None
         notes = notes + reference_notes(model, dataset)
@@ -142,18 +142,19 @@ def _reported(
 
 def _real_sides(
     model: Model,
-    real: tuple[Dataset, list[Dataset]],
+    real: tuple[Dataset, Dataset | None, Sequence[float]],
     features: str | None,
     sizes: tuple[int, int, int],
     progress: bool,
     world: World,
 ) -> tuple[Trial, Row | None]:
     """What all contenders are compared with, in features that suit the data, and the row of held-out data."""
-    dataset, yardsticks = real
+    dataset, held_out, noise_levels = real
     known = load_features(features or default_features(dataset), model.device)
     check_features(known, dataset)
     if not world.is_first:
         return samples_alone(dataset, known, *sizes), None
+    yardsticks = _yardsticks(held_out, noise_levels)
     trial = new_trial(dataset, known, *sizes, progress)
     rows = [_real_test(trial, one, progress) for one in yardsticks]
     return trial, rows[0] | {"noised": rows[1:]} if rows else None

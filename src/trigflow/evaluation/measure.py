@@ -282,10 +282,11 @@ def seconds_per_sample(contenders: Sequence[Contender], batch: int = TIMING_BATC
     """
     if batch < 1:
         raise UserError(f"batch is {batch}: give 1 or more")
-    calls = {number: partial(_draw, one, batch) for number, one in enumerate(contenders)}
+    calls = {number: partial(draw, one.model, one.plan, batch) for number, one in enumerate(contenders)}
     return [statistics.median(taken) / batch for taken in in_turn(calls, TIMING_REPEATS).values()]
 
 
-def _draw(one: Contender, batch: int, seed: int) -> None:
-    for _ in one.model.sample_batches(batch, one.plan, seed=seed, batch=batch):
+def draw(model: Model, plan: Plan, batch: int, seed: int) -> None:
+    """A whole sampling call, to be timed; its samples end on the CPU."""
+    for _ in model.sample_batches(batch, plan, seed=seed, batch=batch):
         pass
