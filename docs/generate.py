@@ -1,6 +1,6 @@
 """Writes what the documentation takes from elsewhere: `make docs`. A test holds it up to date.
 
-docs/commands.md comes from the parser; the tables in README.md, benchmarks/README.md and docs/precision.md, between
+docs/commands.md comes from the parser; the tables in README.md, benchmarks/README.md and pages of docs/, between
 `<!-- NAME -->` and `<!-- end -->`, from results/; the cards of the shipped models, src/trigflow/pretrained/README.md,
 from their files and results/; the list of these, results/README.md, from the files themselves.
 """
@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ COMMANDS = HERE / "commands.md"
 README = HERE.parent / "README.md"
 PRECISION = HERE / "precision.md"
 METRICS = HERE / "metrics.md"
+STUDIES_PAGE = HERE / "studies.md"
 BENCHMARKS = HERE.parent / "benchmarks" / "README.md"
 RESULTS = HERE.parent / "results"
 CARDS = HERE.parent / "src" / "trigflow" / "pretrained" / "README.md"
@@ -141,19 +143,9 @@ def attention() -> str:
     return _markdown(" | ".join(head), lines)
 
 
-def scaling(name: str) -> str:
-    """Teachers and students of four sizes, from results/NAME.json."""
-    study = _result(f"{name}.json")
-    lines = []
-    for size, parameters in enumerate(study["parameters"]):
-        line = [f"{parameters:,}", _spread(study["scores"]["teacher"][size])]
-        for role, ratios in study["ratios"].items():
-            line.append(_spread(study["scores"][role][size]))
-            line.append(_spread(list(ratios[size].values()), "{:.2f}"))
-        lines.append(line)
-    head = ["parameters", f"teacher, {study['score']}"]
-    head += [column for role in study["ratios"] for column in (role, "ratio")]
-    return _markdown(" | ".join(head), lines)
+def studied(name: str) -> str:
+    """The first table of a study, from its study.json in results/NAME.json."""
+    return markdown_table(next(iter(_result(f"{name}.json")["tables"].values())))
 
 
 def precision() -> str:
@@ -166,13 +158,17 @@ def precision() -> str:
     return _markdown("network | products in | F | g | gradient", lines)
 
 
+STUDIES = (
+    *("digits-steps", "digits-speed", "digits-scaling", "digits-ablation", "digits-compute"),
+    *("mnist-steps", "mnist-speed"),
+)
 TABLES: dict[str, Callable[[], str]] = {
     "attention": attention,
     "digits": lambda: beside_teacher("digits", "8x8 digits"),
     "mnist": lambda: beside_teacher("mnist", "MNIST, 28x28"),
     "mnist-sct": lambda: beside_teacher("mnist-sct", "MNIST, 28x28"),
     "cifar10-small": lambda: beside_teacher("cifar10-small", "CIFAR-10, 32x32"),
-    "digits-scaling": lambda: scaling("digits-scaling"),
+    **{name: partial(studied, name) for name in STUDIES},
     "mixture2d": mixture2d,
     "precision": precision,
     "train_step": train_step,
@@ -256,8 +252,8 @@ def results() -> str:
     """Every file of results/: its command, seeds, machine and commit."""
     rows = [_origin(path.name) for path in sorted(RESULTS.glob("*.json"))]
     text = """The figures of the runs that were done for this repository. README.md takes its tables from here, and
-`make docs` makes this list from the files (of an evaluation, its report.json). A commit with -dirty had changes
-besides. Times differ between machines, scores by rounding only."""
+`make docs` makes this list from the files (of an evaluation its report.json, of a study its study.json). A commit with
+-dirty had changes besides. Times differ between machines, scores by rounding only."""
     return (
         "\n\n".join(["# Results", text, _markdown("file | command | seeds | machine | commit", rows)]) + "\n"
     )
@@ -281,5 +277,5 @@ if __name__ == "__main__":
     (RESULTS / "README.md").write_text(results())
     CARDS.write_text(cards())
     COMMANDS.write_text(commands())
-    for page in (README, BENCHMARKS, PRECISION, METRICS):
+    for page in (README, BENCHMARKS, PRECISION, METRICS, STUDIES_PAGE):
         page.write_text(with_tables(page.read_text()))

@@ -82,7 +82,9 @@ def write_outcome(outcome: Outcome, about: Mapping[str, Any], folder: Path) -> N
     write_atomically(folder / "study.md", to_markdown(outcome).encode())
     write_atomically(folder / "study.html", to_html(outcome, pictures).encode())
     texts = {"title": outcome.title, "expectation": outcome.expectation, "finding": outcome.finding}
-    write_json(folder / "study.json", {**about, **texts, "notes": outcome.notes, **outcome.numbers})
+    tables = {table.caption: table.rows for table in outcome.tables}
+    told = {**texts, "notes": outcome.notes, "tables": tables}
+    write_json(folder / "study.json", {**about, **told, **outcome.numbers})
 
 
 def to_markdown(outcome: Outcome) -> str:

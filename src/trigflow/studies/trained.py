@@ -244,5 +244,6 @@ class Runs:
         return next((str(cell["score"]) for cell in cells if not cell["diverged"]), "score")
 
     def cells(self) -> dict[str, Cell]:
-        """All of them, by name."""
-        return {name: self.bench.folder.read(name) for name in (*self.teachers, *self.students)}
+        """All of them, by name, but for the curves of the training, which the folder keeps."""
+        read = {name: self.bench.folder.read(name) for name in (*self.teachers, *self.students)}
+        return {name: {k: v for k, v in cell.items() if k != "curves"} for name, cell in read.items()}
