@@ -27,6 +27,7 @@ README = HERE.parent / "README.md"
 PRECISION = HERE / "precision.md"
 METRICS = HERE / "metrics.md"
 STUDIES_PAGE = HERE / "studies.md"
+SCALE = HERE / "scale.md"
 BENCHMARKS = HERE.parent / "benchmarks" / "README.md"
 RESULTS = HERE.parent / "results"
 CARDS = HERE.parent / "src" / "trigflow" / "pretrained" / "README.md"
@@ -148,6 +149,21 @@ def studied(name: str) -> str:
     return markdown_table(next(iter(_result(f"{name}.json")["tables"].values())))
 
 
+def latency(name: str) -> str:
+    """Of one and two steps beside an evaluation, from results/NAME.json."""
+    timing = _result(f"{name}.json")
+    teacher = timing["teacher"]
+    rows = [
+        ["one evaluation", _spread(timing["evaluation"]["all_seconds"], "{:.1f}"), "-"],
+        [f"teacher, {teacher['nfe']} evaluations (reckoned)", f"{teacher['reckoned_seconds']:.0f}", "1x"],
+    ]
+    for steps, row in timing["steps"].items():
+        seconds = _spread(row["all_seconds"], "{:.1f}")
+        rows.append([f"student, {in_steps(int(steps))}", seconds, f"{row['speedup']:.0f}x"])
+    size = f"{timing['parameters'] / 1e6:.0f} million parameters"
+    return _markdown(f"{size} | seconds a sample | speedup", rows)
+
+
 def precision() -> str:
     """Errors beside float64 of each network in each precision."""
     lines = []
@@ -169,6 +185,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mnist-sct": lambda: beside_teacher("mnist-sct", "MNIST, 28x28"),
     "cifar10-small": lambda: beside_teacher("cifar10-small", "CIFAR-10, 32x32"),
     **{name: partial(studied, name) for name in STUDIES},
+    "imagenet512-xxl": lambda: latency("imagenet512-xxl"),
     "mixture2d": mixture2d,
     "precision": precision,
     "train_step": train_step,
@@ -243,6 +260,7 @@ SOURCES = {
     "--num 10000 --seeds 3 --out report",
     "cifar10-small.json": "trigflow evaluate runs/cifar10-small-scd --features resnet20=FILE --test-data "
     "data/cifar10-test-32x32.zip --steps 1,2,4 --num 10000 --seeds 3 --noise-levels 5,10,20 --out report",
+    "imagenet512-xxl.json": "trigflow bench imagenet512-xxl --random --steps 1,2 --json results/imagenet512-xxl.json",
     "train_step.json": "make bench",
     "data_loader.json": "python benchmarks/data_loader.py --json results/data_loader.json",
 }
@@ -277,5 +295,5 @@ if __name__ == "__main__":
     (RESULTS / "README.md").write_text(results())
     CARDS.write_text(cards())
     COMMANDS.write_text(commands())
-    for page in (README, BENCHMARKS, PRECISION, METRICS, STUDIES_PAGE):
+    for page in (README, BENCHMARKS, PRECISION, METRICS, STUDIES_PAGE, SCALE):
         page.write_text(with_tables(page.read_text()))

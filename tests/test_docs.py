@@ -47,6 +47,7 @@ def test_the_tables_are_those_of_the_results() -> None:
         "docs/precision.md": ("precision",),
         "docs/metrics.md": ("cifar10-small",),
         "docs/studies.md": ("digits-scaling",),
+        "docs/scale.md": ("imagenet512-xxl",),
     }
     with_tables = runpy.run_path(str(ROOT / "docs" / "generate.py"))["with_tables"]
     for page, names in pages.items():

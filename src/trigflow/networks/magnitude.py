@@ -20,17 +20,23 @@ from .layers import PositionalEmbedding, given_guidance, no_guidance, no_labels,
 
 # Root mean square of silu(x) for x ~ N(0, 1).
 _SILU_MAGNITUDE = 0.596
+EPS = 1e-4  # beside a root mean square
 
 
-def unit_magnitude(x: Tensor, *dims: int, eps: float = 1e-4) -> Tensor:
-    """x / (rms(x) + eps), the root mean square over the given dimensions; for activations EDM2's pixel norm.
+def unit_magnitude(x: Tensor, *dims: int) -> Tensor:
+    """x / (rms(x) + 1e-4), the root mean square over the given dimensions; for activations EDM2's pixel norm.
 
     Written with a norm, whose derivative at x = 0 is 0. It is taken in float32 at least: float16 may not hold it.
     """
+    return (x / (_magnitude(x, dims) + EPS)).to(x.dtype)
+
+
+def _magnitude(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Root mean square over the dimensions, which stay with one element."""
     count = math.prod([x.shape[dim] for dim in dims])  # a list: torch.compile follows no generator here
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=dtype)
-    return (x / (norm / math.sqrt(count) + eps)).to(x.dtype)
+    return norm / math.sqrt(count)
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -73,7 +79,9 @@ class MPConv(nn.Module):
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """gain times the output; a gain on the weight costs less than one on the activations."""
-        weight = self.unit_weight() * (gain / math.sqrt(self.weight[0].numel()))
+        # All factors in one: a large network at a small batch spends as long on a copy of its weight as on the product.
+        factor = self.unit_factor() * (gain / math.sqrt(self.weight[0].numel()))
+        weight = (self.weight * factor).to(self.weight.dtype)
         match self.weight.shape[2:]:
             case ():
                 return F.linear(x, weight)
@@ -85,9 +93,9 @@ class MPConv(nn.Module):
                 return F.conv3d(x, weight, padding=(depth // 2, height // 2, width // 2))
         raise AssertionError("networks.layers.spatial_dims lets no other pass")
 
-    def unit_weight(self) -> Tensor:
-        """w_i / (rms(w_i) + eps), shaped as the weight."""
-        return unit_magnitude(self.weight, *range(1, self.weight.ndim))
+    def unit_factor(self) -> Tensor:
+        """1 / (rms(w_i) + eps) of each output channel, (c_out, 1, ...)."""
+        return 1 / (_magnitude(self.weight, tuple(range(1, self.weight.ndim))) + EPS)
 
 
 @torch.no_grad()
@@ -98,7 +106,7 @@ def normalize_weights(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, MPConv):
-            layer.weight.copy_(layer.unit_weight())
+            layer.weight.mul_(layer.unit_factor())
 
 
 class MPGuidance(nn.Module):
