@@ -6,11 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from trigflow.errors import UserError
+
+LOCK = ".lock"  # in a folder that one process at a time writes
 
 
 class DamagedFile(Exception):
@@ -123,3 +126,31 @@ def is_occupied(path: Path, but: Callable[[str], bool] = lambda name: False) -> 
     """
     with clear_os_errors("read", path):
         return path.is_dir() and any(not but(entry.name) for entry in path.iterdir())
+
+
+@contextlib.contextmanager
+def locked(path: Path, complaint: str) -> Iterator[None]:
+    """Holds a lock until the block ends, or the process, however it ends. Systems without flock do without.
+
+    Args:
+        path: of the lock, a file that stays.
+        complaint: where another process holds it.
+
+    Raises:
+        UserError: the complaint; or the file cannot be written.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with clear_os_errors("write", path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(complaint) from None
+        yield
+    finally:
+        os.close(handle)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,17 +19,17 @@ from trigflow.distributed import World
 from trigflow.ema import EMASnapshot, reconstruct
 from trigflow.errors import UserError
 from trigflow.files import (
+    LOCK,
     DamagedFile,
     clear_os_errors,
     is_occupied,
+    locked,
     make_folder,
     read_json,
     write_atomically,
     write_json,
 )
 from trigflow.recipe import Recipe
-
-LOCK = ".lock"
 
 
 class RunFolder:
@@ -150,7 +148,7 @@ def open_run(path: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
     if recipe_path.exists():
         _check_same(path, _stored_recipe(recipe_path), to_json(recipe))
     make_folder(path)
-    with _lock(path):
+    with locked(path / LOCK, f"{path} is in use by another training: give another --out, or stop that one"):
         write_json(
             recipe_path, to_json(recipe)
         )  # first: it makes the folder a run's, which a killed start leaves behind
@@ -223,25 +221,3 @@ def _check_same(path: Path, stored: dict[str, object], wanted: dict[str, object]
         raise UserError(
             f"{path} was trained with another recipe ('{key}' differs): give another --out, or that recipe"
         )
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Held until the process ends, however it ends. Systems without flock do without."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with clear_os_errors("write", path / LOCK):
-        handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{path} is in use by another training: give another --out, or stop that one"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
