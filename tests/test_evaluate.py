@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +216,7 @@ def test_the_test_part_of_mnist_is_found(tmp_path: Path) -> None:
 def test_a_stopped_evaluation_goes_on(
     teacher_folder: Path, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With --resume nothing is sampled twice for a score, whichever model asks; without it, all is measured anew."""
+    """With --resume nothing is sampled twice for a score, whichever model asks; without it nothing kept is lost."""
     out, sampled, stops = tmp_path / "report", [0], [False]
     original = measure._generate
 
@@ -227,10 +229,12 @@ def test_a_stopped_evaluation_goes_on(
     monkeypatch.setattr(measure, "_generate", counting)
     few: dict[str, Any] = {"steps": [1], "num": 20, "seeds": 2, "progress": False, "out": out}
     stops[0] = True
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="the same command with --resume goes on"):
         evaluate(str(student_folder), teacher=str(teacher_folder), **few)
     assert not (out / "report.json").exists()
     stops[0] = False
+    with pytest.raises(UserError, match="holds an evaluation already: go on with it by --resume"):
+        evaluate(str(student_folder), teacher=str(teacher_folder), **few)
     report = evaluate(str(student_folder), teacher=str(teacher_folder), resume=True, **few)
     assert sampled[0] == 4
     alone = evaluate(str(teacher_folder), resume=True, **few)
@@ -241,8 +245,36 @@ def test_a_stopped_evaluation_goes_on(
     assert sampled[0] == 8 and again["students"][0]["fds"] == report["students"][0]["fds"]
     evaluate(str(student_folder), teacher=str(teacher_folder), resume=True, **few | {"num": 21})
     assert sampled[0] == 12
-    evaluate(str(student_folder), teacher=str(teacher_folder), **few)
-    assert sampled[0] == 16
+    kept_files = sorted((out / "scores").iterdir())
+    with pytest.raises(UserError, match="holds an evaluation already"):
+        evaluate(str(student_folder), teacher=str(teacher_folder), **few)
+    assert sampled[0] == 12 and sorted((out / "scores").iterdir()) == kept_files
+
+
+def test_of_two_evaluations_in_one_folder_the_second_is_told(
+    student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few: dict[str, Any] = {"steps": [1], "num": 4, "seeds": 1, "progress": False, "teacher": "none"}
+    original, told = evaluate_module.score_all, []
+
+    def meanwhile(*arguments: Any) -> Any:
+        with pytest.raises(UserError, match="in use by another evaluation") as failure:
+            evaluate(str(student_folder), out=tmp_path, **few)
+        told.append(failure)
+        return original(*arguments)
+
+    monkeypatch.setattr(evaluate_module, "score_all", meanwhile)
+    evaluate(str(student_folder), out=tmp_path, **few)
+    assert len(told) == 1 and (tmp_path / "report.json").exists()
+
+
+def test_a_terminate_signal_says_how_to_go_on(
+    student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate_module, "score_all", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    line = f"evaluate {student_folder} --num 4 --seeds 1 --steps 1 --teacher none --out {tmp_path}"
+    assert cli.main(line.split()) == 130
+    assert "the same command with --resume goes on" in capsys.readouterr().err
 
 
 def test_files_of_others_are_left_alone(student_folder: Path, tmp_path: Path) -> None:
@@ -251,7 +283,7 @@ def test_files_of_others_are_left_alone(student_folder: Path, tmp_path: Path) ->
     (tmp_path / "scores" / "league.json").write_text("[]")
     few: dict[str, Any] = {"steps": [1], "num": 4, "seeds": 1, "progress": False, "teacher": "none"}
     evaluate(str(student_folder), out=tmp_path, **few)
-    evaluate(str(student_folder), out=tmp_path, **few)
+    evaluate(str(student_folder), out=tmp_path, resume=True, **few)
     assert (tmp_path / "scores" / "league.json").read_text() == "[]"
     assert len(list((tmp_path / "scores").iterdir())) == 2
 
@@ -369,13 +401,25 @@ def test_mistakes(changes: dict[str, Any], complaint: str) -> None:
         run(**changes)
 
 
+@pytest.mark.parametrize(
+    ("out", "complaint"), [("file", "is a file, not a folder"), ("file/x", "file is a file")]
+)
 def test_an_unwritable_folder_is_told_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(evaluate_module, "score_all", lambda *_: pytest.fail("worked before it looked"))
-    with pytest.raises(UserError, match="cannot make the folder"):
-        run(out=tmp_path / "file")
+    monkeypatch.setattr(evaluate_module, "real_data_of", lambda *_: pytest.fail("worked before it looked"))
+    with pytest.raises(UserError, match=complaint):
+        run(out=tmp_path / out)
+
+
+def test_a_folder_without_permission_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    monkeypatch.setattr(evaluate_module, "real_data_of", lambda *_: pytest.fail("worked before it looked"))
+    with pytest.raises(UserError, match="no permission"):
+        run(out=tmp_path / "a" / "b")
 
 
 def test_digits_are_scored_in_the_classifiers_features() -> None:

@@ -108,6 +108,22 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def must_be_writable(path: Path) -> None:
+    """Of a folder, there already or to be made, before the work whose results it is to hold.
+
+    Raises:
+        UserError: it is a file, or lies below one, or nothing may be written there.
+    """
+    with clear_os_errors("write", path):
+        nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a folder: give another --out")
+    if not nearest.is_dir():
+        raise UserError(f"cannot make the folder {path}: {nearest} is a file; give another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: no permission in {nearest}; give another --out")
+
+
 def must_be_new(path: Path) -> None:
     """Of what is made as a whole.
 
@@ -116,6 +132,11 @@ def must_be_new(path: Path) -> None:
     """
     if path.exists():
         raise UserError(f"{path} exists already: give another --out, or remove it")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of that name is what a killed start may leave: the lock, or a half-written file."""
+    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def is_occupied(path: Path, but: Callable[[str], bool] = lambda name: False) -> bool:

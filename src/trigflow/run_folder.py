@@ -22,6 +22,7 @@ from trigflow.files import (
     LOCK,
     DamagedFile,
     clear_os_errors,
+    is_leftover,
     is_occupied,
     locked,
     make_folder,
@@ -185,13 +186,8 @@ def stop_that_says_how_to_go_on() -> Iterator[None]:
             signal.signal(signal.SIGTERM, former)
 
 
-def _is_ours(name: str) -> bool:
-    """Whether a file is what a killed start may leave: the lock, or a half-written file."""
-    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
-
-
 def _check_free(path: Path, recipe_path: Path, resume: bool) -> None:
-    occupied = is_occupied(path, but=_is_ours)
+    occupied = is_occupied(path, but=is_leftover)
     if occupied and not recipe_path.exists():
         raise UserError(f"{path} is not empty and holds no run: give another --out")
     if occupied and not resume:

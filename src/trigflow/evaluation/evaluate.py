@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.guidance import common_scale, student_contender, with_own_guide
-from trigflow.evaluation.kept_scores import forget
+from trigflow.evaluation.kept_scores import SCORES, holds_scores
 from trigflow.evaluation.measure import (
     SPLITS,
     TIMING_BATCH,
@@ -38,14 +39,15 @@ from trigflow.evaluation.real import (
     what_is_real,
     with_noise,
 )
-from trigflow.evaluation.report import write_report
+from trigflow.evaluation.report import REPORT, write_report
 from trigflow.evaluation.rows import Row, beside, quality, row_of, spread
 from trigflow.evaluation.training_compute import training_forwards, training_share
-from trigflow.files import is_occupied, make_folder
+from trigflow.files import LOCK, is_leftover, is_occupied, locked, make_folder, must_be_writable
 from trigflow.machine import describe_machine
-from trigflow.metrics import FlowMapError, load_features
+from trigflow.metrics import Features, FlowMapError, load_features
 from trigflow.model import Model, load
 from trigflow.pictures import drawable
+from trigflow.run_folder import stop_that_says_how_to_go_on
 from trigflow.shipped import SHIPPED
 
 NO_TEACHER = "none"
@@ -76,7 +78,7 @@ def evaluate(
 ) -> Row:
     """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
 
-    Labels are drawn from the labels of the data; sample k of a seed has the same noise and label for every contender.
+    Labels are drawn from the data's; sample k of a seed has the same noise and label for every contender.
 
     Args:
         model: a model, its shipped name or its folder.
@@ -85,11 +87,10 @@ def evaluate(
         features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
         data: the real data, for a latent model images or latents (default: what the model was trained on).
-        out: folder for report.json, report.md, report.html, pictures.
+        out: folder for report.json, report.md, report.html, pictures; a new one, unless `resume`.
         guidance_scale: of the teacher and of a student that takes it, 1 = none (default: such a student's or its own).
-        device: where a model named by a string computes; its teacher and the features compute beside it.
         batch, progress: samples computed at once, and whether a bar is drawn.
-        trust_code, vae: as in `load`, for models named by strings.
+        device, trust_code, vae: as in `load`, for models named by strings; all else computes where these do.
         test_data: held-out real data, for a row of its own (default: the test part of data that is named and has one).
         resume: take over the scores that a former evaluation of the same models, stopped or not, has left in `out`.
         guide: a weaker model that guides the teacher (default: the one that did when the student was distilled).
@@ -100,19 +101,20 @@ def evaluate(
         What report.json holds, in the first process; ratios are against the reference teacher, None without one.
 
     Raises:
-        UserError: a number out of range, an unknown name, features or a teacher that do not fit the data.
+        UserError: a number out of range, an unknown name, parts that do not fit each other, a folder in use.
     """
     with world.together():
-        _check(steps, num, seeds, batch, out)
+        _check(steps, num, seeds, batch, out, resume)
         model = model if isinstance(model, Model) else load(model, device, trust_code, vae)
         reference, notes = reference_teacher(model, teacher, trust_code, guide)
         dataset = real_data_of(model, data, trust_code)
         held_out = (held_out_data(model, data, test_data, trust_code), noise_levels)
-        sides = _real_sides(model, (dataset, *held_out), features, (num, seeds, batch), progress, world)
+        known = _features(features, dataset, model.device)
         contenders = _contenders(model, reference, steps, guidance_scale)
-        kept = _make_report_folder(Path(out), resume) if out is not None and world.is_first else None
-        notes = notes + reference_notes(model, dataset)
-    return _reported(model, sides, contenders, notes, kept, progress, world)
+        notes += reference_notes(model, dataset)
+    with _report_folder(out, world) as kept:
+        sides = _real_sides((dataset, *held_out), known, (num, seeds, batch), progress, world)
+        return _reported(model, sides, contenders, notes, kept, progress, world)
 
 
 def _reported(
@@ -140,23 +142,28 @@ def _reported(
 # Preparation
 
 
+def _features(name: str | None, dataset: Dataset, device: torch.device) -> Features:
+    """The named ones, or those that suit the data."""
+    known = load_features(name or default_features(dataset), device)
+    check_features(known, dataset)
+    return known
+
+
 def _real_sides(
-    model: Model,
     real: tuple[Dataset, Dataset | None, Sequence[float]],
-    features: str | None,
+    known: Features,
     sizes: tuple[int, int, int],
     progress: bool,
     world: World,
 ) -> tuple[Trial, Row | None]:
-    """What all contenders are compared with, in features that suit the data, and the row of held-out data."""
+    """What all contenders are compared with, and the row of held-out data."""
     dataset, held_out, noise_levels = real
-    known = load_features(features or default_features(dataset), model.device)
-    check_features(known, dataset)
-    if not world.is_first:
-        return samples_alone(dataset, known, *sizes), None
-    yardsticks = _yardsticks(held_out, noise_levels)
-    trial = new_trial(dataset, known, *sizes, progress)
-    rows = [_real_test(trial, one, progress) for one in yardsticks]
+    with world.together():
+        if not world.is_first:
+            return samples_alone(dataset, known, *sizes), None
+        yardsticks = _yardsticks(held_out, noise_levels)
+        trial = new_trial(dataset, known, *sizes, progress)
+        rows = [_real_test(trial, one, progress) for one in yardsticks]
     return trial, rows[0] | {"noised": rows[1:]} if rows else None
 
 
@@ -178,23 +185,40 @@ def _contenders(
     return [contender(reference, None, scale)] if reference else [], students
 
 
-def _check(steps: Sequence[int], num: int, seeds: int, batch: int, folder: Path | str | None) -> None:
+def _check(
+    steps: Sequence[int], num: int, seeds: int, batch: int, folder: Path | str | None, resume: bool
+) -> None:
     """Numbers and folder, before anything is measured."""
     _check_numbers(steps, num, seeds, batch)
     if folder is None:
         return
     out = Path(folder)
-    if is_occupied(out) and not (out / "report.json").exists() and not (out / "scores").is_dir():
+    must_be_writable(out)
+    if holds_scores(out / SCORES) or (out / REPORT).exists():
+        if not resume:
+            raise UserError(
+                f"{out} holds an evaluation already: go on with it by --resume, or give another --out"
+            )
+    elif is_occupied(out, but=lambda name: name == SCORES or is_leftover(name)):
         raise UserError(f"{out} is not empty and holds no report: give another --out")
 
 
-def _make_report_folder(out: Path, resume: bool) -> Path:
-    """The folder within it where scores are kept as they are measured; emptied for an evaluation from the start."""
-    kept = out / "scores"
-    make_folder(kept)
-    if not resume:
-        forget(kept)
-    return kept
+@contextlib.contextmanager
+def _report_folder(out: Path | str | None, world: World) -> Iterator[Path | None]:
+    """The folder within `out` where the first process, and no other, keeps scores as they are measured."""
+    if out is None:
+        yield None
+        return
+    folder = Path(out)
+    with stop_that_says_how_to_go_on(), contextlib.ExitStack() as stack:
+        with world.together():
+            if world.is_first:
+                make_folder(folder / SCORES)
+                complaint = (
+                    f"{folder} is in use by another evaluation: give another --out, or wait for that one"
+                )
+                stack.enter_context(locked(folder / LOCK, complaint))
+        yield folder / SCORES if world.is_first else None
 
 
 def _check_numbers(steps: Sequence[int], num: int, seeds: int, batch: int) -> None:

@@ -20,11 +20,12 @@ from trigflow.codecs import codec_to_json
 from trigflow.config import to_json
 from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
-from trigflow.files import clear_os_errors, read_json, write_json
+from trigflow.files import is_occupied, read_json, write_json
 from trigflow.model import Model, Plan
 from trigflow.version import __version__
 
 Numbers = dict[str, float]
+SCORES = "scores"  # the folder, within that of the report
 _NEEDED = {"fd", "kernel"}  # of every score
 _OURS = re.compile(r"[0-9a-f]{32}\.json")
 
@@ -92,13 +93,6 @@ def _whole(path: Path) -> Numbers | None:
     return data if whole and all(type(one) is float and math.isfinite(one) for one in data.values()) else None
 
 
-def forget(folder: Path) -> None:
-    """Removes all that `kept` has written there; other files in the folder are somebody's.
-
-    Raises:
-        UserError: no permission.
-    """
-    with clear_os_errors("tidy", folder):
-        for path in list(folder.iterdir()):
-            if _OURS.fullmatch(path.name):
-                path.unlink()
+def holds_scores(folder: Path) -> bool:
+    """Whether there is anything that `kept` has written; other files in the folder are somebody's."""
+    return is_occupied(folder, but=lambda name: not _OURS.fullmatch(name))

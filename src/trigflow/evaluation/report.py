@@ -14,6 +14,7 @@ from trigflow.files import make_folder, write_atomically, write_json
 from trigflow.page import html_figure, html_page, html_table, markdown_table
 
 Report = Mapping[str, Any]
+REPORT = "report.json"
 Row = list[str]
 
 
@@ -34,7 +35,7 @@ def write_report(report: Report, samples: Mapping[str, Tensor], folder: Path) ->
         write_atomically(folder / name, content)
     write_atomically(folder / "report.md", to_markdown(report, list(pictures)).encode())
     write_atomically(folder / "report.html", to_html(report, pictures).encode())
-    write_json(folder / "report.json", dict(report))
+    write_json(folder / REPORT, dict(report))
 
 
 # Text
