@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +230,40 @@ def test_a_damaged_card(student_folder: Path, refused: Refused, tmp_path: Path) 
     refused("sample model --out a.png", "model.json")
     (tmp_path / "model" / "model.json").write_text('{"name": "foreign"}')
     refused("sample model --out a.png", "model.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("num_classes", -1, ["num_classes = -1"]),
+        ("nimg", -1, ["nimg = -1"]),
+        ("data_shape", [64], ["codec.name", "3 dimensions", "(64,)"]),
+        ("codec.sigma_data", 0.4, ["codec.sigma_data = 0.4", "precond.sigma_data, 0.5"]),
+        ("codec.std", [1e300], ["codec.std = 1e+300"]),
+        ("codec.std", [float("nan")], ["codec.std.0 = NaN"]),
+        ("codec.std", [], ["codec.std: 0 numbers"]),
+        ("codec.mean", [1, 2, 3], ["codec.mean: 3 numbers"]),
+        ("codec.mean", [-1e300], ["codec.mean = -1e+300"]),
+        ("codec.name", "vector", ["codec.name", "1 dimensions"]),
+        ("codec.name", "x", ["codec", "unknown codec 'x'"]),
+        ("network.options.width", -5, ["width", "-5"]),
+        ("network.options.width", float("inf"), ["network.width = Infinity"]),
+        ("recipe.train", 5, ["recipe", "'train'"]),
+        ("recipe.teacher", 5, ["recipe", "'teacher'"]),
+        ("recipe.guide", ["a"], ["recipe", "'guide'"]),
+    ],
+)
+def test_a_card_out_of_range(
+    key: str, value: object, words: list[str], student_folder: Path, refused: Refused, tmp_path: Path
+) -> None:
+    copy_model(student_folder, tmp_path / "model")
+    card = node = json.loads((tmp_path / "model" / "model.json").read_text())
+    *path, last = key.split(".")
+    for part in path:
+        node = node[part]
+    node[last] = value
+    (tmp_path / "model" / "model.json").write_text(json.dumps(card))
+    refused("sample model --num 2 --out a.npz", "model.json", *words)
 
 
 def test_weights_of_another_shape(student_folder: Path, refused: Refused, tmp_path: Path) -> None:

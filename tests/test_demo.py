@@ -49,6 +49,12 @@ def test_another_seed_wants_another_folder(finished: Path) -> None:
         demo.run(finished, "cpu", seed=1, plan=PLAN, progress=False)
 
 
+def test_a_damaged_state_is_told(tmp_path: Path) -> None:
+    (tmp_path / demo.STATE).write_text("[]")
+    with pytest.raises(UserError, match="does not hold a demo"):
+        demo.run(tmp_path, "cpu", plan=PLAN, progress=False)
+
+
 def test_a_stopped_demo_goes_on_with_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

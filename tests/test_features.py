@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ def test_a_module_of_the_users() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mean", "x"), ("mean", None), ("std", None), ("std", 0), ("std", 1e300), ("width", 0), ("width", "x")]
+    + [("data_shape", []), ("data_shape", None), ("num_classes", -1)],
+)
+def test_a_classifiers_card_out_of_range(key: str, value: object, tmp_path: Path) -> None:
+    shipped = Path(trigflow.__path__[0]) / "pretrained" / "digits-classifier"
+    (tmp_path / WEIGHTS).write_bytes((shipped / WEIGHTS).read_bytes())
+    card = json.loads((shipped / CARD).read_text())
+    card["network"][key] = value
+    (tmp_path / CARD).write_text(json.dumps(card))
+    with pytest.raises(UserError, match=rf"classifier.json: network.{key}"):
+        load_features(str(tmp_path))
+
+
 def test_a_classifier_by_its_folder_or_file(tmp_path: Path) -> None:
     shipped = Path(trigflow.__path__[0]) / "pretrained" / "digits-classifier"
     folder = tmp_path / "mine"
@@ -117,7 +133,7 @@ def test_a_classifier_by_its_folder_or_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged classifier"):
         load_features(str(folder))
     (folder / CARD).write_text("{}")
-    with pytest.raises(UserError, match="damaged classifier"):
+    with pytest.raises(UserError, match=r"classifier.json is damaged \(it holds no 'network'\)"):
         load_features(str(folder))
     with pytest.raises(UserError, match="no classifier here"):
         load_features(str(tmp_path))

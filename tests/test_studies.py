@@ -523,3 +523,21 @@ def test_the_command_runs_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "study.html" in capsys.readouterr().out
     command = numbers(tmp_path / "out")["command"]
     assert "--shares 1 --num 20 --seeds 1 --out" in command and "network.width=8" in command
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "", "\0\0\0", '{"fds": [1.0]}'])
+def test_a_damaged_cell_is_named(text: str, tmp_path: Path) -> None:
+    folder = open_study(tmp_path, {})
+    folder.cell_path("teacher").write_text(text)
+    with pytest.raises(
+        UserError, match=r"cells/teacher.json is damaged.*remove it, and it is measured again"
+    ):
+        assert folder.cell("teacher", dict)["diverged"]
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", "{", ""])
+def test_a_damaged_state_is_named(text: str, tmp_path: Path) -> None:
+    open_study(tmp_path, {})
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(UserError, match=r"state\.json is damaged"):
+        open_study(tmp_path, {})

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from trigflow.codecs import check_codec, codec_from_json
 from trigflow.config import STRICT_KEYS, Component, build, check_trusted, to_json, validate
 from trigflow.distributed import all_finite, own_part, sharded_like
 from trigflow.errors import UserError
@@ -153,6 +155,18 @@ def load_average(average: dict[str, Tensor], tensors: Tensors, source: str) -> N
 # Models
 
 
+def _checked_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What others read in the recipe of a card, which may be of any version, has the kind that they expect."""
+    for key, kind, what in (
+        ("train", dict, "a dictionary"),
+        ("teacher", str, "a text"),
+        ("guide", str, "a text"),
+    ):
+        if not isinstance(recipe.get(key, kind()), kind | None):
+            raise ValueError(f"one whose '{key}' is {what}")
+    return recipe
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
 class ModelCard:
     """All that is needed to sample from a model, and where it comes from; stored as model.json.
@@ -177,15 +191,15 @@ class ModelCard:
     name: str
     network: Component
     precond: PrecondConfig
-    data_shape: tuple[int, ...]
-    num_classes: int
+    data_shape: tuple[Annotated[int, Field(ge=1)], ...]
+    num_classes: Annotated[int, Field(ge=0, le=10**9)]
     codec: dict[str, Any]
     data: str
     objective: str
     sampling: SamplingConfig
-    nimg: int = 0
+    nimg: Annotated[int, Field(ge=0)] = 0
     ema: str = ""
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: Annotated[dict[str, Any], AfterValidator(_checked_recipe)] = field(default_factory=dict)
     guidance_range: tuple[float, float] | None = None
 
 
@@ -252,7 +266,10 @@ def read_card(folder: Path) -> ModelCard:
     path = folder / "model.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no model (no model.json)")
-    return validate(ModelCard, read_json(path), str(path))
+    card = validate(ModelCard, read_json(path), str(path))
+    where = f"{path}.codec"
+    check_codec(codec_from_json(card.codec, where), card.data_shape, card.precond.sigma_data, where)
+    return card
 
 
 def load_model(
@@ -273,7 +290,10 @@ def load_model(
     card, weights_path = read_card(folder), folder / "model.safetensors"
     if not trust_code and card.network.name != trusted:
         check_trusted(card.network, "network", folder)
-    precond = new_precond(card, blank)
+    try:
+        precond = new_precond(card, blank)
+    except UserError as error:
+        raise UserError(f"{folder / 'model.json'}: {error}") from None
     if blank:
         return precond.eval().requires_grad_(False), card
     with clear_os_errors("read", weights_path):

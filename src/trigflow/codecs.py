@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol, cast
 
@@ -17,6 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 MOST_FLOATS = 2**28  # pixels: more are counted by grey level, since a float64 copy of them would not fit
 _CHUNK = 2**22  # pixels
+_HUGE = 1e30  # beyond it, float32 overflows soon
 
 
 class Codec(Protocol):
@@ -194,8 +196,12 @@ def codec_to_json(codec: Codec) -> dict[str, Any]:
     return {"name": name} | to_json(codec)
 
 
-def codec_from_json(data: Mapping[str, Any]) -> Codec:
+def codec_from_json(data: Mapping[str, Any], where: str = "codec") -> Codec:
     """The inverse of codec_to_json.
+
+    Args:
+        data: name and fields.
+        where: they stand, for errors.
 
     Raises:
         UserError: an unknown codec, or fields that do not fit it.
@@ -203,5 +209,40 @@ def codec_from_json(data: Mapping[str, Any]) -> Codec:
     fields = dict(data)
     name = str(fields.pop("name", ""))
     if name not in CODECS:
-        raise UserError(f"unknown codec '{name}'{did_you_mean(name, CODECS)}; there are: {', '.join(CODECS)}")
-    return cast(Codec, validate(CODECS[name], fields, "codec"))
+        hint = did_you_mean(name, CODECS)
+        raise UserError(f"{where}: unknown codec '{name}'{hint}; there are: {', '.join(CODECS)}")
+    return cast(Codec, validate(CODECS[name], fields, where))
+
+
+def check_codec(codec: Codec, data_shape: tuple[int, ...], sigma_data: float, where: str) -> None:
+    """Whether a codec that was read from a file is one of such data.
+
+    Args:
+        codec: as the file has it.
+        data_shape: of one sample.
+        sigma_data: of the preconditioning.
+        where: the codec stands, for errors.
+
+    Raises:
+        UserError: it is of data of another form, or its numbers are none that float32 can compute with.
+    """
+    if not math.isclose(codec.sigma_data, sigma_data, rel_tol=1e-6):
+        raise UserError(
+            f"{where}.sigma_data = {codec.sigma_data:g}: should be precond.sigma_data, {sigma_data:g}"
+        )
+    if not isinstance(codec, ImageCodec | VectorCodec | LatentCodec):
+        return
+    dims = 1 if isinstance(codec, VectorCodec) else 3
+    if len(data_shape) != dims:
+        raise UserError(
+            f"{where}.name: this codec is of data in {dims} dimensions, and data_shape is {data_shape}"
+        )
+    for name, values in (("mean", codec.mean), ("std", codec.std)):
+        if len(values) not in (1, data_shape[0]):
+            raise UserError(
+                f"{where}.{name}: {len(values)} numbers for data of shape {data_shape}: should be one for each channel"
+            )
+        if worst := [one for one in values if abs(one) > _HUGE or (name == "std" and one < 1 / _HUGE)]:
+            raise UserError(
+                f"{where}.{name} = {worst[0]:g}: should be a number that float32 can compute with"
+            )

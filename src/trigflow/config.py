@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, is_dataclass
@@ -138,6 +139,8 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
 
 def _argument(hint: Any, value: object, where: str) -> object:
     """One option, converted to the type of its argument."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where} = {json.dumps(value)}: should be a finite number")
     try:
         adapter: TypeAdapter[object] = TypeAdapter(hint)
     except (

@@ -124,6 +124,8 @@ def _begin(out: Path, seed: int, plan: Plan) -> bool:
         write_json(out / STATE, _state(seed, plan) | {"finished": False})
         return True
     stored = read_json(out / STATE)
+    if not isinstance(stored, dict):
+        raise UserError(f"{out / STATE} is damaged: it does not hold a demo; give another --out")
     finished = stored.pop("finished", False)
     if key := first_difference(stored, _state(seed, plan)):
         raise UserError(f"{out} holds another demo ('{key}' differs): give another --out")

@@ -199,7 +199,7 @@ class Model:
             )
 
     def _never_saw_null(self) -> bool:
-        return bool(self.card.recipe.get("train", {}).get("label_dropout") == 0)
+        return (self.card.recipe.get("train") or {}).get("label_dropout") == 0
 
     def sample_batches(
         self,

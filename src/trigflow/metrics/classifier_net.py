@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trigflow.config import Component, build
 from trigflow.errors import UserError
+from trigflow.files import read_json
 
+Count = Annotated[int, Field(ge=1, le=2**20)]
+Level = Annotated[float, Field(ge=0, le=255)]  # of grey
 WEIGHTS, CARD = "classifier.safetensors", "classifier.json"
 
 
@@ -36,11 +40,11 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        data_shape: tuple[int, int, int],
-        num_classes: int,
-        width: int = 32,
-        mean: float = 127.5,
-        std: float = 127.5,
+        data_shape: tuple[Count, Count, Count],
+        num_classes: Count,
+        width: Count = 32,
+        mean: Level = 127.5,
+        std: Annotated[Level, Field(gt=0)] = 127.5,
     ) -> None:
         super().__init__()
         self.data_shape, self.num_classes, self.width = tuple(data_shape), num_classes, width
@@ -86,11 +90,16 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> tuple[C
         raise UserError(
             f"{folder}: no classifier here ({CARD} and {WEIGHTS}): train one with train-classifier"
         )
+    card = read_json(folder / CARD)
+    network = card.get("network") if isinstance(card, dict) else None
+    if not isinstance(network, dict):
+        raise UserError(f"{folder / CARD} is damaged (it holds no 'network'): train the classifier again")
+    net: Classifier = build(
+        Component("classifier", network), {"classifier": Classifier}, f"{folder / CARD}: network"
+    )
     try:
-        card: dict[str, Any] = json.loads((folder / CARD).read_text())
-        net = Classifier(**(card["network"] | {"data_shape": tuple(card["network"]["data_shape"])}))
         net.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, TypeError, RuntimeError, ValueError, OSError, SafetensorError) as error:
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         cause = str(error).splitlines()[0]
         raise UserError(f"{folder}: damaged classifier ({cause}): train it again") from error
     return net.to(device).eval().requires_grad_(False), card

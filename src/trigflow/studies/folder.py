@@ -22,6 +22,17 @@ PARTS = ("cells", "runs")
 Cell = dict[str, Any]
 
 
+class _Whole(Cell):
+    """A cell from a file, which complains of what it lacks."""
+
+    def __init__(self, path: Path, cell: Cell) -> None:
+        super().__init__(cell)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self._path} is damaged (it holds no '{key}'): remove it, and it is measured again")
+
+
 @dataclass(frozen=True)
 class StudyFolder:
     """Where a study keeps what it has; made by `open_study`.
@@ -50,10 +61,14 @@ class StudyFolder:
         Raises:
             UserError: it is not there, or damaged.
         """
-        cell = read_json(self.cell_path(name))
+        path = self.cell_path(name)
+        try:
+            cell = read_json(path)
+        except UserError as error:
+            raise UserError(f"{error}; remove it, and it is measured again") from None
         if not isinstance(cell, dict):
-            raise UserError(f"{self.cell_path(name)} is damaged: remove it, and it is measured again")
-        return cell
+            raise UserError(f"{path} is damaged: remove it, and it is measured again")
+        return _Whole(path, cell)
 
     def cell(self, name: str, measure: Callable[[], Cell]) -> Cell:
         """A measurement: read where it is there, else taken and kept."""
@@ -76,7 +91,10 @@ def open_study(path: Path, config: dict[str, Any]) -> StudyFolder:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder: give another --out")
     if (path / STATE).exists():
-        key = first_difference(read_json(path / STATE), config)
+        stored = read_json(path / STATE)
+        if not isinstance(stored, dict):
+            raise UserError(f"{path / STATE} is damaged: it does not hold a study; give another --out")
+        key = first_difference(stored, config)
         if key is not None and _is_begun(path):
             raise UserError(f"{path} holds another study ('{key}' differs): give another --out")
     elif is_occupied(path):

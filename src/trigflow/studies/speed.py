@@ -88,7 +88,7 @@ def can_be_guided(teacher: Model) -> bool:
     """Whether it has a guide, or knows classes and was trained with label dropout."""
     if teacher.guide is not None:
         return True
-    trained_with = teacher.card.recipe.get("train", {})
+    trained_with = teacher.card.recipe.get("train") or {}
     return bool(teacher.num_classes and trained_with.get("label_dropout"))
 
 
