@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -25,6 +26,7 @@ from trigflow.config import Component
 from trigflow.errors import UserError
 from trigflow.files import DamagedFile, read_json, write_atomically
 from trigflow.recipe import PrecondConfig, SamplingConfig
+from trigflow.shipped import SHIPPED, model_folder
 
 TENSORS = {
     "a/weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -186,3 +188,23 @@ def test_models_that_cannot_be_loaded_are_told(tmp_path: Path) -> None:
     save_model(tmp_path, new_precond(CARD), wider)
     with pytest.raises(UserError, match=r"does not fit the network: 'network\."):
         load_model(tmp_path)
+
+
+def test_a_models_weights_know_their_digest(tmp_path: Path) -> None:
+    """Flipped bits are told; a file without a digest, of an older version or of others, loads as it is."""
+    net = new_precond(CARD)
+    save_model(tmp_path, net, CARD)
+    weights = tmp_path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged: its digest is wrong"):
+        load_model(tmp_path)
+    safetensors.torch.save_file(net.state_dict(), weights)
+    load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_have_a_digest(name: str) -> None:
+    """To give them one: save_model(folder, *load_model(folder))."""
+    read_state(model_folder(name) / "model.safetensors")

@@ -14,6 +14,7 @@ import trigflow
 from trigflow.config import Component
 from trigflow.data import digits, load_data
 from trigflow.errors import UserError
+from trigflow.files import sha256_of
 from trigflow.metrics import FEATURES, extract_features, frechet_distance, label_agreement, load_features
 from trigflow.metrics.classifier_net import CARD, WEIGHTS
 
@@ -107,8 +108,10 @@ def test_a_module_of_the_users() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("mean", "x"), ("mean", None), ("std", None), ("std", 0), ("std", 1e300), ("width", 0), ("width", "x")]
-    + [("data_shape", []), ("data_shape", None), ("num_classes", -1)],
+    [
+        *(("mean", "x"), ("mean", None), ("std", None), ("std", 0), ("std", 1e300)),
+        *(("width", 0), ("width", "x"), ("data_shape", []), ("data_shape", None), ("num_classes", -1)),
+    ],
 )
 def test_a_classifiers_card_out_of_range(key: str, value: object, tmp_path: Path) -> None:
     shipped = Path(trigflow.__path__[0]) / "pretrained" / "digits-classifier"
@@ -129,8 +132,17 @@ def test_a_classifier_by_its_folder_or_file(tmp_path: Path) -> None:
     for path in (folder, folder / WEIGHTS):
         features = load_features(str(path))
         assert features.name == "mine" and features.data_shape == (1, 8, 8)
+    card = json.loads((shipped / CARD).read_text())
+    assert card.pop("sha256") == sha256_of(shipped / WEIGHTS)
+    (folder / CARD).write_text(json.dumps(card))  # as older versions wrote it
     (folder / WEIGHTS).write_bytes(b"broken")
     with pytest.raises(UserError, match="damaged classifier"):
+        load_features(str(folder))
+    (folder / CARD).write_bytes((shipped / CARD).read_bytes())
+    content = bytearray((shipped / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(UserError, match=r"its digest is not that in classifier\.json"):
         load_features(str(folder))
     (folder / CARD).write_text("{}")
     with pytest.raises(UserError, match=r"classifier.json is damaged \(it holds no 'network'\)"):

@@ -64,8 +64,12 @@ def write_state(path: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
     )
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_state(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What write_state wrote.
+
+    Args:
+        path: of the file.
+        own: False: tensors that others wrote, without a state and a digest, are taken as they are.
 
     Raises:
         DamagedFile: the file is truncated, is no such file, or its digest is wrong.
@@ -76,7 +80,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load(content)
         length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        if not own and "sha256" not in metadata:
+            return tensors, {}
         text, digest = metadata["state"], metadata["sha256"]
         state = json.loads(text)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -241,7 +247,7 @@ def new_precond(card: ModelCard, blank: bool = False) -> TrigFlowPrecond:
 
 
 def save_model(folder: Path, weights: TrigFlowPrecond | Tensors, card: ModelCard) -> None:
-    """Writes model.safetensors and model.json (last: where it lies, the weights do, too).
+    """Writes model.safetensors, which knows its own digest, and model.json (last: where it lies, the weights do, too).
 
     Args:
         folder: exists.
@@ -252,8 +258,7 @@ def save_model(folder: Path, weights: TrigFlowPrecond | Tensors, card: ModelCard
         UserError: no space, no permission.
     """
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    stored = _unshared(tensors)
-    write_atomically(folder / "model.safetensors", safetensors.torch.save(stored))
+    write_state(folder / "model.safetensors", tensors, {})
     write_json(folder / "model.json", to_json(card))
 
 
@@ -296,11 +301,9 @@ def load_model(
         raise UserError(f"{folder / 'model.json'}: {error}") from None
     if blank:
         return precond.eval().requires_grad_(False), card
-    with clear_os_errors("read", weights_path):
-        content = weights_path.read_bytes()
     try:
-        tensors = safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise UserError(f"{weights_path} is damaged: {error}") from None
+        tensors, _ = read_state(weights_path, own=False)
+    except DamagedFile as damage:
+        raise UserError(f"{weights_path} is damaged: {damage}") from None
     load_tensors(precond, tensors, str(weights_path))
     return precond.eval().requires_grad_(False), card

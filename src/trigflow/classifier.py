@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def _accuracy(net: Classifier, images: Tensor, labels: Tensor) -> float:
 
 
 def _write(folder: Path, net: Classifier, card: dict[str, Any]) -> None:
-    """The card last: where it lies, the weights do, too."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    write_atomically(folder / WEIGHTS, save(weights))
-    write_json(folder / CARD, card)
+    """The card last: where it lies, the weights do, too; it has the digest of their file."""
+    weights = save({name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()})
+    write_atomically(folder / WEIGHTS, weights)
+    write_json(folder / CARD, card | {"sha256": hashlib.sha256(weights).hexdigest()})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trigflow.config import Component, build
 from trigflow.errors import UserError
-from trigflow.files import read_json
+from trigflow.files import read_json, sha256_of
 
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Level = Annotated[float, Field(ge=0, le=255)]  # of grey
@@ -97,6 +97,10 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> tuple[C
     net: Classifier = build(
         Component("classifier", network), {"classifier": Classifier}, f"{folder / CARD}: network"
     )
+    if card.get("sha256", digest := sha256_of(folder / WEIGHTS)) != digest:
+        raise UserError(
+            f"{folder / WEIGHTS} is damaged (its digest is not that in {CARD}): train the classifier again"
+        )
     try:
         net.load_state_dict(load_file(folder / WEIGHTS))
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
