@@ -34,7 +34,7 @@ FLOORS = {
         ),
         2,
     ),
-    **dict.fromkeys(("precond", "sharding", "samplers", "time_sampling"), 3),
+    **dict.fromkeys(("precond", "sharding", "samplers", "time_sampling", "labels"), 3),
     **dict.fromkeys(
         ("objectives", "optim", "loss_scale", "checkpoint", "checkpoint_shards", "checkpoint_folder"), 4
     ),

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import trigflow
 from trigflow import cli
+from trigflow.__main__ import interrupt
 from trigflow.errors import UserError
 
 # Others rely on these: a change here is a change of the interface.
@@ -177,3 +182,28 @@ def test_python_dash_m_is_the_command() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("trigflow: unknown command 'smaple' (did you mean 'sample'?)")
+
+
+def test_ctrl_c_during_an_import_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that swallows the exception, as torch does while it imports NumPy, cannot."""
+    (tmp_path / "swallows.py").write_text(
+        "import signal\n"
+        "from trigflow.__main__ import interrupt\n"
+        "try:\n"
+        "    interrupt(signal.SIGINT, __import__('sys')._getframe())\n"
+        "except KeyboardInterrupt:\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    ended: list[int] = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit):
+        importlib.import_module("swallows")
+    assert ended == [130]
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(signal.SIGINT, sys._getframe())

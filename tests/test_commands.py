@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 from PIL import Image
 
 from trigflow import cli, demo
 from trigflow.model import load
+from trigflow.progress import counted
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -51,6 +55,20 @@ def test_train_on_data_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     data = tmp_path / "images.npz"
     run(capsys, "train", "digits-teacher", *TINY, "--data", data, "--out", out, "--device", "cpu")
     assert load(out, "cpu").card.num_classes == 3
+
+
+def test_many_samples_are_counted_by_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    """After a second: a few samples at once need none."""
+    parts = [torch.zeros(3), torch.zeros(2)]
+    assert list(counted(parts, 5, "samples", progress=True)) == parts
+    assert "5.00/5.00" not in capsys.readouterr().err
+
+    def slow() -> Iterator[torch.Tensor]:
+        time.sleep(1.1)
+        yield from parts
+
+    assert list(counted(slow(), 5, "samples", progress=True)) == parts
+    assert "samples: 100%" in capsys.readouterr().err
 
 
 def test_sample_writes_what_the_model_makes(

@@ -237,7 +237,7 @@ def test_a_stopped_evaluation_goes_on(
         evaluate(str(student_folder), teacher=str(teacher_folder), **few)
     report = evaluate(str(student_folder), teacher=str(teacher_folder), resume=True, **few)
     assert sampled[0] == 4
-    alone = evaluate(str(teacher_folder), resume=True, **few)
+    alone = evaluate(str(teacher_folder), resume=True, **few | {"steps": None})
     assert sampled[0] == 4 and alone["teachers"][0]["fds"] == report["teachers"][0]["fds"]
     for path in (out / "scores").iterdir():
         path.write_text(path.read_text()[:-9])  # damaged: measured again
@@ -394,6 +394,11 @@ def test_the_teacher_of_the_recipe_is_found(tmp_path: Path) -> None:
         ({"teacher": "nobody"}, "no model 'nobody'"),
         ({"teacher": gaussian_model(Teacher, num_classes=2)}, "give another teacher"),
         ({"model": "digit"}, "did you mean 'digits'"),
+        ({"teacher": gaussian_model(Student)}, "teacher 'student' is a consistency model"),
+        ({"model": gaussian_model(Teacher)}, "its own reference: leave the teacher out"),
+        ({"model": gaussian_model(Teacher), "teacher": None, "steps": [2]}, "only a student takes steps"),
+        ({"teacher": "none", "guidance_scale": 2.0}, "there is no teacher to be guided"),
+        ({"guide": gaussian_model(Teacher)}, "a guidance scale of 1 is none"),
     ],
 )
 def test_mistakes(changes: dict[str, Any], complaint: str) -> None:

@@ -275,7 +275,10 @@ def test_a_run_with_a_guide_goes_on(teacher_folder: Path, weak_folder: Path, tmp
     ("change", "message"),
     [
         (lambda card: card.update(data_shape=[1, 4, 16]), r"its data shape is \(1, 4, 16\), not \(1, 8, 8\)"),
-        (lambda card: card["precond"].update(sigma_data=1.0), "its sigma_data is 1.0, not 0.5"),
+        (
+            lambda card: [card[part].update(sigma_data=1.0) for part in ("precond", "codec")],
+            "its sigma_data is 1.0, not 0.5",
+        ),
         (lambda card: card["codec"].update(mean=[70.0]), "its codec is"),
         (
             lambda card: card["sampling"].update(sampler="consistency"),

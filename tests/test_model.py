@@ -115,6 +115,15 @@ def test_defaults_come_from_the_card() -> None:
         ({"n": 1, "labels": [-1]}, r"knows 0\.\.2"),
         ({"n": 1, "labels": []}, r"knows 0\.\.2"),
         ({"n": 1, "sampler": "huen"}, "did you mean 'heun'"),
+        ({"n": 1, "sampler": "heun"}, "'student' is a consistency model; leave the sampler out"),
+        ({"n": 2.5}, "n is 2.5: give a whole number"),
+        ({"n": 1, "batch": 2.5}, "batch is 2.5"),
+        ({"n": 1, "seed": 1.5}, "seed is 1.5"),
+        ({"n": 1, "seed": "x"}, "seed is 'x'"),
+        ({"n": 1, "steps": 1.5}, "steps is 1.5"),
+        ({"n": 1, "labels": [0, 1]}, "2 labels for 1 samples"),
+        ({"n": 1, "labels": 0.5}, "labels 0.5: give whole numbers"),
+        ({"n": 1, "labels": ["x"]}, "give whole numbers"),
         ({"n": 1, "guidance_scale": math.inf}, "guidance_scale"),
     ],
 )
@@ -227,3 +236,8 @@ def test_shipped_models_of_mnist_draw_what_they_are_asked_for(name: str) -> None
 def test_guidance_wants_a_model_that_saw_the_null_label() -> None:
     with pytest.raises(UserError, match="never saw the null label"):
         load("digits-teacher", "cpu").sample(2, guidance_scale=2.0)
+
+
+def test_a_diffusion_model_does_not_jump() -> None:
+    with pytest.raises(UserError, match="is a diffusion model; leave the sampler out"):
+        gaussian_model(Teacher).sample(1, sampler="consistency")

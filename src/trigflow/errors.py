@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 
 
@@ -29,3 +30,16 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """A hint to append to an error: " (did you mean 'x'?)", or "" when nothing is close."""
     matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
     return f" (did you mean '{matches[0]}'?)" if matches else ""
+
+
+def must_be_whole(**values: int) -> None:
+    """Of numbers by their names, which may be NumPy's.
+
+    Raises:
+        UserError: one is not whole.
+    """
+    for name, value in values.items():
+        try:
+            operator.index(value)
+        except TypeError:
+            raise UserError(f"{name} is {value!r}: give a whole number") from None

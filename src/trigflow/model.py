@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,15 +15,14 @@ from trigflow.checkpoint import ModelCard, load_model
 from trigflow.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
 from trigflow.devices import Precision, check_precision, products_in, resolve_device
 from trigflow.distributed import ALONE, World
-from trigflow.errors import Diverged, UserError, did_you_mean
+from trigflow.errors import Diverged, UserError, did_you_mean, must_be_whole
 from trigflow.guidance import ConditionalVelocity, autoguided, guided
+from trigflow.labels import Labels, in_turn
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 from trigflow.samplers import SAMPLERS, CountNFE, OnStep
 from trigflow.samplers import sample as run_sampler
 from trigflow.shipped import model_folder
-
-Labels = int | Sequence[int] | Tensor | None
 
 
 @dataclass(frozen=True)
@@ -178,6 +177,10 @@ class Model:
         if chosen not in SAMPLERS:
             hint = did_you_mean(chosen, SAMPLERS)
             raise UserError(f"unknown sampler '{chosen}'{hint}; there are: {', '.join(SAMPLERS)}")
+        if chosen != own.sampler and "consistency" in (chosen, own.sampler):
+            kind = "a consistency" if self.is_student else "a diffusion"
+            raise UserError(f"sampler '{chosen}': model '{self.name}' is {kind} model; leave the sampler out")
+        must_be_whole(steps=steps)
         if steps < 1:
             raise UserError(f"steps is {steps}: give 1 or more")
         scale = own.guidance_scale if guidance_scale is None else guidance_scale
@@ -219,6 +222,7 @@ class Model:
             plan: how each is sampled.
             scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
         """
+        must_be_whole(n=n, batch=batch, seed=seed)
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: give 1 or more of both")
         if latents and not isinstance(self.codec, LatentCodec):
@@ -252,12 +256,7 @@ class Model:
             if labels is not None:
                 raise UserError(f"model '{self.name}' knows no classes: leave the labels out")
             return None
-        given = torch.arange(classes) if labels is None else torch.as_tensor(labels).cpu().long().reshape(-1)
-        if len(given) == 0 or not 0 <= int(given.min()) <= int(given.max()) < classes:
-            raise UserError(
-                f"labels {sorted(set(given.tolist()))}: model '{self.name}' knows 0..{classes - 1}"
-            )
-        return given[torch.arange(n) % len(given)]
+        return in_turn(n, labels, classes, self.name)
 
     def count_nfe(self, plan: Plan) -> int:
         """Evaluations of the network for a sample, counted by sampling one."""
@@ -277,11 +276,9 @@ class Model:
 
         Args, Raises: as `sample`.
         """
-        plan, chosen, counter = (
-            self.plan(steps, None, sampler),
-            self.labels(n, labels),
-            CountNFE(self.precond.velocity),
-        )
+        must_be_whole(n=n, seed=seed)
+        plan, chosen = self.plan(steps, None, sampler), self.labels(n, labels)
+        counter = CountNFE(self.precond.velocity)
         ts: list[float] = []
         states: list[Tensor] = []
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -136,6 +136,14 @@ def _tensorboard(folder: Path, nimg: int) -> Any:
 
     with clear_os_errors("write", folder):
         return SummaryWriter(str(folder), purge_step=nimg + 1)
+
+
+def counted(parts: Iterable[Tensor], total: int, what: str, progress: bool) -> Iterator[Tensor]:
+    """The parts as they are made, and a bar that counts their rows, if all takes longer than a second."""
+    with tqdm(desc=what, total=total, unit="img", delay=1, disable=not progress) as bar:
+        for part in parts:
+            yield part
+            bar.update(len(part))
 
 
 class StopRequest:

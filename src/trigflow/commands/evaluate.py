@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument(
-        "--steps", type=integers(1), default=[1, 2, 4], help="a student's numbers of steps (default: 1,2,4)"
-    )
+    parser.add_argument("--steps", type=integers(1), help="a student's numbers of steps (default: 1,2,4)")
     parser.add_argument("--num", type=integer(2), default=5000, help="samples for each score (default: 5000)")
     parser.add_argument(
         "--seeds",

@@ -78,8 +78,11 @@ def _run(args: argparse.Namespace) -> int:
 
 def _sample(args: argparse.Namespace, world: World) -> int:
     """Each process draws its share; the first writes them."""
+    import torch
+
     from trigflow.files import make_folder
     from trigflow.model import load
+    from trigflow.progress import counted
 
     with world.together():
         model = load(args.model, world.device, args.trust_code, args.vae).in_precision(args.precision)
@@ -89,16 +92,8 @@ def _sample(args: argparse.Namespace, world: World) -> int:
     if args.guide is not None and plan.guidance_scale == 1:
         raise UserError(f"--guide {args.guide}: a guidance scale of 1 is none; give --guidance-scale")
     labels = model.labels(args.num, args.labels)
-    samples = model.sample(
-        args.num,
-        plan.steps,
-        labels,
-        args.seed,
-        plan.guidance_scale,
-        plan.sampler,
-        latents=args.latents,
-        world=world,
-    )
+    batches = model.sample_batches(args.num, plan, labels, args.seed, latents=args.latents, world=world)
+    samples = torch.cat(list(counted(batches, args.num, "samples", progress=world.is_first)))
     if world.is_first:
         make_folder(args.out.parent)
         _write(samples, labels, args.out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from trigflow.data import Dataset
 from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
-from trigflow.evaluation.guidance import common_scale, student_contender, with_own_guide
+from trigflow.evaluation.guidance import common_scale, student_contender
 from trigflow.evaluation.kept_scores import SCORES, holds_scores
 from trigflow.evaluation.measure import (
     SPLITS,
@@ -41,6 +40,7 @@ from trigflow.evaluation.real import (
 )
 from trigflow.evaluation.report import REPORT, write_report
 from trigflow.evaluation.rows import Row, beside, quality, row_of, spread
+from trigflow.evaluation.teacher import reference_teacher
 from trigflow.evaluation.training_compute import training_forwards, training_share
 from trigflow.files import LOCK, is_leftover, is_occupied, locked, make_folder, must_be_writable
 from trigflow.machine import describe_machine
@@ -48,16 +48,15 @@ from trigflow.metrics import Features, FlowMapError, load_features
 from trigflow.model import Model, load
 from trigflow.pictures import drawable
 from trigflow.run_folder import stop_that_says_how_to_go_on
-from trigflow.shipped import SHIPPED
 
-NO_TEACHER = "none"
+STEPS = (1, 2, 4)
 LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashion-MNIST has MNIST's form)
 GRID_SAMPLES, SCATTER_SAMPLES = 50, 2000
 
 
 def evaluate(
     model: Model | str | Path,
-    steps: Sequence[int] = (1, 2, 4),
+    steps: Sequence[int] | None = None,
     num: int = 5000,
     seeds: int = 3,
     features: str | None = None,
@@ -82,7 +81,7 @@ def evaluate(
 
     Args:
         model: a model, its shipped name or its folder.
-        steps: of a student; a teacher is sampled as its card says.
+        steps: of a student (default: 1, 2, 4); a teacher is sampled as its card says.
         num, seeds: samples for each score, >= 2, and its repetitions, seeds 0, 1, ...; the median counts.
         features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
@@ -110,7 +109,7 @@ def evaluate(
         dataset = real_data_of(model, data, trust_code)
         held_out = (held_out_data(model, data, test_data, trust_code), noise_levels)
         known = _features(features, dataset, model.device)
-        contenders = _contenders(model, reference, steps, guidance_scale)
+        contenders = _contenders(model, reference, steps, guidance_scale, guide is not None)
         notes += reference_notes(model, dataset)
     with _report_folder(out, world) as kept:
         sides = _real_sides((dataset, *held_out), known, (num, seeds, batch), progress, world)
@@ -177,16 +176,38 @@ def _yardsticks(held_out: Dataset | None, noise_levels: Sequence[float]) -> list
 
 
 def _contenders(
-    model: Model, reference: Model | None, steps: Sequence[int], guidance_scale: float | None
+    model: Model,
+    reference: Model | None,
+    steps: Sequence[int] | None,
+    guidance_scale: float | None,
+    guide_was_given: bool,
 ) -> tuple[list[Contender], list[Contender]]:
-    """Teachers and students, at one scale where the student takes it."""
+    """Teachers and students, at one scale where the student takes it.
+
+    Raises:
+        UserError: what was asked for would have no effect.
+    """
     scale = common_scale(model, guidance_scale)
-    students = [student_contender(model, count, scale) for count in steps] if model.is_student else []
-    return [contender(reference, None, scale)] if reference else [], students
+    if not model.is_student and steps is not None:
+        raise UserError(
+            f"steps {list(steps)}: '{model.name}' is sampled as its card says; only a student takes steps"
+        )
+    if guidance_scale is not None and reference is None and model.guidance_range is None:
+        raise UserError(
+            f"guidance_scale {guidance_scale:g}: there is no teacher to be guided, and '{model.name}' takes no scale"
+        )
+    counts = (steps or STEPS) if model.is_student else ()
+    students = [student_contender(model, count, scale) for count in counts]
+    teachers = [contender(reference, None, scale)] if reference else []
+    if guide_was_given and teachers[0].plan.guidance_scale == 1:
+        raise UserError(
+            "a guide was given, but a guidance scale of 1 is none: give --guidance-scale, or leave it out"
+        )
+    return teachers, students
 
 
 def _check(
-    steps: Sequence[int], num: int, seeds: int, batch: int, folder: Path | str | None, resume: bool
+    steps: Sequence[int] | None, num: int, seeds: int, batch: int, folder: Path | str | None, resume: bool
 ) -> None:
     """Numbers and folder, before anything is measured."""
     _check_numbers(steps, num, seeds, batch)
@@ -221,69 +242,16 @@ def _report_folder(out: Path | str | None, world: World) -> Iterator[Path | None
         yield folder / SCORES if world.is_first else None
 
 
-def _check_numbers(steps: Sequence[int], num: int, seeds: int, batch: int) -> None:
+def _check_numbers(steps: Sequence[int] | None, num: int, seeds: int, batch: int) -> None:
     for name, value, lowest in (("num", num, 2), ("seeds", seeds, 1), ("batch", batch, 1)):
         if value < lowest:
             raise UserError(f"{name} is {value}: give {lowest} or more")
+    if steps is None:
+        return
     if not steps or min(steps) < 1:
         raise UserError(f"steps {list(steps)}: give one number or several, each 1 or more")
     if len(set(steps)) < len(steps):
         raise UserError(f"steps {list(steps)}: a number stands there twice")
-
-
-def reference_teacher(
-    model: Model,
-    teacher: Model | str | Path | None,
-    trust_code: bool,
-    guide: Model | str | Path | None = None,
-) -> tuple[Model | None, list[str]]:
-    """The reference teacher with its guide, and what is to say where there is none; a teacher is its own reference."""
-    found, notes = _found_teacher(model, teacher, trust_code)
-    return with_own_guide(model, found, guide, trust_code), notes
-
-
-def _found_teacher(
-    model: Model, teacher: Model | str | Path | None, trust_code: bool
-) -> tuple[Model | None, list[str]]:
-    if isinstance(teacher, Model):
-        return _fitting(model, teacher), []
-    if teacher == NO_TEACHER and model.is_student:
-        return None, ["Without a teacher, as asked for: there are no ratios."]
-    if teacher is not None and teacher != NO_TEACHER:
-        return _fitting(model, load(teacher, model.device, trust_code)), []
-    return _own_teacher(model, trust_code) if model.is_student else (model, [])
-
-
-def _own_teacher(student: Model, trust_code: bool) -> tuple[Model | None, list[str]]:
-    """What the student was distilled from, if that is a model and lies where it lay."""
-    name = f"{student.name}-teacher"
-    if name not in SHIPPED:
-        name = student.card.recipe.get("teacher") or ""
-    if name in ("", "exact"):
-        return None, [
-            "The model was trained without a teacher model: there are no ratios (--teacher names one)."
-        ]
-    if name not in SHIPPED and not Path(name).is_dir():
-        return None, [
-            f"The model's teacher '{name}' is not here: there are no ratios (--teacher names its folder)."
-        ]
-    return _fitting(student, load(name, student.device, trust_code)), []
-
-
-def _fitting(model: Model, teacher: Model) -> Model:
-    ours, theirs = model.card, teacher.card
-    if ours.data_shape != theirs.data_shape or ours.num_classes != theirs.num_classes:
-        wanted, found = (f"{card.data_shape} in {card.num_classes} classes" for card in (ours, theirs))
-        raise UserError(
-            f"teacher '{teacher.name}' makes {found}, model '{model.name}' {wanted}: give another teacher"
-        )
-    if model.decoder is not None or teacher.decoder is not None:
-        if getattr(model.decoder, "sha256", None) != getattr(teacher.decoder, "sha256", None):
-            raise UserError(
-                f"teacher '{teacher.name}' and model '{model.name}' are of different autoencoders: give another teacher"
-            )
-        return replace(teacher, decoder=model.decoder)
-    return teacher
 
 
 def _notes(trial: Trial) -> list[str]:

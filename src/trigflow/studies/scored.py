@@ -10,11 +10,11 @@ from trigflow.checkpoint import tensors_digest
 from trigflow.config import to_json
 from trigflow.data import Dataset
 from trigflow.errors import UserError
-from trigflow.evaluation.evaluate import reference_teacher
 from trigflow.evaluation.guidance import common_scale, student_contender
 from trigflow.evaluation.measure import SPLITS, Contender, Trial, new_trial, score_all
 from trigflow.evaluation.real import default_features, real_data, trained_on
 from trigflow.evaluation.reference import cache_key
+from trigflow.evaluation.teacher import reference_teacher
 from trigflow.metrics import Features, load_features
 from trigflow.model import Model, load
 from trigflow.studies.folder import Cell
@@ -146,8 +146,6 @@ def _models(setting: Setting, device: Any) -> tuple[Model, Model]:
     teacher, notes = reference_teacher(student, setting.teacher, False)
     if teacher is None:
         raise UserError(f"the study needs a teacher. {notes[0]}")
-    if teacher.is_student:
-        raise UserError(f"--teacher '{teacher.name}' is a consistency model: give a diffusion model")
     return student, teacher
 
 

@@ -1,0 +1,43 @@
+"""The labels of samples: whole numbers from 0, taken in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trigflow.errors import UserError
+
+Labels = int | Sequence[int] | Tensor | None
+
+
+def in_turn(n: int, labels: Labels, num_classes: int, model: str) -> Tensor:
+    """(n,) int64: the given classes in turn, all of them by default.
+
+    Args:
+        n: number of samples.
+        labels: a class, or several.
+        num_classes: that there are.
+        model: its name, for errors.
+
+    Raises:
+        UserError: no whole numbers, a class that is not there, or more labels than samples.
+    """
+    given = torch.arange(num_classes) if labels is None else _whole(labels)
+    if len(given) == 0 or not 0 <= int(given.min()) <= int(given.max()) < num_classes:
+        raise UserError(f"labels {sorted(set(given.tolist()))}: model '{model}' knows 0..{num_classes - 1}")
+    if labels is not None and len(given) > n:
+        raise UserError(f"{len(given)} labels for {n} samples: give no more than one for each")
+    return given[torch.arange(n) % len(given)]
+
+
+def _whole(labels: int | Sequence[int] | Tensor) -> Tensor:
+    """(n,) int64 on the CPU."""
+    try:
+        given = torch.as_tensor(labels).cpu().reshape(-1)
+    except (TypeError, ValueError, RuntimeError):  # whatever is no array of numbers
+        given = torch.zeros(1)
+    if len(given) and (given.is_floating_point() or given.is_complex()):
+        raise UserError(f"labels {labels!r}: give whole numbers")
+    return given.long()
