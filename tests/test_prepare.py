@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from trigflow import cli
-from trigflow.data import load_collection, load_data, prepare
+from trigflow.data import Collection, load_collection, load_data, prepare
 from trigflow.data.prepare import Preparation, resized
 from trigflow.data.statistics import Statistics
 from trigflow.errors import UserError
@@ -88,34 +89,104 @@ def test_names_that_are_not_utf_8_are_told(photos: Path) -> None:
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
 
 
+def stopping_at_the_end(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_other_images_of_the_same_name_and_number_are_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Arrays are read at once: their part knows what is in them."""
-    for folder, level in (("a", 10), ("b", 200)):
-        (tmp_path / folder).mkdir()
+
+    def collection(level: int) -> Collection:
         images = np.full((4, 1, 8, 8), level, np.uint8)
         images[0, 0, 0] = 0
-        np.savez(tmp_path / folder / "images.npz", images=images)
-    one, other = (load_collection(str(tmp_path / folder / "images.npz")) for folder in "ab")
-    assert one.source == other.source and one.count == other.count
-    monkeypatch.setattr(prepare, "_finish", lambda *_: pytest.fail("finished"))
-    monkeypatch.setattr(prepare.Part, "add", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        np.savez(tmp_path / "images.npz", images=images)
+        return load_collection(str(tmp_path / "images.npz"))
+
+    monkeypatch.setattr(prepare, "_finish", stopping_at_the_end)
     with pytest.raises(KeyboardInterrupt):
-        prepare.prepare(one, tmp_path / "out.zip", Preparation(), progress=False)
-    with pytest.raises(UserError, match="other images or options"):
-        prepare.prepare(other, tmp_path / "out.zip", Preparation(), resume=True, progress=False)
+        prepare.prepare(collection(10), tmp_path / "out.zip", Preparation(), progress=False)
+    for resume in (True, False):
+        with pytest.raises(UserError, match="other images or options"):
+            prepare.prepare(collection(200), tmp_path / "out.zip", Preparation(), resume, progress=False)
+
+
+def test_what_a_mistake_leaves_does_not_block(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A part without any image, or whose images and options end it again, is gone; others say how to go on."""
+    out = photos.parent / "p.zip"
+    line = ["data", "prepare", str(photos), "--out", str(out), "--size", "8"]
+    Image.new("L", (9, 9), 3).save(photos / "a" / "0.png")
+    assert cli.main(line) == 2
+    assert "say --rgb" in capsys.readouterr().err and not out.with_name("p.zip.part").exists()
+    whole = (photos / "a" / "0.png").read_bytes()
+    (photos / "a" / "0.png").write_bytes(b"no picture")
+    assert cli.main([*line, "--rgb"]) == 2 and not out.with_name("p.zip.part").exists()
+    (photos / "a" / "0.png").write_bytes(whole)
+    out.with_name("p.zip.part").mkdir()
+    assert cli.main([*line, "--rgb"]) == 0 and out.is_file() and not out.with_name("p.zip.part").exists()
+
+
+def test_a_folder_of_the_users_is_no_part(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = photos.parent / "p.zip.part" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert cli.main(["data", "prepare", str(photos), "--out", str(photos.parent / "p.zip")]) == 2
+    assert "holds no run that was stopped" in capsys.readouterr().err and mine.read_text() == "mine"
 
 
 def test_damaged_images_stop_it_or_are_left_out(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "a" / "2.png").write_bytes(b"no picture")
     line = ["data", "prepare", str(photos), "--out", str(photos.parent / "p.zip"), "--size", "8"]
     assert cli.main(line) == 2
-    assert "2.png is damaged" in capsys.readouterr().err
-    assert cli.main([*line, "--skip-damaged"]) == 2  # other options than those of the part
-    assert cli.main([*line[:-3], str(photos.parent / "q.zip"), "--size", "8", "--skip-damaged"]) == 0
+    error = capsys.readouterr().err
+    assert "2.png is damaged" in error and "--skip-damaged leaves it out, and --resume keeps" in error
+    assert cli.main([*line, "--skip-damaged"]) == 2
+    assert "--resume goes on" in capsys.readouterr().err
+    assert cli.main([*line, "--skip-damaged", "--resume"]) == 0
     assert "(first: a/2.png)" in capsys.readouterr().out
-    assert len(load_data(str(photos.parent / "q.zip")).data) == 5
+    assert len(load_data(str(photos.parent / "p.zip")).data) == 5
+
+
+def test_two_runs_do_not_write_one_archive(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["data", "prepare", str(photos), "--out", str(photos.parent / "p.zip"), "--size", "8"]
+    finish = prepare._finish
+
+    def meanwhile(*arguments: Any) -> Statistics:
+        for resume in ([], ["--resume"]):
+            assert cli.main([*line, *resume]) == 2
+            assert "is in use by another process" in capsys.readouterr().err
+        return finish(*arguments)
+
+    monkeypatch.setattr(prepare, "_finish", meanwhile)
+    assert cli.main(line) == 0
+
+
+def test_a_terminated_run_says_how_to_go_on(photos: Path) -> None:
+    """And leaves no lock."""
+    line = ["data", "prepare", str(photos), "--out", str(photos.parent / "p.zip"), "--size", "8"]
+    kill = "import os, sys; from trigflow import cli; from trigflow.data import prepare\n"
+    kill += "prepare._finish = lambda *_: os.kill(os.getpid(), 15)\nsys.exit(cli.main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", kill, *line], capture_output=True, text=True, check=False)
+    assert done.returncode == 130 and "--resume goes on" in done.stderr.splitlines()[-1], done.stderr
+    assert cli.main([*line, "--resume"]) == 0
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", '{"name": "a", "length": -1}', '{"name": "a"}', "9" * 5000])
+def test_a_damaged_index_of_a_part(
+    line: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = photos.parent / "p.zip"
+    monkeypatch.setattr(prepare, "_finish", stopping_at_the_end)
+    command = ["data", "prepare", str(photos), "--out", str(out), "--size", "8"]
+    assert cli.main(command) == 130
+    with (out.with_name("p.zip.part") / "index.jsonl").open("a") as index:
+        index.write(line + "\n")
+    capsys.readouterr()
+    assert cli.main([*command, "--resume"]) == 2
+    assert "p.zip.part is damaged: remove it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

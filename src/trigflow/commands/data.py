@@ -92,7 +92,12 @@ def _run(args: argparse.Namespace) -> int:
         if getattr(args, flag):
             others = " and ".join(f"data {name}" for name, flags in _FLAGS.items() if flag in flags)
             raise UserError(f"data {action}: --{flag.replace('_', '-')} is for {others}; leave it out")
-    return {"prepare": _prepare, "encode": _encode, "inspect": _inspect}[action](args)
+    if action == "inspect":
+        return _inspect(args)
+    from trigflow.run_folder import stop_that_says_how_to_go_on
+
+    with stop_that_says_how_to_go_on():
+        return (_prepare if action == "prepare" else _encode)(args)
 
 
 def _prepare(args: argparse.Namespace) -> int:

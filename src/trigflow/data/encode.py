@@ -20,11 +20,11 @@ from trigflow.autoencoder import FOLDER, Autoencoder, copy_autoencoder
 from trigflow.config import to_json
 from trigflow.data.collection import Collection, Read
 from trigflow.data.latents import CARD, LABELS, LATENTS, Encoder, LatentsCard
-from trigflow.data.part import Part, kept
+from trigflow.data.part import Part, Unfit, kept, stopped_by
 from trigflow.data.picture import DamagedPicture
 from trigflow.data.prepare import resized
 from trigflow.errors import UserError
-from trigflow.files import make_folder, must_be_new, write_atomically, write_json
+from trigflow.files import LOCK, make_folder, must_be_new, write_atomically, write_json
 
 _HEADER = 128  # bytes before the numbers of a .npy file of ours, whatever the shape
 _PIXELS = 2**20  # of the images of a batch, by default: four of 512x512 take 2.7 GB
@@ -89,12 +89,12 @@ def encode(
         part = Part(out, settings, resume, LATENTS, reserved=_HEADER, group=batches.size)
         with part:
             _fill(part, batches, progress)
-        return _finish(part, batches, source, progress)
+            return _finish(part, batches, source, progress)
 
 
 def _settings(collection: Collection, autoencoder: Autoencoder, how: Encoding) -> dict[str, Any]:
-    """What must be the same for a run to go on; the batch may differ."""
-    own = {key: getattr(how, key) for key in ("size", "dtype", "mean_only", "skip_damaged")}
+    """What must be the same for a run to go on; the batch may differ, and damaged images be left out from now on."""
+    own = {key: getattr(how, key) for key in ("size", "dtype", "mean_only")}
     return own | collection.identity | {"autoencoder": autoencoder.sha256}
 
 
@@ -129,7 +129,7 @@ class _Batches:
                 image = self.fitted(read(), f"{self.collection.source}: {name}")
             except DamagedPicture as damage:
                 if not self.how.skip_damaged:
-                    raise
+                    raise stopped_by(damage) from None
                 why = why or damage
                 continue
             channels, height, width = image.shape
@@ -148,7 +148,7 @@ class _Batches:
         if len(image) == 1 and self.autoencoder.image_channels == 3:
             image = image.repeat(3, axis=0)
         if len(image) != self.autoencoder.image_channels:
-            raise UserError(f"{where} is in RGB, and the autoencoder is of grey images: give another --vae")
+            raise Unfit(f"{where} is in RGB, and the autoencoder is of grey images: give another --vae")
         return image
 
     def read(self, name: str, read: Read) -> np.ndarray | None:
@@ -156,12 +156,12 @@ class _Batches:
         where = f"{self.collection.source}: {name}"
         try:
             image = self.fitted(read(), where)
-        except DamagedPicture:
+        except DamagedPicture as damage:
             if not self.how.skip_damaged:
-                raise
+                raise stopped_by(damage) from None
             return None
         if image.shape != self.shape:
-            raise UserError(f"{where} has the shape {image.shape}, the first {self.shape}: give --size")
+            raise Unfit(f"{where} has the shape {image.shape}, the first {self.shape}: give --size")
         return image
 
     def encoded(self, images: list[np.ndarray]) -> Tensor:
@@ -179,7 +179,7 @@ class _Batches:
             stored: np.ndarray = numbers.cpu().numpy().astype(_DTYPES[self.how.dtype])
         if not np.isfinite(stored).all():
             large = " in float16: give --dtype float32" if self.how.dtype == "float16" else ""
-            raise UserError(f"the autoencoder makes latents that are not finite{large}")
+            raise Unfit(f"the autoencoder makes latents that are not finite{large}")
         return stored
 
 
@@ -219,6 +219,7 @@ def _add(part: Part, chunk: Chunk, latents: Iterable[np.ndarray]) -> None:
 
 def _finish(part: Part, batches: _Batches, source: tuple[Path, str], progress: bool) -> LatentsCard:
     """Looks all of it over, writes what else belongs to the folder, and gives it its name."""
+    part.close()
     collection, folder = batches.collection, part.folder
     kept = [row for row, line in enumerate(part.lines) if line["length"]]
     shape = (len(kept), *((2 if batches.has_std else 1) * batches.latent_shape[0], *batches.latent_shape[1:]))
@@ -246,7 +247,8 @@ def _finish(part: Part, batches: _Batches, source: tuple[Path, str], progress: b
     copy_autoencoder(source[0], folder / FOLDER)
     write_json(folder / CARD, to_json(card))
     os.replace(folder, part.out)
-    (part.out / part.index.name).unlink()
+    for left in (part.index.name, LOCK):
+        (part.out / left).unlink(missing_ok=True)
     return card
 
 
@@ -293,5 +295,5 @@ def _looked_over(
     mean = sums / pixels
     std = np.sqrt(np.maximum(squares / pixels - np.square(mean), 0))
     if not (std > 0).all():
-        raise UserError("a channel of the latents does not vary: there is nothing to learn")
+        raise Unfit("a channel of the latents does not vary: there is nothing to learn")
     return tuple(mean.tolist()), tuple(std.tolist()), digest.hexdigest()

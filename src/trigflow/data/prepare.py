@@ -8,8 +8,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from trigflow.data.archive import LABELS
 from trigflow.data.collection import Collection
-from trigflow.data.part import Part, kept
+from trigflow.data.part import Part, Unfit, kept, stopped_by
 from trigflow.data.picture import MOST_PIXELS, DamagedPicture, decoded
 from trigflow.data.statistics import Statistics, label_at
 from trigflow.errors import UserError
@@ -103,14 +102,15 @@ def prepare(
 
 
 def _settings(collection: Collection, how: Preparation) -> dict[str, Any]:
-    """What must be the same for a run to go on."""
-    return asdict(how) | collection.identity
+    """What must be the same for a run to go on; damaged images may be left out from now on."""
+    return {"size": how.size, "rgb": how.rgb} | collection.identity
 
 
 def _convert(collection: Collection, how: Preparation, part: Part, progress: bool) -> None:
     """From the first image that is not done yet to the last."""
     done = len(part.lines)
-    shape = next((tuple(line["shape"]) for line in part.lines if line["shape"]), None)
+    whole = (decoded(content, name) for name, content in part.contents() if content)
+    shape = next((image.shape for image in whole), None)
     entries = itertools.islice(collection.entries(), done, None)
     bar = tqdm(
         entries, total=collection.count, initial=done, unit="img", desc="preparing", disable=not progress
@@ -118,13 +118,13 @@ def _convert(collection: Collection, how: Preparation, part: Part, progress: boo
     for name, read in bar:
         try:
             image = _fitted(read(), how, shape, f"{collection.source}: {name}")
-        except DamagedPicture:
+        except DamagedPicture as damage:
             if not how.skip_damaged:
-                raise
-            _added(part, name, None)
+                raise stopped_by(damage) from None
+            part.add(name, b"")
             continue
         shape = image.shape
-        _added(part, name, image)
+        part.add(name, _png(image))
 
 
 def _fitted(image: np.ndarray, how: Preparation, shape: tuple[int, ...] | None, where: str) -> np.ndarray:
@@ -135,28 +135,22 @@ def _fitted(image: np.ndarray, how: Preparation, shape: tuple[int, ...] | None, 
     if len(image) == 1 and channels == 3:
         image = image.repeat(3, axis=0)
     if len(image) != channels:
-        raise UserError(f"{where} is in RGB, the first image is grey: say --rgb")
+        raise Unfit(f"{where} is in RGB, the first image is grey: say --rgb")
     if shape is not None and image.shape != shape:
-        raise UserError(
-            f"{where} has the shape {image.shape}, the first image {shape}: give them one by --size"
-        )
+        raise Unfit(f"{where} has the shape {image.shape}, the first image {shape}: give them one by --size")
     return image
-
-
-def _added(part: Part, name: str, image: np.ndarray | None) -> None:
-    """One image, or None for a damaged one."""
-    part.add(name, b"" if image is None else _png(image), shape=None if image is None else image.shape)
 
 
 def _finish(part: Part, collection: Collection, progress: bool) -> Statistics:
     """Makes the archive of the part, and removes that."""
+    part.close()
     statistics, labels = Statistics(), []
     whole = part.folder / "archive.zip"
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
-        bar = tqdm(_contents(part), total=len(part.lines), unit="img", desc="packing", disable=not progress)
-        for row, (line, content) in enumerate(bar):
+        bar = tqdm(part.contents(), total=len(part.lines), unit="img", desc="packing", disable=not progress)
+        for row, (source, content) in enumerate(bar):
             if not content:
-                statistics.damaged.append(line["name"])
+                statistics.damaged.append(source)
                 continue
             number = f"{statistics.count:08d}"
             name, label = f"{number[:5]}/img{number}.png", label_at(collection.labels, row)
@@ -166,18 +160,12 @@ def _finish(part: Part, collection: Collection, progress: bool) -> Statistics:
         table = {"labels": None if collection.labels is None else labels}
         archive.writestr(zipfile.ZipInfo(LABELS, _EPOCH), json.dumps(table))
     if not statistics.count:
-        raise UserError(f"{collection.source}: all of its {len(part.lines)} images are damaged")
+        raise Unfit(f"{collection.source}: all of its {len(part.lines)} images are damaged")
     with whole.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(whole, part.out)
     part.remove()
     return statistics
-
-
-def _contents(part: Part) -> Iterator[tuple[dict[str, Any], bytes]]:
-    with part.content.open("rb") as file:
-        for line in part.lines:
-            yield line, file.read(line["length"])
 
 
 def _picture(image: np.ndarray) -> Image.Image:
