@@ -184,12 +184,12 @@ def test_columns_splits_and_folders_of_tables(tmp_path: Path) -> None:
     assert len(load_data(str(tmp_path)).data) == 6
     assert len(load_data(Component(str(tmp_path), {"split": "test"})).data) == 2
     assert load_data(Component(str(tmp_path), {"label_key": None})).labels is None
-    refused(tmp_path, "no split 'dev'; there are: test, train", split="dev")
+    refused(tmp_path, r"no split 'dev'; choose by data\.split=NAME: test, train", split="dev")
     refused(tmp_path, "did you mean 'image'", image_key="imag")
     refused(tmp_path, "did you mean 'label'", label_key="labels")
     twice = data.append_column("other", data["image"]).append_column("id", data["label"])
     parquet.write_table(twice, tmp_path / "twice.parquet")
-    refused(tmp_path / "twice.parquet", "several columns of images")
+    refused(tmp_path / "twice.parquet", r"several columns of images, choose one by data\.image_key=NAME")
     assert load_data(Component(str(tmp_path / "twice.parquet"), {"image_key": "other"})).num_classes == 3
 
 
@@ -208,6 +208,39 @@ def test_folders_that_are_no_classes(tmp_path: Path) -> None:
     for row, content in enumerate(PNGS):
         (tmp_path / "test" / "a" / f"flat{row}.png").write_bytes(content)
     assert load_data(str(tmp_path / "test" / "a")).labels is None
+
+
+@pytest.mark.parametrize("end", ["stream", "file"])
+def test_offsets_of_damaged_tables_are_not_believed(end: str, tmp_path: Path) -> None:
+    """They would be read wherever they lead, which ends the process."""
+    pa = pytest.importorskip("pyarrow")
+    data = table(PNGS)
+    new = pa.ipc.new_stream if end == "stream" else pa.ipc.new_file
+    with pa.OSFile(str(tmp_path / "images.arrow"), "wb") as file, new(file, data.schema) as writer:
+        writer.write_table(data)
+    path = tmp_path / "images.arrow"
+    whole = path.read_bytes()
+    offsets = np.cumsum([0, *map(len, PNGS)]).astype("<i4").tobytes()
+    assert whole.count(offsets) == 1
+    for wrong in (2**31 - 1, -5):
+        damaged = offsets[:-4] + np.array(wrong, "<i4").tobytes()
+        path.write_bytes(whole.replace(offsets, damaged))
+        assert "images.arrow" in refused(path, "damaged or foreign")
+
+
+def test_names_in_tables_that_are_no_utf_8(tmp_path: Path) -> None:
+    path = write_arrow(tmp_path, PNGS)
+    path.write_bytes(path.read_bytes().replace(b"bytes", b"byt\xff\xff"))
+    assert "images.arrow" in refused(path, "damaged or foreign")
+
+
+@pytest.mark.parametrize("names", [5, None, "abc", {"a": 1}])
+def test_foreign_names_of_classes_are_left_out(names: Any, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    info = json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": names}}}})
+    parquet.write_table(table(PNGS).replace_schema_metadata({"huggingface": info}), tmp_path / "a.parquet")
+    collection = load_collection(str(tmp_path / "a.parquet"))
+    assert collection.num_classes == 3 and collection.classes == ()
 
 
 # CIFAR-10

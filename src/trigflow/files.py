@@ -98,6 +98,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def must_be_regular(path: Path) -> None:
+    """What is there, if anything: the read of a pipe or a device may never end.
+
+    Raises:
+        UserError: it is no file of the disk.
+    """
+    with clear_os_errors("read", path):
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no regular file (but a folder, a pipe or a device): give a file")
+
+
 def make_folder(path: Path) -> None:
     """The folder and those above it.
 

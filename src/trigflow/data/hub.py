@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,23 @@ from trigflow.data.collection import Collection, Read, class_labels, gathered
 from trigflow.data.dataset import Dataset
 from trigflow.data.picture import MOST_BYTES, DamagedPicture, decoded
 from trigflow.errors import UserError, did_you_mean
+from trigflow.files import must_be_regular
 
 HUB = "hf:"
 _EXTRA = "needs the library {}: pip install 'trigflow[hub]'"
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _ROWS = 64  # decoded from a file at once
+# What pyarrow raises of damaged files, besides its own errors: some damage is found by Python, when a value is made.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    SystemError,
+    MemoryError,
+)
 
 
 def huggingface(
@@ -58,20 +71,20 @@ def table_images(
     """
     files = _download(path.removeprefix(HUB), split) if path.startswith(HUB) else _local(Path(path), split)
     schema = _schema(files[0])
-    image_key = _image_column(path, schema, image_key)
-    label = _label_column(path, schema, label_key)
+    with _damage_told(files[0]):  # names may be no UTF-8
+        image_key = _image_column(path, schema, image_key)
+        label = _label_column(path, schema, label_key)
     _check_columns(files, schema, [image_key, *([label] if label else [])])
     count = sum(_count(file) for file in files)
     if not count:
         raise UserError(f"{path} is empty: it has no rows")
-    classes = _feature(schema, label).get("names") or () if label else ()
-    labels, num_classes = class_labels(path, _labels(files, label), len(classes)) if label else (None, 0)
+    classes = _classes(schema, label)
+    given = _labels(files, label, count) if label else []
+    labels, num_classes = class_labels(path, given, len(classes)) if label else (None, 0)
     name = path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
     entries = partial(_entries, files, image_key)
     source = f"{path} ({image_key})"  # the column belongs to the cache's key
-    return Collection(
-        name, source, count, entries, labels, num_classes, tuple(files), tuple(map(str, classes))
-    )
+    return Collection(name, source, count, entries, labels, num_classes, tuple(files), classes)
 
 
 # Files
@@ -87,7 +100,8 @@ def _local(path: Path, split: str) -> list[Path]:
         if not inner.is_dir():
             splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
             raise UserError(
-                f"{path} has no split '{split}'{did_you_mean(split, splits)}: {', '.join(splits)}"
+                f"{path} has no split '{split}'{did_you_mean(split, splits)}; choose by data.split=NAME: "
+                f"{', '.join(splits)}"
             )
         path = inner
     found = sorted(path.rglob("*.parquet")) or sorted(path.glob("*.arrow"))
@@ -105,7 +119,7 @@ def _of_split(source: str, names: list[str], split: str) -> list[str]:
     if not known:
         return names
     if split not in known:
-        raise UserError(f"{source} has no split '{split}'; there are: {', '.join(known)}")
+        raise UserError(f"{source} has no split '{split}'; choose by data.split=NAME: {', '.join(known)}")
     return [name for name in names if splits[name] == split]
 
 
@@ -182,39 +196,56 @@ def _stream(pa: Any, path: Path) -> Any:
         )
 
 
-def _schema(path: Path) -> Any:
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[Any]:
+    """pyarrow, whose complaints about the file become one line."""
     pa = _pyarrow(path)
+    must_be_regular(path)
     try:
-        return pa.parquet.read_schema(path) if path.suffix == ".parquet" else _stream(pa, path).schema
-    except (pa.ArrowException, OSError, ValueError) as error:
+        yield pa
+    except UserError:  # is a ValueError
+        raise
+    except (pa.ArrowException, *_DAMAGE) as error:
         raise _foreign(path, error) from None
+
+
+def _schema(path: Path) -> Any:
+    with _damage_told(path) as pa:
+        schema = pa.parquet.read_schema(path) if path.suffix == ".parquet" else _stream(pa, path).schema
+        if len(set(schema.names)) < len(schema.names):
+            raise UserError(f"{path} has two columns of one name: {schema.names}")
+        return schema
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
     """The rows of a file, some at a time, of these columns."""
-    pa = _pyarrow(path)
-    try:
+    with _damage_told(path) as pa:
         if path.suffix == ".parquet":
             with pa.parquet.ParquetFile(path) as file:
                 yield from file.iter_batches(_ROWS, columns=columns)
             return
         for batch in _stream(pa, path):
+            yield batch.select(columns)
+
+
+def _values(path: Path, key: str) -> Iterator[Any]:
+    """A column as Python's values.
+
+    pyarrow believes the offsets that a file holds: those of a damaged one would be read wherever they lead, unless they
+    are looked over before.
+    """
+    with _damage_told(path):
+        for batch in _batches(path, [key]):
+            batch.validate(full=True)
             for first in range(0, batch.num_rows, _ROWS):
-                yield batch.slice(first, _ROWS).select(columns)
-    except UserError:  # is a ValueError
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _foreign(path, error) from None
+                yield from batch[key].slice(first, _ROWS).to_pylist()
 
 
 def _count(path: Path) -> int:
-    pa = _pyarrow(path)
     if path.suffix != ".parquet":
         return sum(batch.num_rows for batch in _batches(path, []))
-    try:
+    with _damage_told(path) as pa:
         return int(pa.parquet.read_metadata(path).num_rows)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _foreign(path, error) from None
 
 
 def _feature(schema: Any, key: str) -> dict[str, Any]:
@@ -226,6 +257,12 @@ def _feature(schema: Any, key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _classes(schema: Any, label: str) -> tuple[str, ...]:
+    """Names of the classes; () where none are told in the way of Hugging Face's."""
+    names = _feature(schema, label).get("names")
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
 def _image_column(path: str, schema: Any, key: str) -> str:
     found = [field.name for field in schema if _holds_images(field.type)]
     if key and key not in found:
@@ -234,7 +271,9 @@ def _image_column(path: str, schema: Any, key: str) -> str:
         )
     if not key and len(found) != 1:
         what = (
-            f"several columns of images, choose one by image_key: {found}" if found else "no column of images"
+            f"several columns of images, choose one by data.image_key=NAME: {found}"
+            if found
+            else "no column of images"
         )
         raise UserError(f"{path} has {what}")
     return key or found[0]
@@ -266,7 +305,8 @@ def _label_column(path: str, schema: Any, key: str | None) -> str:
     candidates = marked or found
     if len(candidates) > 1:
         raise UserError(
-            f"{path} has several columns of integers: choose one by label_key, or null: {candidates}"
+            f"{path} has several columns of integers: choose one by data.label_key=NAME, or none by null: "
+            f"{candidates}"
         )
     return candidates[0] if candidates else ""
 
@@ -279,19 +319,22 @@ def _check_columns(files: list[Path], schema: Any, columns: list[str]) -> None:
                 raise UserError(f"{file}: its column '{name}' is not that of {files[0].name}")
 
 
-def _labels(files: list[Path], key: str) -> list[int]:
-    labels = [label for file in files for batch in _batches(file, [key]) for label in batch[key].to_pylist()]
+def _labels(files: list[Path], key: str, count: int) -> list[int]:
+    labels = [label for file in files for label in _values(file, key)]
+    if len(labels) != count:
+        raise UserError(
+            f"{files[0].parent}: {count} rows, but {len(labels)} values of '{key}': it is damaged"
+        )
     if None in labels:
         raise UserError(
-            f"{files[0].parent}: row {labels.index(None)} has no '{key}': label_key=null ignores them"
+            f"{files[0].parent}: row {labels.index(None)} has no '{key}': data.label_key=null ignores them"
         )
     return labels
 
 
 def _entries(files: list[Path], key: str) -> Iterator[tuple[str, Read]]:
     for file in files:
-        values = (value for batch in _batches(file, [key]) for value in batch[key].to_pylist())
-        for row, value in enumerate(values):
+        for row, value in enumerate(_values(file, key)):
             yield f"{file.name} row {row}", partial(_image, value, f"{file}: row {row}")
 
 
