@@ -25,7 +25,7 @@ FLAGS = {
     "demo": {"--out", "--seed", "--device"},
     "list": {"kind"},
     "data": {
-        *("action", "source", "--out", "--size", "--rgb", "--skip-damaged", "--resume"),
+        *("action", "source", "overrides", "--out", "--size", "--rgb", "--skip-damaged", "--resume"),
         *("--vae", "--dtype", "--mean-only", "--batch", "--device"),
     },
     "plan": {
@@ -57,6 +57,7 @@ FLAGS = {
     "evaluate": {
         *(
             "model",
+            "overrides",
             "--steps",
             "--num",
             "--trust-code",
@@ -80,7 +81,7 @@ FLAGS = {
         *("--trust-code", "--device"),
     },
     "doctor": {"model", "--shape", "--device"},
-    "train-classifier": {"data", "--epochs", "--out", "--seed", "--device"},
+    "train-classifier": {"data", "overrides", "--epochs", "--out", "--seed", "--device"},
 }
 
 

@@ -199,6 +199,12 @@ def test_a_damaged_index_of_a_part(
         ("inspect mixture2d", "give images"),
         ("inspect nowhere.tar", "nowhere.tar"),
         ("prepare digit --out a.zip", "did you mean 'digits'"),
+        ("inspect digits split=test", "unknown key 'split'; there are: data"),
+        ("inspect digits data.split=test", "'digits' has no such option"),
+        (
+            "prepare digits photos --out a.zip",
+            "'photos' is not of the form key=value (for example data.split",
+        ),
     ],
 )
 def test_mistakes(
@@ -213,6 +219,21 @@ def test_mistakes(
     shown = capsys.readouterr()
     assert words in shown.err and shown.err.count("\n") == 1 and shown.out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_data_options(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a recipe has them, before and behind flags."""
+    out, path = photos.parent / "p.zip", photos.parent / "two.npz"
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    np.savez(path, one=images, two=images[:3])
+    assert cli.main(["data", "inspect", str(path)]) == 2
+    assert "choose one by data.key=NAME" in capsys.readouterr().err
+    assert cli.main(["data", "inspect", str(path), "data.key=two"]) == 0
+    assert "images                      3" in capsys.readouterr().out
+    assert cli.main(["data", "prepare", str(path), "--out", str(out), "data.key=one"]) == 0
+    assert len(load_data(str(out)).data) == 5
+    assert cli.main(["data", "inspect", str(photos), "data.labels=false"]) == 0
+    assert "none: no labels" in capsys.readouterr().out
 
 
 def test_images_of_several_sizes_need_a_size(photos: Path) -> None:

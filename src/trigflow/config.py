@@ -272,9 +272,30 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
         UserError: no "=", an unknown key, a value of a wrong type or out of range.
     """
     data = to_json(config)
+    _override(data, overrides, "train.batch=64")
+    return validate(type(config), data)
+
+
+def with_options(names: Mapping[str, str | None], overrides: Sequence[str]) -> dict[str, Component | None]:
+    """Components by the key that their options stand under: {"data": "a.npz"}, ["data.key=images"].
+
+    Raises:
+        UserError: as apply_overrides; or options of what has no name.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].partition(".")[0]
+        if names.get(key, "") is None:
+            raise UserError(f"'{override}' is an option of --{key.replace('_', '-')}, which is missing")
+    data: dict[str, Any] = {
+        key: None if name is None else {"name": name, "options": {}} for key, name in names.items()
+    }
+    _override(data, overrides, "data.split=test")
+    return {key: None if part is None else validate(Component, part, key) for key, part in data.items()}
+
+
+def _override(data: dict[str, Any], overrides: Sequence[str], example: str) -> None:
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path:
-            raise UserError(f"'{override}' is not of the form key=value (for example train.batch=64)")
+            raise UserError(f"'{override}' is not of the form key=value (for example {example})")
         _set(data, path.split("."), parse_value(text), path)
-    return validate(type(config), data)

@@ -67,6 +67,15 @@ def numbers(lowest: float) -> Callable[[str], list[float]]:
     return lambda text: [one(part) for part in text.split(",")]
 
 
+def add_data_options(parser: argparse.ArgumentParser, example: str = "data.split=test") -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help=f"options of the data, as a recipe has them, e.g. {example} (docs/data.md)",
+    )
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="a shipped model (`trigflow list models`) or the folder of a run"

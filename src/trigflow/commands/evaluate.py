@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trigflow.commands.command import (
     Command,
+    add_data_options,
     add_device,
     add_guide,
     add_model,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_data_options(parser, "data.split=test or test_data.key=images")
     parser.add_argument("--steps", type=integers(1), help="a student's numbers of steps (default: 1,2,4)")
     parser.add_argument("--num", type=integer(2), default=5000, help="samples for each score (default: 5000)")
     parser.add_argument(
@@ -94,9 +96,11 @@ def _run(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace, world: World) -> int:
     """Each process draws its share of the samples; the first scores and writes."""
+    from trigflow.config import with_options
     from trigflow.evaluation.evaluate import evaluate
     from trigflow.evaluation.report import to_markdown
 
+    real = with_options({"data": args.data, "test_data": args.test_data}, args.overrides)
     report = evaluate(
         args.model,
         steps=args.steps,
@@ -104,14 +108,14 @@ def _evaluate(args: argparse.Namespace, world: World) -> int:
         seeds=args.seeds,
         features=args.features,
         teacher=args.teacher,
-        data=args.data,
+        data=real["data"],
         out=args.out,
         guidance_scale=args.guidance_scale,
         device=world.device,
         trust_code=args.trust_code,
         resume=args.resume,
         guide=args.guide,
-        test_data=args.test_data,
+        test_data=real["test_data"],
         noise_levels=args.noise_levels,
         world=world,
         vae=args.vae,

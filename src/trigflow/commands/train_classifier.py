@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from trigflow.commands.command import Command, add_device, add_out_folder, add_seed, integer
+from trigflow.commands.command import (
+    Command,
+    add_data_options,
+    add_device,
+    add_out_folder,
+    add_seed,
+    integer,
+)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +20,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="labelled images: a data set, or a file or folder in one of the formats",
     )
+    add_data_options(parser)
     parser.add_argument("--epochs", type=integer(1), default=40, help="passes over the data (default: 40)")
     add_out_folder(parser, "runs/classifier")
     add_seed(parser)
@@ -21,11 +29,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from trigflow.classifier import train_classifier
+    from trigflow.config import with_options
     from trigflow.data import load_data
     from trigflow.devices import resolve_device
 
     device = resolve_device(args.device)
-    accuracy = train_classifier(load_data(args.data), args.out, args.seed, args.epochs, device)
+    data = with_options({"data": args.data}, args.overrides)["data"]
+    assert data
+    accuracy = train_classifier(load_data(data), args.out, args.seed, args.epochs, device)
     print(f"accuracy on images held out: {accuracy:.2%}")
     print(f"score with it: trigflow evaluate MODEL --features {args.out} --out report")
     return 0

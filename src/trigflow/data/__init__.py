@@ -62,10 +62,8 @@ def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
     Raises:
         UserError: unknown name, missing or foreign file.
     """
-    named = _named(data)
-    options = dict(named.options)
-    keep_labels = validate(bool, options.pop("labels", True), "data.labels")
-    dataset: Dataset = build(Component(named.name, options), DATASETS, "data", sigma_data=sigma_data)
+    named, keep_labels = _and_labels(_named(data))
+    dataset: Dataset = build(named, DATASETS, "data", sigma_data=sigma_data)
     return dataset if keep_labels else replace(dataset, labels=None, num_classes=0)
 
 
@@ -78,8 +76,16 @@ def load_collection(data: Component | str) -> Collection:
     data = _named(data)
     if data.name not in COLLECTIONS:
         return as_collection(load_data(data))
-    collection: Collection = build(data, COLLECTIONS, "data")
-    return collection
+    named, keep_labels = _and_labels(data)
+    collection: Collection = build(named, COLLECTIONS, "data")
+    return collection if keep_labels else replace(collection, labels=None, num_classes=0, classes=())
+
+
+def _and_labels(data: Component) -> tuple[Component, bool]:
+    """Without the option that all data sets have, and that: whether labels are kept."""
+    options = dict(data.options)
+    keep_labels = validate(bool, options.pop("labels", True), "data.labels")
+    return Component(data.name, options), keep_labels
 
 
 def held_out_part(data: Component | str) -> Component | None:

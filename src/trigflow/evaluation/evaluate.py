@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trigflow.config import Component
 from trigflow.data import Dataset
 from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
@@ -61,14 +62,14 @@ def evaluate(
     seeds: int = 3,
     features: str | None = None,
     teacher: Model | str | Path | None = None,
-    data: Dataset | str | None = None,
+    data: Dataset | Component | str | None = None,
     out: Path | str | None = None,
     guidance_scale: float | None = None,
     device: str | torch.device = "auto",
     batch: int = 250,
     progress: bool = True,
     trust_code: bool = False,
-    test_data: Dataset | str | None = None,
+    test_data: Dataset | Component | str | None = None,
     resume: bool = False,
     guide: Model | str | Path | None = None,
     vae: str | None = None,

@@ -31,7 +31,10 @@ def trained_on(model: Model, trust_code: bool) -> Component:
 
 
 def held_out_data(
-    model: Model, data: Dataset | str | None, test_data: Dataset | str | None, trust_code: bool
+    model: Model,
+    data: Dataset | Component | str | None,
+    test_data: Dataset | Component | str | None,
+    trust_code: bool,
 ) -> Dataset | None:
     """The given test data, or the test part of what is named (the model's own); nothing that is not on this disk."""
     if isinstance(test_data, Dataset):
@@ -43,7 +46,7 @@ def held_out_data(
     return None if part is None else load_data(part, model.precond.sigma_data)
 
 
-def real_data_of(model: Model, data: Dataset | str | None, trust_code: bool) -> Dataset:
+def real_data_of(model: Model, data: Dataset | Component | str | None, trust_code: bool) -> Dataset:
     """The given data, or the model's own; where that is not here, a user must know how to name it."""
     if data is not None:
         return real_data(model, data)
