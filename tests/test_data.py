@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from trigflow import oracles
+from trigflow import files, oracles
 from trigflow.codecs import IdentityCodec, ImageCodec, VectorCodec
 from trigflow.config import Component
 from trigflow.data import Dataset, exact_teacher, load_data, rows
@@ -110,9 +110,10 @@ def test_key_chooses_an_array(tmp_path: Path) -> None:
         ({"a": np.zeros((0, 4, 4), np.uint8)}, "is empty"),
         ({"a": np.zeros((3, 4, 4), np.float32)}, "holds float32 of shape"),
         ({"a": np.full((3, 4), np.nan)}, "not finite"),
-        ({"a": np.zeros((3, 4, 4), np.uint8)}, "does not vary"),
+        ({"a": np.zeros((3, 4, 4), np.uint8)}, r"mine\.npz: the data does not vary"),
+        ({"a": np.zeros((3, 4))}, r"mine\.npz: the data does not vary"),
         ({"a": random_images(3, 4, 4), "labels": np.array([0, 1])}, "3 samples, but labels of shape"),
-        ({"a": random_images(3, 4, 4), "labels": np.array([0, 1, -1])}, r"labels must lie in 0\.\."),
+        ({"a": random_images(3, 4, 4), "labels": np.array([0, 1, -1])}, "mine.npz: the smallest label is -1"),
         ({"a": random_images(3, 4, 4), "labels": np.array([0.5, 1, 2])}, "labels must be integers"),
         (
             {"a": random_images(3, 4, 4), "labels": np.array([0, 1, 2**62])},
@@ -120,13 +121,25 @@ def test_key_chooses_an_array(tmp_path: Path) -> None:
         ),
         ({"a": random_images(3, 4, 4), "labels": np.array([0, 1, 2**64 - 1], np.uint64)}, f"{2**64 - 1}"),
         ({"a": np.full((3, 4), 1e300)}, "not so in float32"),
-        ({"labels": np.array([0, 1])}, "it holds none"),
+        ({"labels": np.array([0, 1])}, "holds no arrays besides labels"),
+        ({}, "holds no arrays"),
+        ({"a": random_images(6, 8, 8, 3)}, r"channels last; wanted.*numpy\.moveaxis\(images, -1, 1\)"),
         ({"a": np.array([{}, {}])}, "no NumPy file"),
     ],
 )
 def test_bad_arrays_are_told(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_data(saved(tmp_path, **arrays))
+
+
+def test_a_few_bytes_that_claim_to_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, images = tmp_path / "mine.npz", np.zeros((1000, 1, 32, 32), np.uint8)
+    images[0] = 1
+    np.savez_compressed(path, images=images)
+    assert len(load_data(str(path)).data) == 1000
+    monkeypatch.setattr(files, "_UNSUSPECTED_BYTES", 2**16)
+    with pytest.raises(UserError, match=r"mine\.npz: .* bytes of images\.npy claim to hold"):
+        load_data(str(path))
 
 
 def test_foreign_and_missing_files_are_told(tmp_path: Path) -> None:

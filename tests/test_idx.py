@@ -60,8 +60,8 @@ PACKED = gzip.compress(GOOD, mtime=0)  # the moment would stand in the names of 
         (idx(LABELS), "is no IDX file"),
         (idx(IMAGES.astype(np.float32), kind=0x0D), "is no IDX file"),
         (GOOD[:-1], "it holds 399 bytes, not 400"),
-        (GOOD + b"x", "it holds 401 bytes, not 400"),
-        (idx(IMAGES)[:4] + b"\xff" * 12, "it holds 0 bytes"),
+        (GOOD + b"x", "it holds more than 400 bytes, not 400"),
+        (idx(IMAGES)[:4] + b"\xff" * 12, "16 bytes cannot hold"),
         (idx(IMAGES[:0]), "they do not belong together"),
         (idx(IMAGES[:19]), "they do not belong together"),
     ],
@@ -80,6 +80,16 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "images.gz"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"images\.gz is"):
+        read_idx(path, 3)
+
+
+def test_no_more_is_decompressed_than_the_header_says(tmp_path: Path) -> None:
+    path = tmp_path / "images.gz"
+    path.write_bytes(gzip.compress(GOOD + bytes(2**20)))
+    with pytest.raises(UserError, match="it holds more than 400 bytes"):
+        read_idx(path, 3)
+    path.write_bytes(gzip.compress(GOOD[:4] + struct.pack(">3I", 2**20, 2**10, 2**10)))
+    with pytest.raises(UserError, match="bytes cannot hold 1099511627776"):
         read_idx(path, 3)
 
 

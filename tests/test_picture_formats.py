@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import sys
 import tarfile
 from collections.abc import Callable
@@ -291,6 +292,15 @@ def test_damaged_batches(tmp_path: Path) -> None:
     for content in (b"", b"hello", whole[:500], whole[:-1], pickle.dumps([1])):
         (tmp_path / "data_batch_1").write_bytes(content)
         assert "data_batch_1" in refused(tmp_path)
+
+
+def test_numbers_in_a_batch_allocate_nothing(tmp_path: Path) -> None:
+    """LONG_BINPUT: the unpickler of C makes a list of that length."""
+    whole = (write_cifar(tmp_path) / "data_batch_1").read_bytes()
+    (tmp_path / "data_batch_1").write_bytes(b"\x80\x03Nr\xff\xff\xff\x7f0" + whole[2:])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(load_data(str(tmp_path)).data) == 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
 
 
 # Large data

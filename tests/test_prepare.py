@@ -236,6 +236,19 @@ def test_data_options(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none: no labels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", ["npz", "png"])
+def test_images_of_one_grey_level_can_be_looked_at(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.full((3, 1, 8, 8), 7, np.uint8)
+    path = tmp_path / "flat.npz" if suffix == "npz" else tmp_path
+    np.savez(path, images=images) if suffix == "npz" else Image.fromarray(images[0, 0]).save(path / "a.png")
+    assert cli.main(["data", "inspect", str(path)]) == 0
+    assert "lowest, highest grey level  7, 7" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"{path.name}: the data does not vary"):
+        load_data(str(path))
+
+
 def test_images_of_several_sizes_need_a_size(photos: Path) -> None:
     with pytest.raises(UserError, match="--size"):
         prepare.prepare(load_collection(str(photos)), photos.parent / "p.zip", Preparation(), progress=False)

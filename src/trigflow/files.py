@@ -15,6 +15,8 @@ from trigflow.errors import UserError
 
 LOCK = ".lock"  # in a folder that one process at a time writes
 
+_UNSUSPECTED_BYTES, _MOST_PACKED = 2**28, 250
+
 
 class DamagedFile(Exception):
     """The file is truncated or was changed."""
@@ -107,6 +109,11 @@ def must_be_regular(path: Path) -> None:
     with clear_os_errors("read", path):
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no regular file (but a folder, a pipe or a device): give a file")
+
+
+def is_bomb(size: int, packed: int) -> bool:
+    """Whether `packed` bytes claim to hold so much that they were made to fill the memory (deflate packs 1000 to 1)."""
+    return size > _UNSUSPECTED_BYTES and size > _MOST_PACKED * packed
 
 
 def make_folder(path: Path) -> None:

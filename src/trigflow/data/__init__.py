@@ -10,14 +10,14 @@ from trigflow import oracles
 from trigflow.config import Component, build, validate
 from trigflow.data import cifar, hub, idx
 from trigflow.data.archive import edm_zip, zip_images
-from trigflow.data.arrays import arrays
-from trigflow.data.cifar import cifar10
+from trigflow.data.arrays import array_images, arrays
+from trigflow.data.cifar import cifar10, cifar10_images
 from trigflow.data.collection import Collection, as_collection
 from trigflow.data.dataset import Dataset, labels_like, rows
 from trigflow.data.digits import digits
 from trigflow.data.folder import folder_images, image_folder
 from trigflow.data.hub import huggingface, table_images
-from trigflow.data.idx import mnist
+from trigflow.data.idx import mnist, mnist_images
 from trigflow.data.latents import latent_folder
 from trigflow.data.mixture2d import mixture2d
 from trigflow.data.recognition import recognised
@@ -37,11 +37,14 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "webdataset": webdataset,
 }
 
-# Those of encoded images can give them one by one, of any size.
+# Those of files of images can give them one by one, of any size.
 COLLECTIONS: dict[str, Callable[..., Collection]] = {
+    "arrays": array_images,
+    "cifar10": cifar10_images,
     "edm_zip": zip_images,
     "huggingface": table_images,
     "image_folder": folder_images,
+    "mnist": mnist_images,
     "webdataset": shard_images,
 }
 

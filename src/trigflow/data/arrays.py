@@ -10,17 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from trigflow.codecs import Codec, ImageCodec, VectorCodec
+from trigflow.codecs import VectorCodec
 from trigflow.data.cache import is_large, mapped
+from trigflow.data.collection import Collection, gathered, of_pixels
 from trigflow.data.dataset import Dataset
 from trigflow.errors import UserError, did_you_mean
+from trigflow.files import is_bomb
 
 # What numpy and zipfile raise for files that are damaged, foreign, or claim to hold more than there is.
 _DAMAGE = (
     *(ValueError, EOFError, LookupError, TypeError, SyntaxError, ArithmeticError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, tokenize.TokenError, zlib.error, struct.error),
 )
+
+_CHANNELS = (1, 3, 4)  # of images
 
 FORMATS = "images (N, C, H, W) uint8, grey images (N, H, W) uint8, or vectors (N, D) float"
 
@@ -37,20 +42,51 @@ def arrays(path: str, key: str = "", label_key: str = "labels", sigma_data: floa
     Raises:
         UserError: no such file, another format, an empty array, numbers that are not finite.
     """
-    data, labels = _read(Path(path), key, label_key)
+    data, labels, num_classes = _contents(Path(path), key, label_key)
+    if data.dtype == np.uint8:
+        return gathered(_images(Path(path), data, labels, num_classes), sigma_data)
+    tensor = torch.from_numpy(_finite(path, data))
+    try:
+        codec = VectorCodec.measure(tensor, sigma_data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return Dataset(Path(path).stem, tensor, labels, num_classes, codec)
+
+
+def array_images(path: str, key: str = "", label_key: str = "labels") -> Collection:
+    """The images of a file, see arrays.
+
+    Raises:
+        UserError: no such file, another format, vectors, an empty array.
+    """
+    data, labels, num_classes = _contents(Path(path), key, label_key)
+    return _images(Path(path), data, labels, num_classes)
+
+
+def _images(path: Path, data: np.ndarray, labels: Tensor | None, num_classes: int) -> Collection:
+    pixels = torch.from_numpy(data)
+    return of_pixels(path.stem, str(path), pixels, labels, num_classes, isinstance(data, np.memmap))
+
+
+def _contents(path: Path, key: str, label_key: str) -> tuple[np.ndarray, Tensor | None, int]:
+    """Images (N, C, H, W) uint8 or vectors (N, D); their labels, and how many classes there are."""
+    data, labels = _read(path, key, label_key)
     if data.dtype == np.uint8 and data.ndim == 3:
         data = data[:, None]
     if not ((data.dtype == np.uint8 and data.ndim == 4) or (data.dtype.kind == "f" and data.ndim == 2)):
         raise UserError(f"{path} holds {data.dtype} of shape {data.shape}; wanted are {FORMATS}")
     if data.size == 0:
         raise UserError(f"{path} is empty: its array has the shape {data.shape}")
-    return _dataset(Path(path), _stored(path, data), labels, sigma_data)
+    if data.ndim == 4 and data.shape[3] in _CHANNELS and data.shape[1] not in _CHANNELS:
+        raise UserError(
+            f"{path} holds images of shape {data.shape}, channels last; wanted is (N, C, H, W): save "
+            "numpy.moveaxis(images, -1, 1)"
+        )
+    return data, *_checked_labels(path, len(data), labels)
 
 
-def _stored(path: str, data: np.ndarray) -> np.ndarray:
-    """uint8 as it is, other numbers as float32."""
-    if data.dtype == np.uint8:
-        return data
+def _finite(path: str, data: np.ndarray) -> np.ndarray:
+    """Vectors as float32."""
     with np.errstate(all="ignore"):
         data = data.astype(np.float32)
     if not np.isfinite(data).all():
@@ -58,27 +94,23 @@ def _stored(path: str, data: np.ndarray) -> np.ndarray:
     return data
 
 
-def _dataset(path: Path, data: np.ndarray, labels: np.ndarray | None, sigma_data: float) -> Dataset:
-    tensor = torch.from_numpy(data)
-    codec: Codec = (ImageCodec if data.dtype == np.uint8 else VectorCodec).measure(tensor, sigma_data)
+def _checked_labels(path: Path, count: int, labels: np.ndarray | None) -> tuple[Tensor | None, int]:
+    """(N,) int64, and how many classes there are."""
     if labels is None:
-        return Dataset(path.stem, tensor, None, 0, codec, mapped=_is_mapped(data))
+        return None, 0
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise UserError(
             f"{path}: labels must be integers of shape (N,), not {labels.dtype} of shape {labels.shape}"
         )
-    num_classes = int(labels.max(initial=0)) + 1
-    if num_classes > len(data):
+    if len(labels) != count:
+        raise UserError(f"{path}: {count} samples, but labels of shape {labels.shape}")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= count:
+        wrong = f"smallest label is {lowest}" if lowest < 0 else f"largest label is {highest}"
         raise UserError(
-            f"{path}: the largest label is {num_classes - 1}, but there are {len(data)} samples only: "
-            "number the classes 0, 1, 2, ..."
+            f"{path}: the {wrong}, but there are {count} samples only: number the classes 0, 1, 2, ..."
         )
-    return Dataset(path.stem, tensor, torch.from_numpy(labels.astype(np.int64)), num_classes, codec)
-
-
-def _is_mapped(data: np.ndarray) -> bool:
-    """Whether an array, or what it is a view of, lies in a file."""
-    return isinstance(data, np.memmap)
+    return torch.from_numpy(labels.astype(np.int64)), highest + 1
 
 
 def _read(path: Path, key: str, label_key: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -90,31 +122,45 @@ def _read(path: Path, key: str, label_key: str) -> tuple[np.ndarray, np.ndarray 
             if path.suffix == ".npy" and is_large(path.stat().st_size):
                 return mapped(path), None
             loaded = np.load(file, allow_pickle=False)
-            found = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+            if isinstance(loaded, np.ndarray):
+                return loaded, None
+            return _members(path, loaded, key, label_key)
+    except UserError:  # is a ValueError
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except _DAMAGE:
         raise _no_numpy_file(path) from None
-    if isinstance(found, np.ndarray):
-        return found, None
-    if not all(isinstance(member, np.ndarray) for member in found.values()):
-        raise _no_numpy_file(path)
-    return _pick(path, found, key, label_key)
 
 
 def _no_numpy_file(path: Path) -> UserError:
     return UserError(f"{path} is no NumPy file (.npy or .npz of plain numbers): it is damaged or foreign")
 
 
-def _pick(
-    path: Path, found: dict[str, np.ndarray], key: str, label_key: str
+def _members(
+    path: Path, archive: np.lib.npyio.NpzFile, key: str, label_key: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    labels = found.pop(label_key, None)
-    if not key and len(found) == 1:
-        key = next(iter(found))
-    if key not in found:
-        what = f"no array '{key}'{did_you_mean(key, found)}" if key else "several arrays"
-        raise UserError(
-            f"{path} has {what}; choose one by data.key=NAME: {', '.join(found) or 'it holds none'}"
-        )
-    return found[key], labels
+    """Two arrays of an .npz file; the others are not read."""
+    for member in archive.zip.infolist() if archive.zip else ():
+        if is_bomb(member.file_size, member.compress_size):
+            raise UserError(
+                f"{path}: {member.compress_size} bytes of {member.filename} claim to hold {member.file_size}: "
+                "it is damaged or foreign"
+            )
+    key = _key(path, [name for name in archive.files if name != label_key], key)
+    data, labels = archive[key], archive[label_key] if label_key in archive.files else None
+    if not isinstance(data, np.ndarray) or not isinstance(labels, np.ndarray | None):
+        raise _no_numpy_file(path)
+    return data, labels
+
+
+def _key(path: Path, names: list[str], key: str) -> str:
+    """The name of the data."""
+    if not names:
+        raise UserError(f"{path} holds no arrays besides labels: give images or vectors")
+    if not key and len(names) == 1:
+        return names[0]
+    if key not in names:
+        what = f"no array '{key}'{did_you_mean(key, names)}" if key else "several arrays"
+        raise UserError(f"{path} has {what}; choose one by data.key=NAME: {', '.join(names)}")
+    return key

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from trigflow.codecs import ImageCodec
+from trigflow.data.collection import Collection, gathered, of_pixels
 from trigflow.data.dataset import Dataset
 from trigflow.errors import UserError
+from trigflow.files import must_be_regular
 
 MOST_BYTES = 2**28  # of one batch; the real ones have 31 MB
 _CLASSES = 10
@@ -25,7 +26,9 @@ _ALLOWED = {
 } | {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArraysOnly(pickle._Unpickler):
+    """Of Python: that of C makes a list as long as any number that the pickle names (LONG_BINPUT)."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -43,10 +46,19 @@ def cifar10(folder: str, split: Literal["train", "test"] = "train", sigma_data: 
     Raises:
         UserError: a file that is missing, damaged or foreign, or that names anything but arrays.
     """
+    return gathered(cifar10_images(folder, split), sigma_data)
+
+
+def cifar10_images(folder: str, split: Literal["train", "test"] = "train") -> Collection:
+    """The images of the folder, see cifar10.
+
+    Raises:
+        UserError: a file that is missing, damaged or foreign, or that names anything but arrays.
+    """
     batches = [_batch(Path(folder) / name) for name in _FILES[split]]
     pixels = torch.from_numpy(np.concatenate([images for images, _ in batches]))
     labels = torch.from_numpy(np.concatenate([labels for _, labels in batches]))
-    return Dataset("cifar10", pixels, labels, _CLASSES, ImageCodec.measure(pixels, sigma_data))
+    return of_pixels("cifar10", folder, pixels, labels, _CLASSES)
 
 
 def has_test_part(folder: Path) -> bool:
@@ -71,6 +83,7 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unpickled(path: Path) -> Any:
+    must_be_regular(path)
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than a batch of CIFAR-10: it is foreign")

@@ -37,6 +37,7 @@ class Collection:
         classes: their names, () where there are none.
         files: that the images come from.
         pixels: of images that are in memory, None for others.
+        mapped: they lie in a file.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Collection:
     files: tuple[Path, ...] = ()
     classes: tuple[str, ...] = ()
     pixels: Tensor | None = None
+    mapped: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -68,8 +70,11 @@ def gathered(collection: Collection, sigma_data: float, progress: bool = True) -
     """All images as a data set; one above cache.MAPPED_BYTES (256 MiB) is decoded into a file and mapped.
 
     Raises:
-        UserError: an image is damaged or of another size than the first, or the cache cannot be written.
+        UserError: an image is damaged or of another size than the first, all are of one grey level, or the cache cannot
+            be written.
     """
+    if collection.pixels is not None:
+        return _dataset(collection, collection.pixels, sigma_data)
     entries = collection.entries()  # named, so that it and its file stay open until the first image is read
     name, read = next(entries)
     first = read()
@@ -79,13 +84,32 @@ def gathered(collection: Collection, sigma_data: float, progress: bool = True) -
         data = np.empty(shape, np.uint8)
         for row, image in enumerate(images):
             data[row] = image
-        pixels = torch.from_numpy(data)
-        codec = ImageCodec.measure(pixels, sigma_data)
-        return Dataset(collection.name, pixels, collection.labels, collection.num_classes, codec)
+        return _dataset(collection, torch.from_numpy(data), sigma_data)
     key = cache_key(collection.files, [collection.source, collection.count])
     pixels = torch.from_numpy(cached_images(key, shape, images))
-    codec = ImageCodec.of_levels(_levels(key, pixels), sigma_data)
-    return Dataset(collection.name, pixels, collection.labels, collection.num_classes, codec, mapped=True)
+    return _dataset(collection, pixels, sigma_data, _levels(key, pixels))
+
+
+def _dataset(
+    collection: Collection, pixels: Tensor, sigma_data: float, levels: list[int] | None = None
+) -> Dataset:
+    """With the codec of these pixels (N, C, H, W); `levels` of those that are mapped."""
+    try:
+        codec = (
+            ImageCodec.measure(pixels, sigma_data)
+            if levels is None
+            else ImageCodec.of_levels(levels, sigma_data)
+        )
+    except UserError as error:
+        raise UserError(f"{collection.source}: {error}") from None
+    return Dataset(
+        collection.name,
+        pixels,
+        collection.labels,
+        collection.num_classes,
+        codec,
+        mapped=levels is not None or collection.mapped,
+    )
 
 
 def _levels(key: str, pixels: Tensor) -> list[int]:
@@ -114,25 +138,32 @@ def as_collection(dataset: Dataset) -> Collection:
     Raises:
         UserError: the data are vectors.
     """
-    if dataset.data.dtype != torch.uint8 or dataset.data.ndim != 4 or dataset.data.shape[1] not in (1, 3):
-        shape = tuple(dataset.data.shape)
-        raise UserError(
-            f"{dataset.name} holds {dataset.data.dtype} of shape {shape}: give images, grey or RGB"
-        )
+    _check_images(dataset.name, dataset.data)
+    labels = (dataset.labels, dataset.num_classes)
+    return of_pixels(dataset.name, dataset.name, dataset.data, *labels, mapped=dataset.mapped)
+
+
+def of_pixels(
+    name: str, source: str, pixels: Tensor, labels: Tensor | None, num_classes: int, mapped: bool = False
+) -> Collection:
+    """Images (N, C, H, W) that are decoded already.
+
+    Raises (when it is walked through):
+        UserError: they are neither grey nor RGB.
+    """
 
     def entries() -> Iterator[tuple[str, Read]]:
-        for row, image in enumerate(dataset.data):
+        _check_images(source, pixels)
+        for row, image in enumerate(pixels):
             yield f"image {row}", image.numpy
 
-    return Collection(
-        dataset.name,
-        dataset.name,
-        len(dataset.data),
-        entries,
-        dataset.labels,
-        dataset.num_classes,
-        pixels=dataset.data,
-    )
+    return Collection(name, source, len(pixels), entries, labels, num_classes, pixels=pixels, mapped=mapped)
+
+
+def _check_images(source: str, pixels: Tensor) -> None:
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        shape = tuple(pixels.shape)
+        raise UserError(f"{source} holds {pixels.dtype} of shape {shape}: give images, grey or RGB")
 
 
 def file_content(path: Path, where: str) -> bytes:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 
 import numpy as np
 import torch
 
-from trigflow.codecs import ImageCodec
+from trigflow.data.collection import Collection, gathered, of_pixels
 from trigflow.data.dataset import Dataset
 from trigflow.errors import UserError
+from trigflow.files import is_bomb
 
 _UINT8 = 0x08  # the only type that these data sets use
 _CLASSES = 10
@@ -28,6 +31,15 @@ def mnist(folder: str, split: Literal["train", "test"] = "train", sigma_data: fl
         folder: with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., each as it is or with .gz.
         split: "train" (60,000 images 28x28) or "test" (10,000).
         sigma_data: standard deviation of x_0.
+
+    Raises:
+        UserError: a file that is missing, damaged or foreign, or images and labels that do not belong together.
+    """
+    return gathered(mnist_images(folder, split), sigma_data)
+
+
+def mnist_images(folder: str, split: Literal["train", "test"] = "train") -> Collection:
+    """The images of the files, see mnist.
 
     Raises:
         UserError: a file that is missing, damaged or foreign, or images and labels that do not belong together.
@@ -47,13 +59,7 @@ def mnist(folder: str, split: Literal["train", "test"] = "train", sigma_data: fl
             f"{labels_path} holds the label {labels.max()}: there are {_CLASSES} classes, from 0 on"
         )
     pixels = torch.from_numpy(images)[:, None]
-    return Dataset(
-        "mnist",
-        pixels,
-        torch.from_numpy(labels.astype(np.int64)),
-        _CLASSES,
-        ImageCodec.measure(pixels, sigma_data),
-    )
+    return of_pixels("mnist", str(images_path), pixels, torch.from_numpy(labels.astype(np.int64)), _CLASSES)
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:
@@ -69,24 +75,33 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     Raises:
         UserError: it cannot be read, is damaged (truncated, or longer than it says) or no such file.
     """
-    content = _content(path)
     start = 4 + 4 * rank
-    if content[:4] != bytes([0, 0, _UINT8, rank]) or len(content) < start:
-        raise UserError(
-            f"{path} is no IDX file of bytes in {rank} dimensions: it is damaged, foreign or another of the four"
-        )
-    sizes = struct.unpack(f">{rank}I", content[4:start])
-    if len(content) - start != math.prod(sizes):
-        raise UserError(
-            f"{path} is damaged: it holds {len(content) - start} bytes, not {math.prod(sizes)} ({sizes})"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(sizes).copy()
+    with _told(path), _opened(path) as file:
+        head = file.read(start)
+        if head[:4] != bytes([0, 0, _UINT8, rank]) or len(head) < start:
+            raise UserError(
+                f"{path} is no IDX file of bytes in {rank} dimensions: it is damaged, foreign or another of the four"
+            )
+        sizes = struct.unpack(f">{rank}I", head[4:])
+        wanted, there = math.prod(sizes), path.stat().st_size
+        if is_bomb(wanted, there):
+            raise UserError(f"{path} is damaged: {there} bytes cannot hold {wanted} ({sizes})")
+        content = file.read(wanted + 1)  # no more, however much there is
+    if len(content) != wanted:
+        held = f"more than {wanted}" if len(content) > wanted else f"{len(content)}"
+        raise UserError(f"{path} is damaged: it holds {held} bytes, not {wanted} ({sizes})")
+    return np.frombuffer(content, np.uint8).reshape(sizes).copy()
 
 
-def _content(path: Path) -> bytes:
+def _opened(path: Path) -> BinaryIO:
+    """The bytes, decompressed while they are read."""
+    return cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise UserError(f"{path} is damaged: it cannot be decompressed") from None
     except OSError as error:

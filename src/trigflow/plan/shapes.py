@@ -52,6 +52,8 @@ def _looked_at(data: Component) -> Shape:
         dataset = load_data(data)
         return dataset.data_shape, dataset.num_classes
     collection = load_collection(data)
+    if collection.pixels is not None:  # or vectors
+        return tuple(collection.pixels.shape[1:]), collection.num_classes
     entries = collection.entries()  # named, so that its file stays open until the first picture is read
     _, read = next(entries)
     return tuple(read().shape), collection.num_classes
