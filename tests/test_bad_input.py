@@ -201,7 +201,42 @@ def test_data_that_is_missing_or_foreign(refused: Refused, tmp_path: Path) -> No
     np.savez(tmp_path / "images.npz", a=np.zeros((4, 2)), b=np.zeros((4, 2)))
     refused("train digits-teacher --data images.npz --out a", "images.npz", "a, b")
     np.savez(tmp_path / "images.npz", x=np.random.rand(4, 2), labels=np.array([0, 1, 2, -1]))
-    refused("train digits-teacher --data images.npz --out a", "labels")
+    refused("train digits-teacher --data images.npz --out a", "images.npz: the smallest label is -1")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "data inspect mnist",
+            "mnist is a format: give the path of such data in its place, or data.folder=PATH",
+        ),
+        ("train digits-teacher data=arrays --out a", "data.path=PATH"),
+        ("data inspect nothere/", "there is no file or folder nothere/"),
+        ("data inspect ./nothere.tfrecord", "there is no file or folder ./nothere.tfrecord"),
+        ("data inspect a.txt", "a.txt is of no format that is known: a file ends in .npy"),
+        ("data inspect a.heic", "no format that is known"),
+    ],
+)
+def test_paths_without_data(line: str, words: str, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    (tmp_path / "a.heic").write_text("hello")
+    refused(line, words)
+
+
+def test_an_empty_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "inspect", ""]) == 2
+    assert "the data is an empty text: give a name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["p/a.png", "p/data_batch_1", "p/s.tar", "p/a.parquet", "p/train-images-idx3-ubyte"]
+)
+def test_pipes_are_not_waited_for(name: str, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    os.mkfifo(tmp_path / name)
+    refused("data inspect p", "p")
+    refused(f"data inspect {name}", "p")
 
 
 def test_a_classifier_needs_labels(refused: Refused, tmp_path: Path) -> None:

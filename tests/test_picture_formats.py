@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import resource
+import struct
 import sys
 import tarfile
 from collections.abc import Callable
@@ -72,6 +73,57 @@ def test_deep_and_enormous_pictures_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(picture, "MOST_PIXELS", 19)
     with pytest.raises(DamagedPicture, match="claims 4x5 pixels"):
         decoded(PNGS[0], "a")
+
+
+def tiff(bits: int) -> bytes:
+    """2x2 pixels in RGB, which Pillow reads in 8 bits whatever they have."""
+    shorts = [(256, 2), (257, 2), (259, 1), (262, 2), (273, 128), (277, 3), (278, 2), (279, 3 * bits // 2)]
+    entries = [struct.pack("<HHII", tag, 3, 1, value) for tag, value in shorts]
+    entries.insert(2, struct.pack("<HHII", 258, 3, 3, 122))
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    return head.ljust(122, b"\0") + struct.pack("<3H", bits, bits, bits) + bytes(3 * bits // 2)
+
+
+def test_deep_tiffs_are_refused() -> None:
+    assert decoded(tiff(8), "a").shape == (3, 2, 2)
+    with pytest.raises(DamagedPicture, match="a has more than 8 bits"):
+        decoded(tiff(16), "a")
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff"])
+def test_pictures_are_upright(format: str) -> None:
+    """Orientation 6 of EXIF: a viewer turns it clockwise."""
+    image = Image.fromarray(np.repeat(np.arange(0, 240, 30, dtype=np.uint8)[:, None], 16, 1).repeat(2, 0))
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    image.crop((0, 0, 8, 16)).convert("RGB").save(buffer, format, exif=exif, quality=100)
+    upright = decoded(buffer.getvalue(), "a")
+    assert upright.shape == (3, 8, 16)
+    assert (np.diff(upright[0].astype(int).mean(0)) < 5).all() and upright[0, 0, 0] > upright[0, 0, -1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_exif_data_do_not_matter() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 5), 7).save(buffer, "jpeg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03")
+    assert decoded(buffer.getvalue(), "a").shape == (1, 5, 4)
+
+
+@pytest.mark.parametrize("suffix", picture.SUFFIXES)
+def test_every_ending_is_seen_and_read(suffix: str, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10)).save(
+        buffer, Image.registered_extensions()[suffix]
+    )
+    (tmp_path / f"a{suffix.upper()}").write_bytes(buffer.getvalue())
+    assert load_data(str(tmp_path)).data.shape[2:] == (8, 10)
+
+
+def test_a_picture_beyond_what_pillow_opens_is_called_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in (15, 5):  # of Pillow, which warns, and above twice as much refuses
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DamagedPicture, match="a claims more than 67108864 pixels: make it smaller"):
+            decoded(PNGS[0], "a")
 
 
 # Writers of each format

@@ -14,6 +14,7 @@ from PIL import Image
 
 from trigflow import cli
 from trigflow.data import Collection, load_collection, load_data, prepare
+from trigflow.data.inspect import inspect
 from trigflow.data.prepare import Preparation, resized
 from trigflow.data.statistics import Statistics
 from trigflow.errors import UserError
@@ -219,6 +220,27 @@ def test_mistakes(
     shown = capsys.readouterr()
     assert words in shown.err and shown.err.count("\n") == 1 and shown.out == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_names_do_not_reach_the_terminal_raw(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.rename(photos / "a", photos / "\x1b[31ma\n\u202e")
+    assert cli.main(["data", "inspect", str(photos)]) == 0
+    assert r"2 (\x1b[31ma\n\u202e: 3, b: 3)" in capsys.readouterr().out
+    (photos / "b" / "\x1b]0;x.png").write_bytes(b"no picture")
+    assert (
+        cli.main(["data", "prepare", str(photos), "--out", str(photos.parent / "p.zip"), "--size", "8"]) == 2
+    )
+    error = capsys.readouterr().err
+    assert r"\x1b]0;x.png is damaged" in error and "\x1b" not in error
+
+
+def test_large_images_are_not_kept(photos: Path) -> None:
+    Image.new("RGB", (900, 300)).save(photos / "a" / "large.png")
+    for folder in (photos / "a", photos / "b"):
+        for file in folder.iterdir():
+            Image.open(file).resize((900, 300)).save(file)
+    _, shown = inspect(load_collection(str(photos)), 64, False)
+    assert shown.shape == (7, 3, 256, 256)
 
 
 def test_data_options(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

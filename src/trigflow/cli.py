@@ -29,7 +29,7 @@ from trigflow.commands import (
     train_classifier,
 )
 from trigflow.commands.command import Command
-from trigflow.errors import OwnMistake, UserError, did_you_mean
+from trigflow.errors import OwnMistake, UserError, did_you_mean, printable
 from trigflow.launch import is_first
 from trigflow.version import __version__
 
@@ -176,7 +176,7 @@ def _is_lack_of_memory(error: Exception) -> bool:
 def _complain(line: str, by_all: bool = False) -> int:
     """Of several processes, the first speaks for all, unless each has something of its own to say."""
     if is_first() or by_all:
-        print(f"trigflow: {line}", file=sys.stderr, flush=True)
+        print(f"trigflow: {printable(line)}", file=sys.stderr, flush=True)
     else:
         time.sleep(1)  # torchrun stops all processes as soon as one has ended: the first must have spoken
     return 2

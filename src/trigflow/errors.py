@@ -43,3 +43,8 @@ def must_be_whole(**values: int) -> None:
             operator.index(value)
         except TypeError:
             raise UserError(f"{name} is {value!r}: give a whole number") from None
+
+
+def printable(text: str) -> str:
+    """Names that come from files, for a terminal: what would move its cursor or colour it is shown as an escape."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -96,6 +96,7 @@ def sha256_of(path: Path) -> str:
     Raises:
         UserError: it cannot be read.
     """
+    must_be_regular(path)
     with clear_os_errors("read", path), path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

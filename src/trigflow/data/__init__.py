@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 from trigflow import oracles
@@ -106,9 +107,22 @@ def held_out_part(data: Component | str) -> Component | None:
 
 
 def _named(data: Component | str) -> Component:
-    """A path as the format that it is of."""
+    """A path as the format that it is of.
+
+    Raises:
+        UserError: neither a name nor a path; or a format, without the path of such data.
+    """
     data = Component(data) if isinstance(data, str) else data
-    if data.name in DATASETS or (found := recognised(data.name)) is None:
+    if not data.name:
+        raise UserError("the data is an empty text: give a name (`trigflow list datasets`) or a path")
+    if data.name in DATASETS:
+        argument = next(iter(signature(DATASETS[data.name]).parameters))
+        if argument in ("path", "folder") and argument not in data.options:
+            raise UserError(
+                f"data = {data.name} is a format: give the path of such data in its place, or data.{argument}=PATH"
+            )
+        return data
+    if (found := recognised(data.name)) is None:
         return data
     kind, argument = found
     return Component(kind, {argument: data.name, **data.options})

@@ -114,6 +114,8 @@ def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> Tensor 
         found = {str(name): label for name, label in entries}
     except (TypeError, ValueError):
         raise _foreign_labels(source) from None
+    if len(found) < len(entries):
+        raise UserError(f"{source}: {LABELS} has several labels for one name: give each image one")
     for name in names:
         label = found.get(name)
         if type(label) is not int or not 0 <= label < len(names):  # isinstance would let true and false in

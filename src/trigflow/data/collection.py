@@ -17,7 +17,8 @@ from trigflow.codecs import ImageCodec, grey_levels
 from trigflow.data.cache import cache_key, cached_images, cached_levels, is_large, keep_levels
 from trigflow.data.dataset import Dataset
 from trigflow.data.picture import DamagedPicture
-from trigflow.errors import UserError
+from trigflow.errors import UserError, printable
+from trigflow.files import must_be_regular
 
 Read = Callable[[], np.ndarray]
 
@@ -61,7 +62,7 @@ class Collection:
     def walk(self, description: str, progress: bool) -> Iterable[tuple[str, Read]]:
         """All entries, under a bar if it takes longer than a second."""
         bar: Iterable[tuple[str, Read]] = tqdm(
-            self.entries(), description, self.count, unit="img", delay=1, disable=not progress
+            self.entries(), printable(description), self.count, unit="img", delay=1, disable=not progress
         )
         return bar
 
@@ -85,7 +86,7 @@ def gathered(collection: Collection, sigma_data: float, progress: bool = True) -
         for row, image in enumerate(images):
             data[row] = image
         return _dataset(collection, torch.from_numpy(data), sigma_data)
-    key = cache_key(collection.files, [collection.source, collection.count])
+    key = cache_key(collection.files, [collection.source, collection.count, "upright"])
     pixels = torch.from_numpy(cached_images(key, shape, images))
     return _dataset(collection, pixels, sigma_data, _levels(key, pixels))
 
@@ -170,10 +171,13 @@ def file_content(path: Path, where: str) -> bytes:
     """The bytes of a file.
 
     Raises:
-        DamagedPicture: it cannot be read.
+        DamagedPicture: it cannot be read, or is no regular file.
     """
     try:
+        must_be_regular(path)
         return path.read_bytes()
+    except UserError as error:
+        raise DamagedPicture(str(error)) from None
     except OSError as error:
         raise DamagedPicture(f"cannot read {where}: {error.strerror or error}") from None
 

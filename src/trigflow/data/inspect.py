@@ -12,6 +12,7 @@ from trigflow.data.prepare import resized
 from trigflow.data.statistics import Statistics, label_at
 from trigflow.errors import UserError
 
+_LARGEST = 256  # pixels: the side of shown images that are larger, so that not 64 photographs are kept
 _MIXED = 64  # pixels: the side of shown images that have different sizes
 
 
@@ -33,7 +34,8 @@ def inspect(collection: Collection, shown: int, progress: bool = True) -> tuple[
             continue
         statistics.add(image, label_at(collection.labels, row))
         if row % every == 0 or not chosen:
-            chosen.append(image.copy())
+            large = max(image.shape[1:]) > _LARGEST
+            chosen.append(resized(image, _LARGEST) if large else image.copy())
     if not chosen:
         raise UserError(
             f"{collection.source}: all of its {collection.count} images are damaged, the first: {why}"

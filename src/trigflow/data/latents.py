@@ -21,7 +21,7 @@ from trigflow.codecs import LatentCodec
 from trigflow.config import STRICT_KEYS, validate
 from trigflow.data.cache import is_large, mapped
 from trigflow.data.dataset import Dataset
-from trigflow.errors import UserError
+from trigflow.errors import UserError, printable
 from trigflow.files import clear_os_errors, read_json, sha256_of
 
 CARD, LATENTS, LABELS = "latents.json", "latents.npy", "labels.npy"
@@ -190,7 +190,7 @@ def latents_table(card: LatentsCard) -> str:
         "images": f"{card.source}, smaller by {by.factor}",
         "damaged": f"{len(card.damaged)}{damaged_images}",
     }
-    return "\n".join(f"{name:<28}{value}" for name, value in lines.items())
+    return "\n".join(f"{name:<28}{printable(value)}" for name, value in lines.items())
 
 
 def _array(folder: Path, card: LatentsCard) -> np.ndarray:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from trigflow.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 MOST_PIXELS = 2**26  # of one picture: a file of a kilobyte can claim to hold more than the memory does
 MOST_BYTES = 2**28  # of one file within an archive, uncompressed
 
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 _PNG_END = b"IEND\xaeB`\x82"  # type and checksum of the last chunk
 _GREY = ("L", "1", "LA")
 _COLOURS = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 # What Pillow and numpy raise for a picture or an array that is damaged or foreign.
 _DAMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, MemoryError, ArithmeticError),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    struct.error,
 )
 
 
@@ -39,10 +41,10 @@ def is_picture(name: str) -> bool:
 
 
 def decoded(content: bytes, where: str) -> np.ndarray:
-    """The pixels of an encoded picture; palettes become RGB, an alpha channel is dropped.
+    """The pixels of an encoded picture, upright; palettes become RGB, an alpha channel is dropped.
 
     Args:
-        content: of a PNG, JPEG, BMP or WebP file.
+        content: of a file of one of _FORMATS; of several frames the first is taken.
         where: file and name, for the error.
 
     Returns:
@@ -53,6 +55,7 @@ def decoded(content: bytes, where: str) -> np.ndarray:
             down to 8 unasked).
     """
     with _damage_told(where), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of EXIF data
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return checked(_pixels(content, where), where)
 
@@ -64,6 +67,8 @@ def _damage_told(where: str) -> Iterator[None]:
         yield
     except UserError:  # is a ValueError
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DamagedPicture(f"{where} claims more than {MOST_PIXELS} pixels: make it smaller") from None
     except _DAMAGE as error:
         raise DamagedPicture(f"{where} is damaged or no image ({type(error).__name__})") from None
 
@@ -77,14 +82,35 @@ def _pixels(content: bytes, where: str) -> np.ndarray:
         # Pillow does not ask for the end, if all pixels are there.
         if picture.format == "PNG" and _PNG_END not in content:
             raise DamagedPicture(f"{where} is damaged or no image (a PNG without its end)")
-        deep = picture.format == "PNG" and content[24] == 16  # the bit depth in the PNG's first chunk
-        if deep or picture.mode not in (*_GREY, *_COLOURS):
+        if _bits(picture, content) > 8 or picture.mode not in (*_GREY, *_COLOURS):
             raise DamagedPicture(f"{where} has more than 8 bits a channel: convert it to 8 bits")
-        if picture.mode in _GREY:
-            return np.array(picture.convert("L"))[None]
-        if "transparency" in picture.info:  # Pillow warns unless the palette's alpha is made explicit
-            return np.array(picture.convert("RGBA").convert("RGB")).transpose(2, 0, 1)
-        return np.array(picture.convert("RGB")).transpose(2, 0, 1)
+        return _channels(_upright(picture))
+
+
+def _bits(picture: Image.Image, content: bytes) -> int:
+    """Of a channel: Pillow does not tell where it cuts them down."""
+    if picture.format == "PNG":
+        return content[24]  # in the first chunk
+    bits = picture.tag_v2.get(258, (8,)) if isinstance(picture, TiffImageFile) else (8,)
+    return max(bits)
+
+
+def _channels(picture: Image.Image) -> np.ndarray:
+    """(1 or 3, H, W)."""
+    if picture.mode in _GREY:
+        return np.array(picture.convert("L"))[None]
+    if "transparency" in picture.info:  # Pillow warns unless the palette's alpha is made explicit
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB")).transpose(2, 0, 1)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says, as viewers show it; where these are damaged, as it is."""
+    picture.load()  # its damage is told
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (*_DAMAGE, RuntimeError):
+        return picture
 
 
 def decoded_array(content: bytes, where: str) -> np.ndarray:

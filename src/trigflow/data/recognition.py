@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trigflow.data.hub import HUB
-from trigflow.data.picture import is_picture
+from trigflow.data.picture import SUFFIXES, is_picture
 from trigflow.errors import UserError
 
 _FILES = {
@@ -22,8 +22,8 @@ _FOLDER_ARGUMENT = ("mnist", "cifar10")  # these call it `folder`, the others `p
 
 FOLDERS = (
     "IDX files (train-images-idx3-ubyte, ...), CIFAR-10's batches (data_batch_1, ...), .parquet files, "
-    "what save_to_disk writes, .tar shards, latents.json and what belongs to it, pictures, or one folder of pictures "
-    "for each class"
+    "what save_to_disk writes, .tar shards, latents.json and what belongs to it, pictures "
+    f"({', '.join(SUFFIXES)}), or one folder of pictures for each class"
 )
 
 
@@ -31,7 +31,7 @@ def recognised(name: str) -> tuple[str, str] | None:
     """The format of a path and the name of its argument for the path; None if it is no path.
 
     Raises:
-        UserError: a folder that holds none of the formats.
+        UserError: a path of which there is nothing, or none of the formats.
     """
     path = Path(name)
     if name.startswith(HUB):
@@ -39,8 +39,13 @@ def recognised(name: str) -> tuple[str, str] | None:
     if path.is_dir():
         kind = _folder(path)
         return kind, "folder" if kind in _FOLDER_ARGUMENT else "path"
-    kind = _FILES.get(path.suffix.lower(), "")
-    return (kind, "path") if kind else None
+    if path.suffix.lower() in _FILES:
+        return _FILES[path.suffix.lower()], "path"
+    if path.exists():
+        raise UserError(f"{name} is of no format that is known: a file ends in {', '.join(_FILES)}")
+    if "/" in name or os.sep in name:
+        raise UserError(f"there is no file or folder {name}")
+    return None
 
 
 def _folder(folder: Path) -> str:

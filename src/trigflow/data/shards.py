@@ -18,7 +18,7 @@ from trigflow.data.collection import Collection, Read, class_labels, gathered
 from trigflow.data.dataset import Dataset
 from trigflow.data.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, is_picture
 from trigflow.errors import UserError
-from trigflow.files import clear_os_errors
+from trigflow.files import clear_os_errors, must_be_regular
 
 _BLOCK = 512  # bytes: a tar file is made of blocks, and ends with empty ones
 _MOST_LABEL_BYTES = 2**20
@@ -117,6 +117,7 @@ def _matches(name: str) -> list[Path]:
 
 def _index(shard: Path) -> list[_Sample]:
     """The samples of a shard; only the headers and the labels are read."""
+    must_be_regular(shard)
     try:
         with shard.open("rb") as file:
             file.seek(0, 2)

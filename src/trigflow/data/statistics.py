@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from trigflow.errors import printable
+
 
 @dataclass
 class Statistics:
@@ -80,7 +82,7 @@ class Statistics:
             "exact duplicates": str(self.count - len(self.hashes)),
             "damaged": f"{len(self.damaged)}" + (f" (first: {self.damaged[0]})" if self.damaged else ""),
         }
-        return "\n".join(f"{name:<28}{value}" for name, value in lines.items())
+        return "\n".join(f"{name:<28}{printable(value)}" for name, value in lines.items())
 
     def _classes(self, names: tuple[str, ...]) -> str:
         if not self.labels:
