@@ -20,7 +20,7 @@ from trigflow.metrics import FlowMapError
 from trigflow.model import Model, check_guide
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
-from trigflow.objectives.networks import networks_of
+from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.optim import learning_rate
 from trigflow.pictures import drawable
 from trigflow.precond import TrigFlowPrecond
@@ -113,7 +113,8 @@ def _built(recipe: Recipe, device: torch.device, blank: bool) -> Parts:
         guide.precond if guide else None,
     )
     for name in objective.trains:
-        _check_guidance_input(nets[name], recipe, card)
+        check_guidance_input(nets[name], recipe.objective.name, card.guidance_range)
+    _check_sampling(Model(nets[objective.trains[0]], dataset.codec, card, recipe.name), objective)
     model = teacher.model if teacher else None
     if guide:
         check_guide(guide, card)
@@ -245,27 +246,18 @@ def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
     return _source(recipe.guide, recipe, blank).model
 
 
-def _check_guidance_input(net: TrigFlowPrecond, recipe: Recipe, card: ModelCard) -> None:
-    """A network that takes the guidance scale needs an objective that draws it, and the other way round."""
-    if card.guidance_range is None:
-        if net.guidance_input:
-            raise UserError(
-                f"network.guidance_input = true: objective '{recipe.objective.name}' draws no scale for it; give scd "
-                "a range, objective.guidance_scale=[1,2], or leave it out"
-            )
-        return
-    scales = scale_in_words(card.guidance_range)
-    if not net.guidance_input:
+def _check_sampling(model: Model, objective: Objective) -> None:
+    """Whether the model will be able to do what sampling.guidance_scale asks for, in its grids and by default."""
+    own, distilled = model.card.sampling.guidance_scale, guidance_scale(objective)
+    if own != 1 and distilled != 1 and model.guidance_range is None:
         raise UserError(
-            f"objective.guidance_scale = {scales}: a range needs a network that takes the scale as an input; give "
-            "network.guidance_input=true"
+            f"sampling.guidance_scale = {own:g}: the student has its teacher's guidance inside, "
+            f"objective.guidance_scale = {scale_in_words(distilled)}, and would be guided twice; set it to 1"
         )
-    own, (low, high) = card.sampling.guidance_scale, card.guidance_range
-    if not low <= own <= high:
-        raise UserError(
-            f"sampling.guidance_scale = {own:g}: the student learns the scales of objective.guidance_scale = {scales}; "
-            "give one of these"
-        )
+    try:
+        model.plan()
+    except UserError as error:
+        raise UserError(f"sampling.{error}") from None
 
 
 def _check_fit(source: Source, recipe: Recipe, dataset: Dataset) -> None:
@@ -329,6 +321,11 @@ def _new_network(recipe: Recipe, card: ModelCard, source: Source | None, blank: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         net = new_precond(card, blank)
+    if source and source.card and source.card.guidance_range and not net.guidance_input:
+        raise UserError(
+            f"the model '{source.name}' takes the guidance scale as an input, and this network does not: start from its "
+            "teacher, or give network.guidance_input=true"
+        )
     if source and source.card and not blank:
         # The adaptive weight is not taken over: it belongs to the other objective's scale.
         tensors = _additions(net.network) | source.precond.network.state_dict()

@@ -89,6 +89,10 @@ def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, 
     there = bool(files) and all(file.is_file() for file in files)
     if world.any(not there):
         raise DamagedFile("its state.json is, or one of its files is missing")
+    # The reader takes whatever safetensors lie in the folder, and of two with one tensor the last.
+    strangers = sorted(file.name for file in path.glob("*.safetensors") if file not in files)
+    if world.any(bool(strangers)):
+        raise DamagedFile(f"it holds a file that does not belong to it, {(strangers or ['seen by another'])[0]}")
     if world.any(_digests(files, world) != [content["files"][file.name] for file in files]):
         raise DamagedFile("the digest of one of its files is wrong")
     reader = HuggingFaceStorageReader(str(path))

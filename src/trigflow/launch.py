@@ -29,5 +29,9 @@ def is_launched() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks; a process alone always is."""
-    return not is_launched() or os.environ["RANK"] == "0"
+    """Whether this process is the one that speaks; a process alone always is.
+
+    So is one that has a RANK, as the shells of a cluster's containers do, but no LOCAL_RANK, which launchers set.
+    """
+    rank = os.environ.get("RANK", "")
+    return not is_launched() or "LOCAL_RANK" not in os.environ or not rank.isdecimal() or int(rank) == 0

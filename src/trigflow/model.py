@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -184,6 +185,8 @@ class Model:
         if steps < 1:
             raise UserError(f"steps is {steps}: give 1 or more")
         scale = own.guidance_scale if guidance_scale is None else guidance_scale
+        if not isinstance(scale, int | float):
+            raise UserError(f"guidance_scale is {scale}: give one number, the same for all samples")
         self._check_scale(scale)
         return Plan(chosen, steps, scale, own.t_mid)
 
@@ -195,11 +198,25 @@ class Model:
                     f"guidance_scale {scale:g}: model '{self.name}' was trained with scales of {low:g} to {high:g}; "
                     "give one in this range"
                 )
-        elif scale != 1 and self.guide is None and self.num_classes and self._never_saw_null():
-            raise UserError(
-                f"guidance_scale {scale}: model '{self.name}' never saw the null label; use 1, or train it with "
-                "train.label_dropout=0.1"
+        elif not math.isfinite(scale):
+            raise UserError(f"guidance_scale {scale}: give a finite number, 1 for no guidance")
+        elif scale != 1 and self.guide is None and not self.num_classes:
+            raise UserError(f"guidance_scale {scale:g}: model '{self.name}' knows no classes; use 1")
+        elif scale != 1 and self.guide is None and self._never_saw_null():
+            how = (
+                "distil it with objective.guidance_scale=[1,2] network.guidance_input=true"
+                if self.is_student
+                else "train it with train.label_dropout=0.1"
             )
+            raise UserError(
+                f"guidance_scale {scale:g}: model '{self.name}' never saw the null label; use 1, or {how}"
+            )
+
+    def _check_scales(self, n: int, scales: Tensor) -> None:
+        if scales.shape != (n,):
+            raise UserError(f"guidance scales of shape {tuple(scales.shape)}: give one for each of {n} samples")
+        for scale in scales.unique().tolist():
+            self._check_scale(scale)
 
     def _never_saw_null(self) -> bool:
         return (self.card.recipe.get("train") or {}).get("label_dropout") == 0
@@ -221,7 +238,12 @@ class Model:
             n, labels, seed, batch, latents, world: as of `sample`.
             plan: how each is sampled.
             scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
+
+        Raises:
+            UserError, Diverged: as `sample`.
         """
+        if scales is not None:
+            self._check_scales(n, scales)
         must_be_whole(n=n, batch=batch, seed=seed)
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: give 1 or more of both")

@@ -105,6 +105,8 @@ def tangent_by_blocks(
     """
     parts = _parts(q, k, v, dq, dk, dv, scale)
     pattern = Pattern(mask, is_causal, q.shape[1])
+    if not y.numel():
+        return torch.zeros_like(y)
     output = _flat(y)
     result = torch.empty_like(output)
     heads, queries = output.shape[:2]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from trigflow.errors import UserError
+from trigflow.guidance import scale_in_words
 from trigflow.objectives.batch import Objective, target_halflife
 from trigflow.precond import TrigFlowPrecond
 
@@ -27,3 +29,28 @@ def networks_of(
     if guide is not None:
         nets["guide"] = guide
     return nets
+
+
+def check_guidance_input(
+    net: TrigFlowPrecond, objective: str, scales: tuple[float, float] | None
+) -> None:
+    """A network that takes the guidance scale needs an objective that draws it, and the other way round.
+
+    Args:
+        net: to be trained.
+        objective: its name.
+        scales: the range that it draws from, None for none.
+
+    Raises:
+        UserError: one without the other.
+    """
+    if net.guidance_input and scales is None:
+        raise UserError(
+            f"network.guidance_input = true: objective '{objective}' draws no scale for it; give scd a range, "
+            "objective.guidance_scale=[1,2], or leave it out"
+        )
+    if scales is not None and not net.guidance_input:
+        raise UserError(
+            f"objective.guidance_scale = {scale_in_words(scales)}: a range needs a network that takes the scale as an "
+            "input; give network.guidance_input=true"
+        )

@@ -24,7 +24,7 @@ from trigflow.evaluation.training_compute import pass_flops
 from trigflow.networks import NETWORKS
 from trigflow.networks.blocks import blocks, checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Batch, Objective
-from trigflow.objectives.networks import networks_of
+from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.optim import new_optimizer, optimizer_tensors
 from trigflow.plan.tracker import Tracker
 from trigflow.precond import TrigFlowPrecond
@@ -181,6 +181,8 @@ class _Stage:
         guide = _other(card) if recipe.guide is not None else None
         self.nets = networks_of(objective, lambda: new_precond(card).train(), teacher, guide)
         self.trained: dict[str, TrigFlowPrecond] = {name: self.nets[name] for name in objective.trains}
+        for net in self.trained.values():
+            check_guidance_input(net, recipe.objective.name, card.guidance_range)
         self.parameters = {
             name: [parameter for parameter in net.parameters() if parameter.requires_grad]
             for name, net in self.trained.items()
