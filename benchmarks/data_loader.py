@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from trigflow.data import Dataset, cache, load_data, rows
+from trigflow.machine import describe_machine
 from trigflow.networks import NETWORKS
 from trigflow.objectives import Batch
 from trigflow.objectives.diffusion import Diffusion
@@ -134,7 +135,9 @@ def main() -> None:
             f"| {row['ratio']:.1f}{verdict} |"
         )
     if args.json:
-        args.json.write_text(json.dumps(table, indent=2) + "\n")
+        command = "python benchmarks/data_loader.py --json results/data_loader.json"
+        content = {"command": command, "machine": describe_machine("cpu"), "rows": table}
+        args.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from trigflow import flow
 from trigflow.dual import Dual, value_and_tangent
+from trigflow.machine import describe_machine
 from trigflow.networks import NETWORKS
 from trigflow.objectives.scm import consistency_tangent, normalize_tangent
 from trigflow.precond import TrigFlowPrecond
@@ -253,7 +254,9 @@ def main() -> None:
         torch.compiler.reset()
     print(table(rows), *verdicts(rows), sep="\n")
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        machine = describe_machine("cpu")
+        content = {"command": "make bench", "machine": machine, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

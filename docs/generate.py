@@ -119,7 +119,8 @@ def _spread(values: list[float], form: str = "{:.3f}") -> str:
 
 def train_step() -> str:
     """The cost of a training step in each mode, over the diffusion step of the same network."""
-    rows = _result("train_step.json")
+    result = _result("train_step.json")
+    rows = result["rows"] if isinstance(result, dict) else result  # older files hold the rows alone
     modes = list(dict.fromkeys(row["mode"] for row in rows if row["step"] == "sct"))
     cases = [(network, step) for network in ("dit", "unet") for step in ("sct", "scd")]
     ratio = {(row["network"], row["step"], row["mode"]): row["ratio"] for row in rows}

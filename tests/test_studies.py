@@ -303,6 +303,17 @@ def test_the_search_for_a_rival_stops_at_the_first_that_is_no_worse() -> None:
     assert speed.find_rival(ways(), score, goal=-1.0) is None
 
 
+def test_the_plot_of_speed_has_each_setting_of_the_teacher_once() -> None:
+    def cell(nfe: int, sampler: str = "heun", scale: float = 1.0) -> dict[str, Any]:
+        return {"nfe": nfe, "sampler": sampler, "guidance_scale": scale}
+
+    cells = {"student, 2 steps": cell(2, "consistency"), "teacher, unguided": cell(63)}
+    cells |= {"teacher, guidance 1.5": cell(126, scale=1.5), speed.RIVAL + "heun": cell(5)}
+    tried = [cell(3), cell(5), cell(63), cell(4, "dpmpp_2m"), cell(8, "dpmpp_2m", 1.5)]
+    places = {label: sorted(one["nfe"] for one in rows) for label, rows in speed.plotted(cells, tried)}
+    assert places == {"student": [2], "teacher, heun": [3, 5, 63], "teacher, dpmpp_2m": [4]}
+
+
 def test_rivals_come_in_the_order_of_their_evaluations(teacher_folder: Path, tmp_path: Path) -> None:
     teacher = load(teacher_folder, "cpu")
     bench = Bench(StudyFolder(tmp_path), torch.device("cpu"))

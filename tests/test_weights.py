@@ -62,6 +62,13 @@ def test_damaged_and_foreign_files(tmp_path: Path, suffix: str) -> None:
         read_weights(path, "the right one")
 
 
+def test_a_plain_pickle_is_told_in_one_line(tmp_path: Path) -> None:
+    """Without the warning that torch has of it, which would be an error here."""
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps({"a": os.getcwd}, protocol=4))
+    with pytest.raises(UserError, match=r"holds code, which is not run \(UnpicklingError\)"):
+        read_weights(tmp_path / "weights.pth", "the right one")
+
+
 @pytest.mark.parametrize("content", [[1, 2], {}, {"weight": 3}, {"state_dict": {}}])
 def test_a_file_without_a_state_dict(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "weights.pth")

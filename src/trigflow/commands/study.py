@@ -27,7 +27,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="studies that train: change a field of both recipes, or of one: teacher.key=value, student.key=value",
+        help="none or several; studies that train: change a field of both recipes, or of one: teacher.key=value, "
+        "student.key=value",
     )
     add_out_folder(parser, "runs/scaling")
     parser.add_argument("--seeds", type=integer(1), help="repetitions of everything (default: 3)")

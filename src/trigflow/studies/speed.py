@@ -21,6 +21,7 @@ from trigflow.studies.outcome import (
     add_legend,
     add_line,
     new_plot,
+    plain_numbers,
     plain_ticks,
     show,
 )
@@ -205,17 +206,24 @@ def _notes(timing: Cell, scale: float | None, tried: list[Cell]) -> list[str]:
     return notes
 
 
-def _plot(cells: dict[str, Cell], tried: list[Cell], name: str) -> Plot:
-    figure, axes = new_plot("evaluations of the network for a sample (NFE)", name)
+def plotted(cells: dict[str, Cell], tried: list[Cell]) -> list[tuple[str, list[Cell]]]:
+    """Lines by their labels: the student, and the teacher without guidance by each sampler, each setting once."""
+    teacher = [cell for row, cell in cells.items() if row.startswith("teacher")]
     groups = [("student", [cell for row, cell in cells.items() if row.startswith("student")])]
     for sampler in ("heun", "dpmpp_2m"):
-        own = [cell for cell in tried if cell["sampler"] == sampler and cell["guidance_scale"] == 1]
-        groups.append((f"teacher, {sampler}", own))
-    for (label, rows), colour in zip(groups, COLOURS[1:], strict=False):
+        own = [one for one in (*teacher, *tried) if one["sampler"] == sampler and one["guidance_scale"] == 1]
+        groups.append((f"teacher, {sampler}", list({one["nfe"]: one for one in own}.values())))
+    return groups
+
+
+def _plot(cells: dict[str, Cell], tried: list[Cell], name: str) -> Plot:
+    figure, axes = new_plot("evaluations of the network for a sample (NFE)", name)
+    for (label, rows), colour in zip(plotted(cells, tried), COLOURS[1:], strict=False):
         rows = sorted(rows, key=lambda cell: int(cell["nfe"]))
         if rows:
             add_line(axes, [row["nfe"] for row in rows], [row["scores"] for row in rows], label, colour)
     plain_ticks(axes)
+    plain_numbers(axes.xaxis)
     add_legend(figure)
     return Plot(
         f"{name} against evaluations: the student, and the teacher's settings that were tried", figure
