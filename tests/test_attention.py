@@ -154,6 +154,13 @@ def test_grouped_broadcast_and_strided_queries() -> None:
         torch.testing.assert_close(output.tangent, tangent, rtol=0, atol=1e-10)
 
 
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("shape", [(0, 2, 30, 8), (2, 0, 30, 8), (1, 2, 0, 8)])
+def test_nothing_to_attend(shape: tuple[int, ...]) -> None:
+    qkv = [torch.randn(shape) for _ in range(3)]
+    assert value_and_tangent(F.scaled_dot_product_attention, tuple(qkv), tuple(qkv)).tangent.shape == shape
+
+
 def test_both_ways_are_taken_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     original = attention._without_matrix

@@ -55,7 +55,10 @@ def test_a_name_on_the_hub_is_downloaded_once_and_said(
     kl: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert find("owner/name") == (kl, "owner/name")
-    assert capsys.readouterr().err == "downloading the autoencoder owner/name\n"
+    assert (
+        capsys.readouterr().err
+        == "no folder and not in the cache: downloading the autoencoder owner/name from the hub\n"
+    )
     assert find("hf:owner/name") == (kl, "owner/name")
     assert find(None) == (kl, "stabilityai/sd-vae-ft-mse")
     assert capsys.readouterr().err == ""

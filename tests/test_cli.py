@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,26 @@ def test_debug_shows_where_a_mistake_was_found(capsys: pytest.CaptureFixture[str
         assert ("Traceback" in errors) == bool(flags) and errors.splitlines()[-1].startswith(
             "trigflow: unknown"
         )
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "speaks"), [("1", "1", False), ("zero", "0", True), ("1", None, True)]
+)
+def test_who_tells_a_mistake(
+    rank: str,
+    local_rank: str | None,
+    speaks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first of several processes; every process that no launcher has started, whatever its shell's RANK says."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("RANK", rank)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    assert cli.main(["plan", "nothing"]) == 2
+    assert capsys.readouterr().err.count("unknown recipe") == speaks
 
 
 def test_a_closed_pipe_is_quiet() -> None:

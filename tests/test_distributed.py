@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,12 +18,16 @@ from processes import Job, run, run_commands, start
 from test_train import metrics, weights
 
 from trigflow import recipes
+from trigflow.checkpoint_shards import read_shards
 from trigflow.config import Component
+from trigflow.distributed import ALONE
 from trigflow.errors import UserError
 from trigflow.objectives import Batch, Diffusion, LossOutput, Nets
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
 from trigflow.train import train
+
+ROOT = Path(__file__).parents[1]
 
 STEPS, BATCH = 20, 8
 QUIET = (
@@ -134,6 +140,12 @@ def test_a_run_goes_on_in_another_number_of_processes(alone: Path, tmp_path: Pat
     assert said.count(f"checkpoint {names[1]} is damaged (the digest of one of its files is wrong)") == 1
     same_curve(alone / "scd", tmp_path / "b")
     same_curve(alone / "scd", tmp_path / "damaged")
+
+    whole = max((tmp_path / "damaged" / "checkpoints").iterdir())
+    read_shards(whole, ALONE)
+    shutil.copy(part, whole / "copy.safetensors")
+    with pytest.raises(UserError, match=r"do not belong to it \(copy\.safetensors\)"):
+        read_shards(whole, ALONE)
 
 
 @pytest.mark.slow
@@ -263,6 +275,17 @@ def test_a_strategy_needs_torchrun(tmp_path: Path) -> None:
 
 
 # Sampling and scores
+
+
+def test_the_line_of_the_documentation(student_folder: Path, tmp_path: Path) -> None:
+    """torchrun reads --num as a short form of one of its own, unless "--" stands before."""
+    text = (ROOT / "docs" / "scale.md").read_text()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    assert "-m -- trigflow sample runs/student --num" in text
+    out = tmp_path / "s.npy"
+    line = ["-m", "--", "trigflow", "sample", str(student_folder), "--num", "3", "--device", "cpu"]
+    done = subprocess.run([*torchrun, *line, "--out", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0 and len(np.load(out)) == 3, done.stderr
 
 
 def test_samples_and_scores_are_those_of_one_process(student_folder: Path, tmp_path: Path) -> None:

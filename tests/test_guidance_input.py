@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,20 @@ def test_scales_of_each_sample_are_those_of_the_whole() -> None:
         for k, scale in enumerate(scales.tolist()):
             same = model.sample(4, steps=4, seed=3, guidance_scale=scale)[k]
             torch.testing.assert_close(mixed[k], same, rtol=1e-5, atol=1e-5)
+
+
+def test_scales_that_are_none() -> None:
+    model = guided_model()
+    for scales, message in (
+        (torch.tensor([1.0, 9.0]), "guidance_scale 9: model 'guided' was trained with scales of"),
+        (torch.tensor([math.nan, 1.0]), "guidance_scale nan"),
+        (torch.ones(3), r"shape \(3,\): give one for each of 2 samples"),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(model.sample_batches(2, model.plan(1), scales=scales))
+    for foreign in (torch.ones(2), [1.0, 2.0], "2"):
+        with pytest.raises(UserError, match="give one number, the same for all samples"):
+            model.sample(2, guidance_scale=foreign)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

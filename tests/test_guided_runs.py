@@ -162,7 +162,11 @@ def test_a_study_compares_at_the_same_scale(teacher_folder: Path, tmp_path: Path
         (["objective.guidance_scale=2"], "objective 'scd' draws no scale for it"),
         (
             ["objective.guidance_scale=[1.5,3]"],
-            "sampling.guidance_scale = 1: the student learns the scales of",
+            "sampling.guidance_scale 1: model 'digits-scd' was trained with scales of 1.5 to 3",
+        ),
+        (
+            ["network.guidance_input=false", "objective.guidance_scale=2", "sampling.guidance_scale=2"],
+            "sampling.guidance_scale = 2: the student has its teacher's guidance inside",
         ),
         (["objective.guidance_scale=[2,1]"], "objective.guidance_scale = [2, 1]: should be a number from 0"),
         (["objective.guidance_scale=much"], 'objective.guidance_scale = "much": should be a number from 0'),
@@ -173,6 +177,20 @@ def test_parts_that_do_not_fit_are_told(teacher_folder: Path, overrides: list[st
     with pytest.raises(UserError) as caught:
         assemble(student_recipe(teacher_folder, *overrides), CPU)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_guidance_that_the_model_could_not_be_sampled_with(teacher_folder: Path) -> None:
+    """Before anything is trained, not at the first grid."""
+    scale, none = "sampling.guidance_scale=2", "train.label_dropout=0"
+    for own, message in (
+        (["digits-teacher", none], "never saw the null label; use 1, or train it with train.label_dropout"),
+        (["digits-teacher", "data.labels=false", none], "knows no classes; use 1"),
+        (["digits-scd", f"teacher={teacher_folder}"], "or distil it with objective.guidance_scale=[1,2]"),
+    ):
+        name, *overrides = own
+        with pytest.raises(UserError, match=r"^sampling\.guidance_scale 2: model") as caught:
+            assemble(recipes.get(name, [*SMALL, *overrides, scale]), CPU)
+        assert message in str(caught.value)
 
 
 def test_a_teacher_takes_no_scale(teacher_folder: Path, tmp_path: Path) -> None:

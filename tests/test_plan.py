@@ -162,6 +162,8 @@ def test_scales_and_guides_are_planned() -> None:
     assert told.weights > plain.weights and told.teacher == plain.teacher
     guided = rehearse(recipes.get("mnist-scd", ["guide=mnist-teacher"]), (1, 28, 28), 10)
     assert guided.teacher == 2 * plain.teacher and guided.training_flops == plain.training_flops
+    with pytest.raises(UserError, match=r"guidance_input = true: objective 'scd' draws no scale"):
+        rehearse(recipes.get("mnist-scd", scaled[:1]), (1, 28, 28), 10)
 
 
 def test_sharding_divides_what_lasts_and_gathers_blocks() -> None:

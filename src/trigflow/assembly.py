@@ -323,8 +323,8 @@ def _new_network(recipe: Recipe, card: ModelCard, source: Source | None, blank: 
         net = new_precond(card, blank)
     if source and source.card and source.card.guidance_range and not net.guidance_input:
         raise UserError(
-            f"the model '{source.name}' takes the guidance scale as an input, and this network does not: start from its "
-            "teacher, or give network.guidance_input=true"
+            f"the model '{source.name}' takes the guidance scale as an input, and this network does not: start from "
+            "its teacher, or give network.guidance_input=true"
         )
     if source and source.card and not blank:
         # The adaptive weight is not taken over: it belongs to the other objective's scale.

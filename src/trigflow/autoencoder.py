@@ -33,7 +33,7 @@ KINDS = ("AutoencoderKL", "AutoencoderDC")
 DEFAULT = "stabilityai/sd-vae-ft-mse"
 FOLDER = "vae"  # within the folder of latents, and of a model
 HUB = "hf:"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)?")
 _PIXELS = 2**19  # of all images decoded in one pass: two of 512x512 take 2.3 GB
 _INSTALL = "an autoencoder needs the library diffusers: pip install 'trigflow[latents]'"
 _NOT_FOUND = "give a folder with config.json and safetensors, or owner/name on the hub"
@@ -57,7 +57,7 @@ def find(name: str | None) -> tuple[Path, str]:
     if path.is_dir():
         inner = path / FOLDER
         return (inner if not (path / CONFIG).is_file() and inner.is_dir() else path), str(path)
-    if not _HUB_NAME.fullmatch(on_hub) or on_hub.startswith("."):
+    if not _HUB_NAME.fullmatch(on_hub):
         raise UserError(f"there is no autoencoder '{name}': {_NOT_FOUND}")
     return _from_hub(on_hub, download=name is not None), on_hub
 
@@ -74,7 +74,7 @@ def _from_hub(name: str, download: bool) -> Path:
                 f"the autoencoder {name} is not in the cache of huggingface_hub: --vae {name} downloads it, "
                 "--vae FOLDER takes another"
             ) from None
-    print(f"downloading the autoencoder {name}", file=sys.stderr)
+    print(f"no folder and not in the cache: downloading the autoencoder {name} from the hub", file=sys.stderr)
     try:
         return _in_cache(name, local_files_only=False)
     except Exception as error:  # of the network, of the service, or of the library
@@ -227,8 +227,12 @@ def _network(folder: Path, kind: str) -> Any:
                 low_cpu_mem_usage=False,
                 output_loading_info=True,
             )
+    except MemoryError:
+        raise
     except Exception as error:  # diffusers, safetensors and torch each have their own
-        what = str(error).strip().split("\n")[0]
+        if "allocate memory" in str(error):
+            raise MemoryError from None
+        what = " ".join(str(error).split())[:300]
         raise UserError(f"the autoencoder in {folder} is damaged: {type(error).__name__}: {what}") from None
     # diffusers would fill what is missing with random numbers.
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):

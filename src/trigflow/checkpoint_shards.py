@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, 
 
     Raises:
         DamagedFile: a file is missing or was changed; in all processes.
-        UserError: it cannot be read.
+        UserError: it cannot be read, or there are other files of weights in the folder.
     """
     content: dict[str, Any] = {}
     with world.together():
@@ -92,7 +93,8 @@ def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, 
     # The reader takes whatever safetensors lie in the folder, and of two with one tensor the last.
     strangers = sorted(file.name for file in path.glob("*.safetensors") if file not in files)
     if world.any(bool(strangers)):
-        raise DamagedFile(f"it holds a file that does not belong to it, {(strangers or ['seen by another'])[0]}")
+        which = strangers[0] if strangers else "which another process sees"
+        raise UserError(f"{path} holds safetensors that do not belong to it ({which}): move them elsewhere")
     if world.any(_digests(files, world) != [content["files"][file.name] for file in files]):
         raise DamagedFile("the digest of one of its files is wrong")
     reader = HuggingFaceStorageReader(str(path))
@@ -101,7 +103,10 @@ def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, 
         name: _blank(tuple(one.size), one.properties.dtype, world) for name, one in sorted(described.items())
     }
     try:
-        load(tensors, storage_reader=reader, process_group=world.messages, no_dist=world.alone)
+        with warnings.catch_warnings():
+            # It takes a process alone for a mistake.
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            load(tensors, storage_reader=reader, process_group=world.messages, no_dist=world.alone)
     except CheckpointException as error:
         raise _as_user_error("read", path, error) from error
     return tensors, content["state"]

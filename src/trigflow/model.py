@@ -214,8 +214,10 @@ class Model:
 
     def _check_scales(self, n: int, scales: Tensor) -> None:
         if scales.shape != (n,):
-            raise UserError(f"guidance scales of shape {tuple(scales.shape)}: give one for each of {n} samples")
-        for scale in scales.unique().tolist():
+            raise UserError(
+                f"guidance scales of shape {tuple(scales.shape)}: give one for each of {n} samples"
+            )
+        for scale in set(scales.tolist()):
             self._check_scale(scale)
 
     def _never_saw_null(self) -> bool:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def cached_images(key: str, shape: tuple[int, ...], images: Iterable[np.ndarray]
         found = mapped(path)
         if found.shape == shape and found.dtype == np.uint8:
             return found
-    except (OSError, ValueError, EOFError, SyntaxError):
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):
         pass  # none yet, or a damaged one
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

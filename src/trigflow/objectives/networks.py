@@ -31,9 +31,7 @@ def networks_of(
     return nets
 
 
-def check_guidance_input(
-    net: TrigFlowPrecond, objective: str, scales: tuple[float, float] | None
-) -> None:
+def check_guidance_input(net: TrigFlowPrecond, objective: str, scales: tuple[float, float] | None) -> None:
     """A network that takes the guidance scale needs an objective that draws it, and the other way round.
 
     Args:

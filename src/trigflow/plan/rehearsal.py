@@ -182,7 +182,7 @@ class _Stage:
         self.nets = networks_of(objective, lambda: new_precond(card).train(), teacher, guide)
         self.trained: dict[str, TrigFlowPrecond] = {name: self.nets[name] for name in objective.trains}
         for net in self.trained.values():
-            check_guidance_input(net, recipe.objective.name, card.guidance_range)
+            check_guidance_input(net, recipe.objective.name, getattr(objective, "guidance_range", None))
         self.parameters = {
             name: [parameter for parameter in net.parameters() if parameter.requires_grad]
             for name, net in self.trained.items()

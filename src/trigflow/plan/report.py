@@ -122,6 +122,8 @@ def advice(plan: Plan) -> list[str]:
     gpus = plan.gpus_needed()
     if gpus is not None and gpus > plan.machine.gpus:
         lines.append(f"--gpus {gpus}: the fewest that hold it when all is shared out (FSDP)")
+    if gpus is None:
+        lines.append(f"no number of GPUs of {plan.machine.memory:g} GiB holds it as it is")
     least = min(choice.need.total for choice in plan.choices) / USABLE / GIB
     lines.append(f"--memory {math.ceil(10 * least) / 10:g}: GPUs that hold it as it is")
     return lines

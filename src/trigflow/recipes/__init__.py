@@ -46,6 +46,6 @@ def get(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     if name not in RECIPES:
         raise UserError(
-            f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}; there are: {', '.join(RECIPES)}"
+            f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}; `trigflow list recipes` names all"
         )
     return apply_overrides(RECIPES[name](), overrides)
