@@ -160,7 +160,7 @@ def test_overrides(override: str, words: list[str], refused: Refused) -> None:
         ("[1,2]", ["[1, 2]", "network.guidance_input=true"]),
         (
             "[1,2] network.guidance_input=true sampling.guidance_scale=3",
-            ["sampling.guidance_scale = 3", "[1, 2]"],
+            ["sampling.guidance_scale 3", "scales of 1 to 2"],
         ),
         (
             "1 network.guidance_input=true",

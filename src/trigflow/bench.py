@@ -20,13 +20,13 @@ from trigflow.evaluation.measure import draw
 from trigflow.evaluation.training_compute import forward_flops
 from trigflow.guidance import guided
 from trigflow.machine import describe_machine
-from trigflow.model import Model, Plan
+from trigflow.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.page import markdown_table
 from trigflow.plan.shapes import sample_shape
 from trigflow.recipe import Recipe, SamplingConfig
 from trigflow.recipes import RECIPES, get
-from trigflow.samplers import CountNFE
+from trigflow.samplers import CountNFE, Plan
 from trigflow.samplers import sample as run_sampler
 from trigflow.timing import in_turn
 

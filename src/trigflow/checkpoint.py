@@ -59,9 +59,10 @@ def write_state(path: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
     """Tensors and JSON data in one file that knows its own digest."""
     stored = _unshared(tensors)
     text = json.dumps(state)
-    write_atomically(
-        path, safetensors.torch.save(stored, {"state": text, "sha256": tensors_digest(stored, text)})
-    )
+    # The order of several entries is left to chance: models, which have no state, are to be the same byte for byte.
+    metadata = {"state": text} if state else {}
+    digest = tensors_digest(stored, text)
+    write_atomically(path, safetensors.torch.save(stored, {**metadata, "sha256": digest}))
 
 
 def read_state(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -83,7 +84,7 @@ def read_state(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[st
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         if not own and "sha256" not in metadata:
             return tensors, {}
-        text, digest = metadata["state"], metadata["sha256"]
+        text, digest = metadata.get("state", "{}"), metadata["sha256"]
         state = json.loads(text)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFile(f"it cannot be decoded ({type(error).__name__})") from None

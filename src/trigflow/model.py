@@ -21,36 +21,9 @@ from trigflow.guidance import ConditionalVelocity, autoguided, guided
 from trigflow.labels import Labels, in_turn
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
-from trigflow.samplers import SAMPLERS, CountNFE, OnStep
+from trigflow.samplers import SAMPLERS, CountNFE, OnStep, Plan, Trajectory
 from trigflow.samplers import sample as run_sampler
 from trigflow.shipped import model_folder
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """A sampler's path through time.
-
-    Attributes:
-        ts: (S + 1,) float64, descending; the last is 0.
-        states: x_t at these times, (S + 1, n, ...); states[-1] is the sample x_0.
-        labels: (n,) int64, or None.
-        nfe: evaluations of the network for a sample.
-    """
-
-    ts: Tensor
-    states: Tensor
-    labels: Tensor | None
-    nfe: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a batch is sampled: every choice made, defaults filled in."""
-
-    sampler: str
-    steps: int
-    guidance_scale: float
-    t_mid: float
 
 
 @dataclass(frozen=True)

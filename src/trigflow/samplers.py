@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -27,6 +28,33 @@ class OnStep(Protocol):
     """Told at each time of the grid where the path is and what the network takes for its end."""
 
     def __call__(self, t: float, x_t: Tensor, x_0: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A sampler's path through time.
+
+    Attributes:
+        ts: (S + 1,) float64, descending; the last is 0.
+        states: x_t at these times, (S + 1, n, ...); states[-1] is the sample x_0.
+        labels: (n,) int64, or None.
+        nfe: evaluations of the network for a sample.
+    """
+
+    ts: Tensor
+    states: Tensor
+    labels: Tensor | None
+    nfe: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is sampled: every choice made, defaults filled in."""
+
+    sampler: str
+    steps: int
+    guidance_scale: float
+    t_mid: float
 
 
 class CountNFE:

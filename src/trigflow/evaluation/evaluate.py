@@ -24,6 +24,7 @@ from trigflow.evaluation.measure import (
     Scores,
     Trial,
     contender,
+    must_be_held_out,
     new_trial,
     samples_alone,
     score_all,
@@ -108,12 +109,12 @@ def evaluate(
         model = model if isinstance(model, Model) else load(model, device, trust_code, vae)
         reference, notes = reference_teacher(model, teacher, trust_code, guide)
         dataset = real_data_of(model, data, trust_code)
-        held_out = (held_out_data(model, data, test_data, trust_code), noise_levels)
+        held_out = held_out_data(model, data, test_data, trust_code)
+        yardsticks = _yardsticks(dataset, held_out, noise_levels) if world.is_first else []
         known = _features(features, dataset, model.device)
         contenders = _contenders(model, reference, steps, guidance_scale, guide is not None)
-        notes += reference_notes(model, dataset)
     with _report_folder(out, world) as kept:
-        sides = _real_sides((dataset, *held_out), known, (num, seeds, batch), progress, world)
+        sides = _real_sides(dataset, yardsticks, known, (num, seeds, batch), progress, world)
         return _reported(model, sides, contenders, notes, kept, progress, world)
 
 
@@ -133,7 +134,7 @@ def _reported(
     if not world.is_first:
         return {}
     report = _measure(trial, model, *contenders, scores, real_test)
-    report["notes"] = notes + _notes(trial)
+    report["notes"] = notes + reference_notes(model, trial.dataset) + _notes(trial)
     if kept is not None:
         write_report(report, _panels(everyone), kept.parent)
     return report
@@ -150,29 +151,29 @@ def _features(name: str | None, dataset: Dataset, device: torch.device) -> Featu
 
 
 def _real_sides(
-    real: tuple[Dataset, Dataset | None, Sequence[float]],
+    dataset: Dataset,
+    yardsticks: list[Dataset],
     known: Features,
     sizes: tuple[int, int, int],
     progress: bool,
     world: World,
 ) -> tuple[Trial, Row | None]:
     """What all contenders are compared with, and the row of held-out data."""
-    dataset, held_out, noise_levels = real
     with world.together():
         if not world.is_first:
             return samples_alone(dataset, known, *sizes), None
-        yardsticks = _yardsticks(held_out, noise_levels)
         trial = new_trial(dataset, known, *sizes, progress)
         rows = [_real_test(trial, one, progress) for one in yardsticks]
     return trial, rows[0] | {"noised": rows[1:]} if rows else None
 
 
-def _yardsticks(held_out: Dataset | None, noise_levels: Sequence[float]) -> list[Dataset]:
+def _yardsticks(dataset: Dataset, held_out: Dataset | None, noise_levels: Sequence[float]) -> list[Dataset]:
     """The held-out data, where there is some, then itself with noise."""
     if held_out is None:
         if noise_levels:
             raise UserError("noise levels are of held-out data, and there is none: --test-data names it")
         return []
+    must_be_held_out(held_out, dataset)
     return [held_out, *(with_noise(held_out, sd) for sd in noise_levels)]
 
 

@@ -21,7 +21,8 @@ from trigflow.config import to_json
 from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
 from trigflow.files import is_occupied, read_json, write_json
-from trigflow.model import Model, Plan
+from trigflow.model import Model
+from trigflow.samplers import Plan
 from trigflow.version import __version__
 
 Numbers = dict[str, float]

@@ -24,7 +24,8 @@ from trigflow.metrics.flow_map import sliced_wasserstein
 from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, moments
 from trigflow.metrics.kernel import kernel_distance
 from trigflow.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
-from trigflow.model import Model, Plan
+from trigflow.model import Model
+from trigflow.samplers import Plan
 from trigflow.timing import in_turn
 
 SPLITS = 5
@@ -148,19 +149,27 @@ class Scores:
             values.extend([numbers[name]] if name in numbers else [])
 
 
+def must_be_held_out(held_out: Dataset, dataset: Dataset) -> None:
+    """Of test data.
+
+    Raises:
+        UserError: data of another shape, or the same data.
+    """
+    if held_out.sample_shape != dataset.sample_shape:
+        raise UserError(
+            f"the test data {held_out.name} has the shape {held_out.sample_shape}, {dataset.name} "
+            f"{dataset.sample_shape}: give data of one kind"
+        )
+    if data_digest(held_out) == data_digest(dataset):
+        raise UserError(f"the test data is {dataset.name} itself: give data that is held out")
+
+
 def score_held_out(trial: Trial, held_out: Dataset, progress: bool = False) -> Scores:
     """Real data that is no part of the trial's, all of it, in the place of samples: what a perfect model would get.
 
     Raises:
-        UserError: data of another shape, fewer than four samples, or the trial's data itself.
+        UserError: fewer than four samples.
     """
-    if held_out.sample_shape != trial.dataset.sample_shape:
-        raise UserError(
-            f"the test data {held_out.name} has the shape {held_out.sample_shape}, {trial.dataset.name} "
-            f"{trial.dataset.sample_shape}: give data of one kind"
-        )
-    if data_digest(held_out) == data_digest(trial.dataset):
-        raise UserError(f"the test data is {trial.dataset.name} itself: give data that is held out")
     found = reference(held_out, trial.features, splits=0, progress=progress)
     numbers = {"fd": frechet_distance_of_moments(trial.real, found.moments)} | _compare_pairs(
         trial, found.some
