@@ -117,6 +117,22 @@ def test_samples_of_a_latent_teacher_can_be_the_data(place: Path, tmp_path: Path
     assert read_card(run).nimg == 32
 
 
+def test_a_latent_student_takes_the_scale_of_guidance(place: Path, tmp_path: Path) -> None:
+    scales = ("network.guidance_input=true", "objective.guidance_scale=[1,2]", "objective.warmup=0")
+    own = (
+        "train.total_nimg=640",
+        "train.label_dropout=0",
+        "optimizer.lr=0.05",
+        f"teacher={place / 'teacher'}",
+    )
+    recipe = recipes.get("digits-scd", [f"data={place / 'latents'}", *TINY, *scales, *own])
+    model = load(train(recipe, tmp_path / "run", device="cpu", progress=False), "cpu")
+    one, two = (model.sample(8, guidance_scale=scale) for scale in (1.0, 2.0))
+    assert one.shape == (8, 3, SIZE, SIZE) and not torch.equal(one, two)
+    with pytest.raises(UserError, match="was trained with scales of 1 to 2"):
+        model.sample(1, guidance_scale=2.5)
+
+
 def test_training_needs_no_diffusers(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     load_autoencoder.cache_clear()
