@@ -199,6 +199,21 @@ def test_compiled_steps(tmp_path: Path, parallel: str) -> None:
         assert max(differences(tmp_path / name, tmp_path / f"{name}-2")) < 1e-3
 
 
+@pytest.mark.slow
+def test_other_modes_of_the_derivative(alone: Path, tmp_path: Path) -> None:
+    """torch.func.jvp and two passes go through the hooks of shards as the dual does."""
+    sct = trainings(alone)["sct"]
+    cases = {
+        mode: replace(sct, objective=Component("sct", {**sct.objective.options, "derivative": mode}))
+        for mode in ("func", "finite_difference")
+    }
+    for size in (1, 2):
+        run(size, [Job(one, tmp_path / f"{mode}-{size}") for mode, one in cases.items()], float64=True)
+    for mode, tolerance in (("func", 1e-8), ("finite_difference", 1e-6)):
+        same_curve(tmp_path / f"{mode}-1", tmp_path / f"{mode}-2", tolerance)
+        same_curve(alone / "sct", tmp_path / f"{mode}-1", 1e-3)
+
+
 # Ends
 
 
