@@ -46,7 +46,7 @@ def test_the_tables_are_those_of_the_results() -> None:
         "benchmarks/README.md": ("train_step", "attention"),
         "docs/precision.md": ("precision",),
         "docs/metrics.md": ("cifar10-small",),
-        "docs/studies.md": ("digits-scaling",),
+        "docs/studies.md": ("digits-steps", "digits-speed", "digits-scaling", "digits-ablation"),
         "docs/scale.md": ("imagenet512-xxl",),
     }
     with_tables = runpy.run_path(str(ROOT / "docs" / "generate.py"))["with_tables"]
