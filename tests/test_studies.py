@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -168,6 +169,19 @@ def test_speed_leaves_guidance_out_where_the_teacher_cannot(
 # Stopping, and what diverges
 
 
+def test_one_process_at_a_time_has_a_study(
+    student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(self: speed.Speed, bench: Bench) -> Outcome:
+        with pytest.raises(UserError, match="in use by another study"):
+            study("speed", student_folder, tmp_path / "out")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed.Speed, "measure", measure)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        study("speed", student_folder, tmp_path / "out")
+
+
 def test_a_stopped_study_goes_on_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainings: list[str] = []
     stop_at = [3]
@@ -301,6 +315,27 @@ def test_the_search_for_a_rival_stops_at_the_first_that_is_no_worse() -> None:
     found = speed.find_rival(ways(), score, goal=4.0)
     assert found is not None and found.nfe == 4 and tried == [2, 3, 4]
     assert speed.find_rival(ways(), score, goal=-1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "kept", "asked"), [(9.0, False, [1]), (5.0, False, [1, None]), (9.0, True, [None])]
+)
+def test_a_rival_far_from_the_goal_has_one_seed(
+    first: float, kept: bool, asked: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A goal of 4: a first seed beyond 6 is enough, unless all of them are there."""
+    seen: list[int | None] = []
+
+    class FakeScored:
+        bench = SimpleNamespace(folder=SimpleNamespace(has=lambda name: kept))
+
+        def score(self, name: str, way: Contender, seeds: int | None = None) -> Any:
+            seen.append(seeds)
+            return {"name": name, "scores": [first] * (seeds or 3)}
+
+    monkeypatch.setattr(speed, "cell_name", lambda way: "x")
+    cell = speed._score_of_rival(cast(Any, FakeScored()), cast(Contender, FakeWay(8)), goal=4.0)
+    assert seen == asked and cell["name"] == ("x" if asked[-1] is None else "x-seed0")
 
 
 def test_the_plot_of_speed_has_each_setting_of_the_teacher_once() -> None:

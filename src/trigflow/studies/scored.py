@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trigflow.checkpoint import tensors_digest
@@ -73,11 +73,12 @@ class Scored:
         plan = self.teacher.plan(steps, guidance_scale, sampler)
         return Contender(self.teacher, plan, self.teacher.count_nfe(plan))
 
-    def score(self, name: str, way: Contender) -> Cell:
-        """Of all seeds, measured once."""
+    def score(self, name: str, way: Contender, seeds: int | None = None) -> Cell:
+        """Of so many seeds (default: all), measured once."""
+        trial = self.trial if seeds is None else replace(self.trial, seeds=seeds)
 
         def measure() -> Cell:
-            (scores,) = score_all(self.trial, [way], self.bench.progress)
+            (scores,) = score_all(trial, [way], self.bench.progress)
             settings = {"sampler": way.plan.sampler, "steps": way.plan.steps}
             settings |= {"guidance_scale": way.plan.guidance_scale, "params": way.model.num_parameters}
             return {"name": name, **settings, **score_cell(way, scores)}

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from trigflow.devices import resolve_device
+from trigflow.files import LOCK, locked
 from trigflow.machine import describe_machine
 from trigflow.run_folder import stop_that_says_how_to_go_on
 from trigflow.studies.folder import StudyFolder, open_study
@@ -91,13 +92,14 @@ def carry_out(
     folder = open_study(out, config)
     if jobs is None:
         jobs = (os.cpu_count() or 1) if place.type == "cpu" else 1
-    try:
-        with stop_that_says_how_to_go_on():  # SIGTERM as Ctrl-C, so that the trainings hear of it
-            outcome = study.measure(Bench(folder, place, jobs, progress))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped, all saved: the same command goes on") from None
-    about = {**config, "command": command_of(study, out), "machine": describe_machine(place)}
-    write_outcome(outcome, about, out)
+    with locked(out / LOCK, f"{out} is in use by another study: give another --out, or wait for that one"):
+        try:
+            with stop_that_says_how_to_go_on():  # SIGTERM as Ctrl-C, so that the trainings hear of it
+                outcome = study.measure(Bench(folder, place, jobs, progress))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped, all saved: the same command goes on") from None
+        about = {**config, "command": command_of(study, out), "machine": describe_machine(place)}
+        write_outcome(outcome, about, out)
     print(to_markdown(outcome))
     print(f"study: {out / 'study.html'}")
     return outcome
