@@ -224,7 +224,7 @@ def _check_guidance(source: Source, scale: float | tuple[float, float]) -> None:
     setting = f"objective.guidance_scale = {scale_in_words(scale)}"
     if source.card is None or source.card.num_classes == 0:
         raise UserError(f"{setting}: the teacher '{source.name}' knows no classes")
-    if (source.card.recipe.get("train") or {}).get("label_dropout") == 0:
+    if source.card.label_dropout == 0:
         raise UserError(
             f"{setting}: the teacher '{source.name}' never saw the null label; train it with "
             "train.label_dropout=0.1, or give guide=FOLDER of a weaker model"

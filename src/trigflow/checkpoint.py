@@ -209,6 +209,11 @@ class ModelCard:
     recipe: Annotated[dict[str, Any], AfterValidator(_checked_recipe)] = field(default_factory=dict)
     guidance_range: tuple[float, float] | None = None
 
+    @property
+    def label_dropout(self) -> float | None:
+        """Share of labels that were dropped in training; None where the recipe is not told."""
+        return (self.recipe.get("train") or {}).get("label_dropout")
+
 
 def card_of(
     recipe: Recipe, data_shape: tuple[int, ...], num_classes: int, guidance_range: tuple[float, float] | None

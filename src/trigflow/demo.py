@@ -19,7 +19,7 @@ from trigflow.errors import UserError
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.report import to_markdown, write_report
-from trigflow.files import make_folder, read_json, write_atomically, write_json
+from trigflow.files import make_folder, must_be_folder, read_json, write_atomically, write_json
 from trigflow.model import Model, load
 from trigflow.pictures import panels, png
 from trigflow.train import train
@@ -115,8 +115,7 @@ def _state(seed: int, plan: Plan) -> dict[str, object]:
 
 def _begin(out: Path, seed: int, plan: Plan) -> bool:
     """Whether there is something to do; makes the folder where it is new."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, not a folder: give another --out")
+    must_be_folder(out)
     if not (out / STATE).exists():
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} is not empty and holds no demo: give another --out")

@@ -127,6 +127,16 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def must_be_folder(path: Path) -> None:
+    """Of a folder, there already or to be made.
+
+    Raises:
+        UserError: it is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a folder: give another --out")
+
+
 def must_be_writable(path: Path) -> None:
     """Of a folder, there already or to be made, before the work whose results it is to hold.
 
@@ -135,8 +145,7 @@ def must_be_writable(path: Path) -> None:
     """
     with clear_os_errors("write", path):
         nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, not a folder: give another --out")
+    must_be_folder(path)
     if not nearest.is_dir():
         raise UserError(f"cannot make the folder {path}: {nearest} is a file; give another --out")
     if not os.access(nearest, os.W_OK | os.X_OK):

@@ -175,7 +175,7 @@ class Model:
             raise UserError(f"guidance_scale {scale}: give a finite number, 1 for no guidance")
         elif scale != 1 and self.guide is None and not self.num_classes:
             raise UserError(f"guidance_scale {scale:g}: model '{self.name}' knows no classes; use 1")
-        elif scale != 1 and self.guide is None and self._never_saw_null():
+        elif scale != 1 and self.guide is None and self.card.label_dropout == 0:
             how = (
                 "distil it with objective.guidance_scale=[1,2] network.guidance_input=true"
                 if self.is_student
@@ -192,9 +192,6 @@ class Model:
             )
         for scale in set(scales.tolist()):
             self._check_scale(scale)
-
-    def _never_saw_null(self) -> bool:
-        return (self.card.recipe.get("train") or {}).get("label_dropout") == 0
 
     def sample_batches(
         self,

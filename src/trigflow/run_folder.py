@@ -26,6 +26,7 @@ from trigflow.files import (
     is_occupied,
     locked,
     make_folder,
+    must_be_folder,
     read_json,
     write_atomically,
     write_json,
@@ -143,8 +144,7 @@ def open_run(path: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
         UserError: the folder is in use, holds something else or a run of another recipe, or cannot be written.
     """
     recipe_path = path / "recipe.json"
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, not a folder: give another --out")
+    must_be_folder(path)
     _check_free(path, recipe_path, resume)
     if recipe_path.exists():
         _check_same(path, _stored_recipe(recipe_path), to_json(recipe))

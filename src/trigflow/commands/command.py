@@ -6,6 +6,10 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trigflow.config import Component
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,15 @@ def add_data_options(parser: argparse.ArgumentParser, example: str = "data.split
         metavar="key=value",
         help=f"options of the data, as a recipe has them, e.g. {example} (docs/data.md)",
     )
+
+
+def named_data(name: str, overrides: list[str]) -> Component:
+    """A data set, or a path of one, with its options from the command line."""
+    from trigflow.config import with_options  # not with the parser: pydantic is most of the start of `--help`
+
+    data = with_options({"data": name}, overrides)["data"]
+    assert data
+    return data
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from trigflow.commands.command import Command, add_data_options, integer
-from trigflow.config import Component, with_options
+from trigflow.commands.command import Command, add_data_options, integer, named_data
 from trigflow.errors import UserError
 from trigflow.files import must_be_new
 
@@ -102,19 +101,13 @@ def _run(args: argparse.Namespace) -> int:
         return (_prepare if action == "prepare" else _encode)(args)
 
 
-def _source(args: argparse.Namespace) -> Component:
-    source = with_options({"data": args.source}, args.overrides)["data"]
-    assert source
-    return source
-
-
 def _prepare(args: argparse.Namespace) -> int:
     from trigflow.data import load_collection
     from trigflow.data.prepare import Preparation, prepare
 
     if args.out is None:
         raise UserError("data prepare: --out is missing; give the .zip to write")
-    collection = load_collection(_source(args))
+    collection = load_collection(named_data(args.source, args.overrides))
     how = Preparation(args.size, args.rgb, args.skip_damaged)
     statistics = prepare(collection, args.out, how, args.resume)
     print(statistics.table(collection.classes))
@@ -132,7 +125,7 @@ def _encode(args: argparse.Namespace) -> int:
     if args.out is None:
         raise UserError("data encode: --out is missing; give the folder to write")
     must_be_new(args.out)
-    collection = load_collection(_source(args))
+    collection = load_collection(named_data(args.source, args.overrides))
     source = find(args.vae)
     autoencoder = load_autoencoder(source[0], resolve_device(args.device or "auto"))
     how = Encoding(args.size, args.dtype or "float16", args.mean_only, args.skip_damaged, args.batch)
@@ -151,7 +144,7 @@ def _inspect(args: argparse.Namespace) -> int:
         raise UserError(f"data inspect: --out {args.out} must end in .png")
     if (recognised(args.source) or ("",))[0] == "latent_folder":
         return _inspect_latents(args)
-    collection = load_collection(_source(args))
+    collection = load_collection(named_data(args.source, args.overrides))
     statistics, shown = inspect(collection, _SHOWN)
     if args.out is not None:
         save_grid(shown, args.out)
@@ -171,7 +164,7 @@ def _inspect_latents(args: argparse.Namespace) -> int:
 
     folder = Path(args.source)
     card = read_latents_card(folder)
-    dataset = load_data(_source(args))
+    dataset = load_data(named_data(args.source, args.overrides))
     check_digest(folder / LATENTS, card.sha256)
     if args.out is not None and dataset.decoder is not None:
         decoder = dataset.decoder.on(resolve_device(args.device or "auto"))

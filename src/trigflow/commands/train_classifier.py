@@ -11,6 +11,7 @@ from trigflow.commands.command import (
     add_out_folder,
     add_seed,
     integer,
+    named_data,
 )
 
 
@@ -29,14 +30,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from trigflow.classifier import train_classifier
-    from trigflow.config import with_options
     from trigflow.data import load_data
     from trigflow.devices import resolve_device
 
     device = resolve_device(args.device)
-    data = with_options({"data": args.data}, args.overrides)["data"]
-    assert data
-    accuracy = train_classifier(load_data(data), args.out, args.seed, args.epochs, device)
+    data = load_data(named_data(args.data, args.overrides))
+    accuracy = train_classifier(data, args.out, args.seed, args.epochs, device)
     print(f"accuracy on images held out: {accuracy:.2%}")
     print(f"score with it: trigflow evaluate MODEL --features {args.out} --out report")
     return 0

@@ -103,10 +103,10 @@ def tangent_by_blocks(
     Returns:
         (B, H, N, e), of the type of y.
     """
-    parts = _parts(q, k, v, dq, dk, dv, scale)
-    pattern = Pattern(mask, is_causal, q.shape[1])
     if not y.numel():
         return torch.zeros_like(y)
+    parts = _parts(q, k, v, dq, dk, dv, scale)
+    pattern = Pattern(mask, is_causal, q.shape[1])
     output = _flat(y)
     result = torch.empty_like(output)
     heads, queries = output.shape[:2]

@@ -14,7 +14,7 @@ from typing import Any
 
 from trigflow.config import first_difference
 from trigflow.errors import UserError
-from trigflow.files import is_occupied, make_folder, read_json, write_json
+from trigflow.files import is_occupied, make_folder, must_be_folder, read_json, write_json
 
 STATE = "state.json"
 PARTS = ("cells", "runs")
@@ -88,8 +88,7 @@ def open_study(path: Path, config: dict[str, Any]) -> StudyFolder:
         UserError: the folder holds something else, or a study of another configuration.
     """
     config = json.loads(json.dumps(config))  # tuples become lists, as they come back from the file
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, not a folder: give another --out")
+    must_be_folder(path)
     if (path / STATE).exists():
         stored = read_json(path / STATE)
         if not isinstance(stored, dict):

@@ -89,10 +89,7 @@ def _guided_scale(teacher: Model, scale: float | None) -> float | None:
 
 def can_be_guided(teacher: Model) -> bool:
     """Whether it has a guide, or knows classes and was trained with label dropout."""
-    if teacher.guide is not None:
-        return True
-    trained_with = teacher.card.recipe.get("train") or {}
-    return bool(teacher.num_classes and trained_with.get("label_dropout"))
+    return teacher.guide is not None or bool(teacher.num_classes and teacher.card.label_dropout)
 
 
 def cell_name(way: Contender) -> str:
