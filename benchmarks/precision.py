@@ -1,6 +1,7 @@
 """What half precision costs: the errors of value, tangent and gradient beside float64, on each kind of network.
 
     python benchmarks/precision.py --json results/precision.json
+    python benchmarks/precision.py --device cuda
 
 A pass of consistency training, products in each precision of `train.precision`: the value F, the tangent g of all
 images, and the gradient of the loss, which is scaled as in training. An error is the norm of the difference
@@ -14,6 +15,7 @@ import argparse
 import copy
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import flow, load
-from trigflow.devices import PRECISIONS, Precision, products_in
+from trigflow.devices import PRECISIONS, Precision, products_in, resolve_device
 from trigflow.dual import value_and_tangent
 from trigflow.loss_scale import START
 from trigflow.machine import describe_machine
@@ -71,7 +73,7 @@ class Case:
 def passes(case: Case, precision: Precision, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Value, tangent and gradient as a training step has them, products in a precision, all else in the dtype."""
     net, x_t, t = copy.deepcopy(case.net).to(dtype), case.x_t.to(dtype), case.t.to(dtype)
-    with products_in(precision, CPU):
+    with products_in(precision, x_t.device):
         dx_dt = case.velocity(x_t, t)
         scale = t.cos() * t.sin()
         directions = (flow.expand(scale, x_t) * dx_dt, scale)
@@ -107,6 +109,16 @@ def times(batch: int) -> Tensor:
     """Evenly over the quantiles of the paper's proposal (P_mean -1, P_std 1.4), (B,)."""
     u = (torch.arange(batch, dtype=torch.float64) + 0.5) / batch
     return LogNormal(P_mean=-1.0, P_std=1.4, sigma_data=0.5)(u).float()
+
+
+def on(case: Case, device: torch.device) -> Case:
+    """The same on a device; its velocity is taken where it was."""
+
+    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        return case.velocity(x_t.to(case.x_t.device), t.to(case.x_t.device)).to(device)
+
+    cond = {name: value.to(device) for name, value in case.cond.items()}
+    return Case(copy.deepcopy(case.net).to(device), case.x_t.to(device), case.t.to(device), cond, velocity)
 
 
 def of_random_weights(name: str, batch: int) -> Case:
@@ -151,19 +163,20 @@ def seconds(case: Case, rounds: int) -> dict[Precision, float]:
     for _ in range(rounds):
         for precision in PRECISIONS:
             start = time.perf_counter()
-            passes(case, precision)
+            next(iter(passes(case, precision).values())).cpu()  # a GPU has to be waited for
             found[precision].append(time.perf_counter() - start)
     return {precision: min(times) for precision, times in found.items()}
 
 
-def measure(name: str, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """The rows of one network."""
+def measure(name: str, batch: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """The rows of one network; float64 is that of the CPU."""
     case = of_a_shipped_student(name, batch) if name in SHIPPED else of_random_weights(name, batch)
-    exact, times = exactly(case), seconds(case, rounds)
+    exact, case = exactly(case), on(case, device)
+    times = seconds(case, rounds)
     size = sum(parameter.numel() for parameter in case.net.network.parameters())
     return [
         {"network": name, "parameters": size, "precision": precision}
-        | errors(passes(case, precision), exact)
+        | errors({part: found.cpu() for part, found in passes(case, precision).items()}, exact)
         | {"seconds": times[precision]}
         for precision in PRECISIONS
     ]
@@ -188,13 +201,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images in a pass (default 32)")
     parser.add_argument("--rounds", type=int, default=3, help="passes that are timed (default 3)")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [row for name in (*SMALL, *SHIPPED) for row in measure(name, options.batch, options.rounds)]
+    device = resolve_device(options.device)
+    rows = [row for name in (*SMALL, *SHIPPED) for row in measure(name, options.batch, options.rounds, device)]
     print(table(rows))
     if options.json:
-        command = "python benchmarks/precision.py --json results/precision.json"
-        content = {"command": command, "machine": describe_machine("cpu"), "rows": rows}
+        command = " ".join(["python benchmarks/precision.py", *sys.argv[1:]])
+        content = {"command": command, "machine": describe_machine(device), "rows": rows}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 

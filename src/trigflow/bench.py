@@ -113,7 +113,8 @@ def random_model(recipe: Recipe, device: torch.device) -> Model:
     data_shape, num_classes = sample_shape(recipe)
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
     card = card_of(recipe, data_shape, num_classes, getattr(objective, "guidance_range", None))
-    precond = new_precond(card).eval().requires_grad_(False).to(device)
+    with device:  # a billion random numbers are drawn where they are used
+        precond = new_precond(card).eval().requires_grad_(False).to(device)
     return Model(precond, IdentityCodec(), card, f"{recipe.name}, random weights")
 
 

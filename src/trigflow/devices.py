@@ -26,11 +26,19 @@ def _available(name: str) -> bool:
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """The device for a name: "auto" is the first of cuda, mps, cpu that is there; "cuda:1" names one of several.
 
+    With a device of CUDA, cuDNN's convolutions of float32 are no longer TF32, as torch has them by default: from g most
+    of F and its derivative cancels, and ten bits are no float32.
+
     Raises:
         UserError: no such name, or this machine has no such device.
     """
-    if isinstance(name, torch.device):
-        return name
+    device = name if isinstance(name, torch.device) else _named(name)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
+def _named(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if _available(kind))
     kind, _, number = name.partition(":")

@@ -1,0 +1,151 @@
+"""What a GPU computes is what the CPU computes; skipped without one.
+
+Fixtures run a part of the other tests on each device besides, and test_attention takes the Triton kernel there.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from test_networks import CASES
+from test_precision import on_a_path
+from torch import Tensor, nn
+
+from trigflow import cli, load, recipes
+from trigflow.devices import PRECISIONS, Precision, products_in, resolve_device
+from trigflow.dual import value_and_tangent
+from trigflow.randomness import SampleRandom
+from trigflow.train import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MEASURE = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "precision.py"))
+BOUNDS: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 0.07, "float16": 0.006}
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.cpu().double() - expected.cpu().double()).norm() / expected.cpu().double().norm())
+
+
+# Numbers
+
+
+def test_random_numbers_are_the_same() -> None:
+    index = torch.arange(1000)
+    here, there = SampleRandom(3, index), SampleRandom(3, index.to(CUDA))
+    assert torch.equal(here.uniform("a", (5,)), there.uniform("a", (5,)).cpu())
+    torch.testing.assert_close(there.normal("a", (5,)).cpu(), here.normal("a", (5,)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(64, 64, 3), nn.Linear(64, 64)], ids=["Conv2d", "Linear"])
+def test_float32_is_not_tf32(layer: nn.Module) -> None:
+    resolve_device("cuda")
+    x = torch.randn(8, 64, 64, 64)
+    with torch.no_grad():
+        expected = layer.double()(x.double())
+        assert relative(layer.float().to(CUDA)(x.to(CUDA)), expected) < 1e-6
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_value_tangent_and_gradient_stay_near_float64(case: str, precision: Precision) -> None:
+    resolve_device("cuda")
+    whole = on_a_path(case)
+    found = MEASURE["passes"](MEASURE["on"](whole, CUDA), precision)
+    errors = MEASURE["errors"]({part: value.cpu() for part, value in found.items()}, MEASURE["exactly"](whole))
+    assert max(errors.values()) < BOUNDS[precision], errors
+
+
+@pytest.mark.parametrize("case", ["unet-2d", "dit-2d", "edm2-2d", "ddpmpp-2d"])
+@pytest.mark.parametrize("mode", ["func", "dual"])
+def test_compiled_derivatives_equal_eager_ones(case: str, mode: str) -> None:
+    resolve_device("cuda")
+    whole = MEASURE["on"](on_a_path(case), CUDA)
+    directions = (torch.randn_like(whole.x_t), torch.randn_like(whole.t))
+
+    def derivative(x_t: Tensor, t: Tensor) -> Any:
+        return value_and_tangent(whole.net, (x_t, t), directions, mode=mode)
+
+    eager, compiled = (function(whole.x_t, whole.t) for function in (derivative, torch.compile(derivative)))
+    assert relative(compiled.value, eager.value) < 1e-5
+    assert relative(compiled.tangent, eager.tangent) < 1e-5
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16x16 images with ten classes."""
+    import numpy as np
+
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    data = np.random.default_rng(0).integers(0, 256, (64, 3, 16, 16), dtype=np.uint8)
+    np.savez(path, images=data, labels=np.arange(64) % 10)
+    return path
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+SMALL = (
+    *("network=unet", "network.channels=16", "network.num_blocks=1"),
+    *("train.batch=16", "train.total_nimg=128", "train.log_nimg=16", "train.tensorboard=false"),
+    "sampling.grid_nimg=0",
+)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_trainings_lose_what_they_lose_on_the_cpu(images: Path, tmp_path: Path, precision: Precision) -> None:
+    """A diffusion, its distillation, and consistency training from it."""
+    own = [f"data={images}", *SMALL, f"train.precision={precision}"]
+    teacher = train(recipes.get("cifar10-small-teacher", own), tmp_path / "base", device="cpu", progress=False)
+    runs: dict[str, Callable[[], Any]] = {
+        "teacher": lambda: recipes.get("cifar10-small-teacher", own),
+        "scd": lambda: recipes.get("cifar10-small-scd", [*own, f"teacher={teacher}"]),
+        "sct": lambda: recipes.get("mnist-sct", [*own, f"init={teacher}", "network=unet"]),
+    }
+    rtol = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}[precision]
+    for name, recipe in runs.items():
+        found = [
+            losses(train(recipe(), tmp_path / f"{name}-{device}", device=device, progress=False))
+            for device in (CPU, CUDA)
+        ]
+        assert found[1] == pytest.approx(found[0], rel=rtol), name
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    own = [*TINY, "optimizer.schedule=constant", "train.total_nimg=64"]
+    whole = train(recipes.get("digits-teacher", own), tmp_path / "whole", device="cuda", progress=False)
+    half = [*own, "train.total_nimg=32"]
+    train(recipes.get("digits-teacher", half), tmp_path / "parts", device="cuda", progress=False)
+    recipe = recipes.get("digits-teacher", own)
+    parts = train(recipe, tmp_path / "parts", resume=True, device="cuda", progress=False)
+    expected = load(whole, "cpu").precond.state_dict()
+    for name, tensor in load(parts, "cpu").precond.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_samples_are_those_of_the_cpu(name: str) -> None:
+    here, there = (load(name, device).sample(8, seed=4, steps=2).float() for device in ("cpu", "cuda"))
+    assert (here - there.cpu()).abs().max() < 2e-2  # of images in 0..1 or grey levels within one
+
+
+def test_an_evaluation(tmp_path: Path) -> None:
+    own = ["--num", "200", "--seeds", "1", "--steps", "1,2", "--device", "cuda"]
+    assert cli.main(["evaluate", "digits", *own, "--out", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report" / "report.json").is_file()
+
+
+def test_autocast_of_the_gpu_is_used() -> None:
+    with products_in("bfloat16", CUDA):
+        assert (torch.ones(2, 2, device=CUDA) @ torch.ones(2, 2, device=CUDA)).dtype == torch.bfloat16
