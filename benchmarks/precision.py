@@ -205,7 +205,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
-    rows = [row for name in (*SMALL, *SHIPPED) for row in measure(name, options.batch, options.rounds, device)]
+    rows = [
+        row for name in (*SMALL, *SHIPPED) for row in measure(name, options.batch, options.rounds, device)
+    ]
     print(table(rows))
     if options.json:
         command = " ".join(["python benchmarks/precision.py", *sys.argv[1:]])

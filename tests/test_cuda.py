@@ -59,7 +59,9 @@ def test_value_tangent_and_gradient_stay_near_float64(case: str, precision: Prec
     resolve_device("cuda")
     whole = on_a_path(case)
     found = MEASURE["passes"](MEASURE["on"](whole, CUDA), precision)
-    errors = MEASURE["errors"]({part: value.cpu() for part, value in found.items()}, MEASURE["exactly"](whole))
+    errors = MEASURE["errors"](
+        {part: value.cpu() for part, value in found.items()}, MEASURE["exactly"](whole)
+    )
     assert max(errors.values()) < BOUNDS[precision], errors
 
 
@@ -107,7 +109,9 @@ SMALL = (
 def test_trainings_lose_what_they_lose_on_the_cpu(images: Path, tmp_path: Path, precision: Precision) -> None:
     """A diffusion, its distillation, and consistency training from it."""
     own = [f"data={images}", *SMALL, f"train.precision={precision}"]
-    teacher = train(recipes.get("cifar10-small-teacher", own), tmp_path / "base", device="cpu", progress=False)
+    teacher = train(
+        recipes.get("cifar10-small-teacher", own), tmp_path / "base", device="cpu", progress=False
+    )
     runs: dict[str, Callable[[], Any]] = {
         "teacher": lambda: recipes.get("cifar10-small-teacher", own),
         "scd": lambda: recipes.get("cifar10-small-scd", [*own, f"teacher={teacher}"]),
