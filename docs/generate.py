@@ -28,6 +28,7 @@ PRECISION = HERE / "precision.md"
 METRICS = HERE / "metrics.md"
 STUDIES_PAGE = HERE / "studies.md"
 SCALE = HERE / "scale.md"
+ATTENTION = HERE / "attention.md"
 BENCHMARKS = HERE.parent / "benchmarks" / "README.md"
 RESULTS = HERE.parent / "results"
 CARDS = HERE.parent / "src" / "trigflow" / "pretrained" / "README.md"
@@ -130,19 +131,36 @@ def train_step() -> str:
     return _markdown(head, lines)
 
 
-def attention() -> str:
-    """Time and memory of attention with its tangent over the number of tokens."""
-    rows = _result("attention.json")["rows"]
+def attention(name: str) -> str:
+    """Time and memory of attention with its tangent over the number of tokens, from results/NAME.json."""
+    rows = _result(f"{name}.json")["rows"]
     cell = {(row["tokens"], row["way"]): row for row in rows}
     ways = list(dict.fromkeys(row["way"] for row in rows))
     lines = []
     for tokens in dict.fromkeys(row["tokens"] for row in rows):
-        times = [f"{1000 * cell[tokens, way]['seconds']:.0f}" for way in ways]
-        lines.append(
-            [str(tokens), *times, *(f"{cell[tokens, way]['peak_bytes'] / 2**20:.1f}" for way in ways)]
-        )
+        times = [_figures(1000 * cell[tokens, way]["seconds"]) for way in ways]
+        peaks = [_figures(cell[tokens, way]["peak_bytes"] / 2**20) for way in ways]
+        lines.append([str(tokens), *times, *peaks])
     head = ["tokens", *(f"{way}, ms" for way in ways), *(f"{way}, MiB" for way in ways)]
     return _markdown(" | ".join(head), lines)
+
+
+def _figures(value: float) -> str:
+    """Two figures at least, no comma."""
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def paper_step(*names: str) -> str:
+    """Training steps at the paper's size beside their plans, from results/NAME.json."""
+    lines = []
+    for row in (row for name in names for row in _result(f"{name}.json")["rows"]):
+        again = ", --checkpointing" if row["checkpointing"] else ""
+        size, seconds = f"{row['parameters'] / 1e6:.0f} M", row["seconds"]
+        lines.append([f"{row['recipe']}{again}", size, str(row["batch"]), f"{seconds:.3f}"])
+        lines[-1] += [f"{row['batch'] / seconds:.0f}", f"{row['flops'] / seconds / 1e12:.0f}"]
+        lines[-1] += [f"{row[key] / 2**30:.1f}" for key in ("peak_bytes", "planned_bytes")]
+    head = "recipe | parameters | batch | seconds a step | images/s | TFLOP/s | peak, GiB | planned, GiB"
+    return _markdown(head, lines)
 
 
 def studied(name: str) -> str:
@@ -155,11 +173,11 @@ def latency(name: str) -> str:
     timing = _result(f"{name}.json")
     teacher = timing["teacher"]
     rows = [
-        ["one evaluation", _spread(timing["evaluation"]["all_seconds"], "{:.1f}"), "-"],
-        [f"teacher, {teacher['nfe']} evaluations (reckoned)", f"{teacher['reckoned_seconds']:.0f}", "1x"],
+        ["one evaluation", _spread(timing["evaluation"]["all_seconds"], "{:.3g}"), "-"],
+        [f"teacher, {teacher['nfe']} evaluations (reckoned)", f"{teacher['reckoned_seconds']:.4g}", "1x"],
     ]
     for steps, row in timing["steps"].items():
-        seconds = _spread(row["all_seconds"], "{:.1f}")
+        seconds = _spread(row["all_seconds"], "{:.3g}")
         rows.append([f"student, {in_steps(int(steps))}", seconds, f"{row['speedup']:.0f}x"])
     size = f"{timing['parameters'] / 1e6:.0f} million parameters"
     return _markdown(f"{size} | seconds a sample | speedup", rows)
@@ -180,13 +198,14 @@ STUDIES = (
     *("mnist-steps", "mnist-speed"),
 )
 TABLES: dict[str, Callable[[], str]] = {
-    "attention": attention,
+    **{name: partial(attention, name) for name in ("attention", "attention-h200")},
     "digits": lambda: beside_teacher("digits", "8x8 digits"),
     "mnist": lambda: beside_teacher("mnist", "MNIST, 28x28"),
     "mnist-sct": lambda: beside_teacher("mnist-sct", "MNIST, 28x28"),
     "cifar10-small": lambda: beside_teacher("cifar10-small", "CIFAR-10, 32x32"),
     **{name: partial(studied, name) for name in STUDIES},
-    "imagenet512-xxl": lambda: latency("imagenet512-xxl"),
+    **{name: partial(latency, name) for name in ("imagenet512-xxl", "imagenet512-xxl-h200")},
+    "paper_step": lambda: paper_step("imagenet512-s-step-h200", "imagenet512-xxl-step-h200"),
     "mixture2d": mixture2d,
     "precision": precision,
     "train_step": train_step,
@@ -262,6 +281,8 @@ SOURCES = {
     "cifar10-small.json": "trigflow evaluate runs/cifar10-small-scd --features resnet20=FILE --test-data "
     "data/cifar10-test-32x32.zip --steps 1,2,4 --num 10000 --seeds 3 --noise-levels 5,10,20 --out report",
     "imagenet512-xxl.json": "trigflow bench imagenet512-xxl --random --steps 1,2 --json results/imagenet512-xxl.json",
+    "imagenet512-xxl-h200.json": "trigflow bench imagenet512-xxl --random --steps 1,2 --rounds 5 --device cuda "
+    "--precision bfloat16 --json results/imagenet512-xxl-h200.json",
     "train_step.json": "make bench",
     "data_loader.json": "python benchmarks/data_loader.py --json results/data_loader.json",
 }
@@ -282,11 +303,11 @@ def _origin(name: str) -> list[str]:
     data = _result(name)
     about = data if isinstance(data, dict) else {}
     machine = about.get("machine", {})
-    place = (
-        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
-        if machine
-        else "two cores"
-    )
+    place = "two cores"
+    if machine:
+        device = machine["device"]
+        where = f"{machine['cpu']}, {machine['threads']} threads" if device == "cpu" else device
+        place = f"{where}, torch {machine['torch']}"
     command = about.get("command") or SOURCES[name]
     seeds = about.get("seeds") or about.get("settings", {}).get("seeds", "-")
     return [f"`{name}`", f"`{command}`", str(seeds), place, machine.get("commit", "-")[:12]]
@@ -296,5 +317,5 @@ if __name__ == "__main__":
     (RESULTS / "README.md").write_text(results())
     CARDS.write_text(cards())
     COMMANDS.write_text(commands())
-    for page in (README, BENCHMARKS, PRECISION, METRICS, STUDIES_PAGE, SCALE):
+    for page in (README, BENCHMARKS, PRECISION, METRICS, STUDIES_PAGE, SCALE, ATTENTION):
         page.write_text(with_tables(page.read_text()))

@@ -65,6 +65,7 @@ def test_value_tangent_and_gradient_stay_near_float64(case: str, precision: Prec
     assert max(errors.values()) < BOUNDS[precision], errors
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # we know, and want float32
 @pytest.mark.parametrize("case", ["unet-2d", "dit-2d", "edm2-2d", "ddpmpp-2d"])
 @pytest.mark.parametrize("mode", ["func", "dual"])
 def test_compiled_derivatives_equal_eager_ones(case: str, mode: str) -> None:

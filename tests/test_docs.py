@@ -46,8 +46,9 @@ def test_the_tables_are_those_of_the_results() -> None:
         "benchmarks/README.md": ("train_step", "attention"),
         "docs/precision.md": ("precision",),
         "docs/metrics.md": ("cifar10-small",),
-        "docs/studies.md": ("digits-steps", "digits-speed", "digits-scaling", "digits-ablation"),
-        "docs/scale.md": ("imagenet512-xxl",),
+        "docs/studies.md": ("digits-steps", "digits-speed", "digits-scaling", "digits-ablation", "digits-compute"),
+        "docs/scale.md": ("imagenet512-xxl", "imagenet512-xxl-h200", "paper_step"),
+        "docs/attention.md": ("attention-h200",),
     }
     with_tables = runpy.run_path(str(ROOT / "docs" / "generate.py"))["with_tables"]
     for page, names in pages.items():
