@@ -46,7 +46,13 @@ def test_the_tables_are_those_of_the_results() -> None:
         "benchmarks/README.md": ("train_step", "attention"),
         "docs/precision.md": ("precision",),
         "docs/metrics.md": ("cifar10-small",),
-        "docs/studies.md": ("digits-steps", "digits-speed", "digits-scaling", "digits-ablation", "digits-compute"),
+        "docs/studies.md": (
+            "digits-steps",
+            "digits-speed",
+            "digits-scaling",
+            "digits-ablation",
+            "digits-compute",
+        ),
         "docs/scale.md": ("imagenet512-xxl", "imagenet512-xxl-h200", "paper_step"),
         "docs/attention.md": ("attention-h200",),
     }
