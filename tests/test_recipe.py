@@ -99,6 +99,7 @@ def test_optimizer_of_a_network() -> None:
         ("train.microbatch=3", "should be a microbatch (3) that divides the batch (512)"),
         ("train.label_dropout=1", "train.label_dropout = 1: should be less than 1"),
         ("train.keep_checkpoints=1", "train.keep_checkpoints = 1: should be greater than or equal to 2"),
+        ("sampling.steps=1000000", "sampling.steps = 1000000: should be less than or equal to 100000"),
         ("optimizer.lr=0", "optimizer.lr = 0: should be greater than 0"),
         ("optimizer.lr=NaN", "optimizer.lr = NaN: should be a finite number"),
         ("optimizer.name=sgd", "should be 'adam' or 'radam'"),

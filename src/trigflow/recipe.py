@@ -16,6 +16,7 @@ from trigflow.flow import T_MID
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 CountOrOff = Annotated[int, Field(ge=0, le=10**12)]
+Steps = Annotated[int, Field(ge=1, le=10**5)]  # of a sampler, which lists their times; 1,000 are many
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]  # what is in memory at once
 Seed = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -102,7 +103,7 @@ class SamplingConfig:
     """
 
     sampler: str = "consistency"
-    steps: Count = 2
+    steps: Steps = 2
     guidance_scale: float = Field(default=1.0, ge=0)
     t_mid: float = Field(default=T_MID, gt=0, lt=math.pi / 2)
     grid_nimg: CountOrOff = 0
