@@ -150,10 +150,10 @@ def _figures(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
-def paper_step(*names: str) -> str:
-    """Training steps at the paper's size beside their plans, from results/NAME.json."""
+def paper_step() -> str:
+    """Training steps at the paper's size beside their plans."""
     lines = []
-    for row in (row for name in names for row in _result(f"{name}.json")["rows"]):
+    for row in _result("paper_step.json")["rows"]:
         again = ", --checkpointing" if row["checkpointing"] else ""
         size, seconds = f"{row['parameters'] / 1e6:.0f} M", row["seconds"]
         lines.append([f"{row['recipe']}{again}", size, str(row["batch"]), f"{seconds:.3f}"])
@@ -205,7 +205,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10-small": lambda: beside_teacher("cifar10-small", "CIFAR-10, 32x32"),
     **{name: partial(studied, name) for name in STUDIES},
     **{name: partial(latency, name) for name in ("imagenet512-xxl", "imagenet512-xxl-h200")},
-    "paper_step": lambda: paper_step("imagenet512-s-step-h200", "imagenet512-xxl-step-h200"),
+    "paper_step": paper_step,
     "mixture2d": mixture2d,
     "precision": precision,
     "train_step": train_step,
