@@ -80,10 +80,12 @@ def beside_teacher(name: str, title: str) -> str:
                 f"{1000 * row['seconds_per_sample']:.3f}",
                 f"{row['speedup']:.0f}x" if student else "1x",
                 f"{row['esc_ratio']:.1%}" if student else "100%",
+                f"{row['training_share']:.0%}" if student else "100%",
             ]
         )
     rows.extend(_real_rows(report))
-    return _markdown(f"{title} | FD | ratio | labels | ms a sample | speedup | sampling compute", rows)
+    head = "FD | ratio | labels | ms a sample | speedup | sampling compute | training compute"
+    return _markdown(f"{title} | {head}", rows)
 
 
 def _real_rows(report: Any) -> list[list[str]]:
@@ -92,12 +94,12 @@ def _real_rows(report: Any) -> list[list[str]]:
         named = {f"real test data, {test['num']}": test}
         named |= {row["data"]: row for row in test.get("noised", [])}
         return [
-            [name, f"{row['fd']:.3f}", "-", f"{row['label_agreement']:.1%}", *["-"] * 3]
+            [name, f"{row['fd']:.3f}", "-", f"{row['label_agreement']:.1%}", *["-"] * 4]
             for name, row in named.items()
         ]
     real = report["real_vs_real"]
     halves = f"{real['fd']:.3f} ({real['fd_range'][0]:.3f} .. {real['fd_range'][1]:.3f})"
-    return [[f"two halves of the real data, {real['num']} each", halves, *["-"] * 5]]
+    return [[f"two halves of the real data, {real['num']} each", halves, *["-"] * 6]]
 
 
 def mixture2d() -> str:

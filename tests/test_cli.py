@@ -192,6 +192,13 @@ def test_who_tells_a_mistake(
     assert capsys.readouterr().err.count("unknown recipe") == speaks
 
 
+def test_a_closed_output_is_no_mistake() -> None:
+    """As some supervisors close it; what a command writes goes nowhere."""
+    command = f"{sys.executable} -m trigflow list models >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     program = f"{sys.executable} -m trigflow list | true"
     done = subprocess.run(["bash", "-c", program], check=False, capture_output=True, text=True)

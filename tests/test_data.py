@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from trigflow import files, oracles
+from trigflow import cli, files, oracles
 from trigflow.codecs import IdentityCodec, ImageCodec, VectorCodec
 from trigflow.config import Component
 from trigflow.data import Dataset, exact_teacher, load_data, rows
@@ -93,6 +93,9 @@ def test_grey_images_and_vectors_without_labels(tmp_path: Path) -> None:
     dataset = load_data(str(tmp_path / "vectors.npy"))
     assert dataset.labels is None and dataset.data.dtype == torch.float32
     assert isinstance(dataset.codec, VectorCodec)
+    np.save(tmp_path / "other.npy", np.load(tmp_path / "vectors.npy").astype(">f8"))
+    assert torch.equal(load_data(str(tmp_path / "other.npy")).data, dataset.data)
+    assert cli.main(["data", "inspect", str(tmp_path / "other.npy")]) == 2  # no images, and said so
 
 
 def test_key_chooses_an_array(tmp_path: Path) -> None:

@@ -240,6 +240,12 @@ def test_columns_splits_and_folders_of_tables(tmp_path: Path) -> None:
     refused(tmp_path, r"no split 'dev'; choose by data\.split=NAME: test, train", split="dev")
     refused(tmp_path, "did you mean 'image'", image_key="imag")
     refused(tmp_path, "did you mean 'label'", label_key="labels")
+    named = data.set_column(data.column_names.index("label"), "label", [[str(i) for i in range(len(data))]])
+    parquet.write_table(named, tmp_path / "named.parquet")
+    refused(
+        tmp_path / "named.parquet", r"'label' holds string, and labels are integers.*data\.label_key=null"
+    )
+    assert load_data(Component(str(tmp_path / "named.parquet"), {"label_key": None})).labels is None
     twice = data.append_column("other", data["image"]).append_column("id", data["label"])
     parquet.write_table(twice, tmp_path / "twice.parquet")
     refused(tmp_path / "twice.parquet", r"several columns of images, choose one by data\.image_key=NAME")

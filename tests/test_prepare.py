@@ -290,6 +290,13 @@ def test_statistics_are_those_of_numpy() -> None:
     assert (statistics.lowest, statistics.highest) == (images.min(), images.max())
 
 
+def test_grey_among_colours_counts_in_each_channel() -> None:
+    statistics = Statistics()
+    statistics.add(np.full((3, 2, 2), 200, dtype=np.uint8), None)
+    statistics.add(np.zeros((1, 2, 2), dtype=np.uint8), None)
+    assert statistics.moments() == [pytest.approx((100 / 255, 100 / 255))] * 3
+
+
 @pytest.mark.parametrize("shape", [(1, 9, 9), (3, 40, 17), (3, 5, 30), (1, 8, 8)])
 def test_resizing_keeps_a_flat_image_flat(shape: tuple[int, ...]) -> None:
     assert (resized(np.full(shape, 93, np.uint8), 8) == 93).all()

@@ -188,6 +188,19 @@ def test_initial_weights(teacher_folder: Path) -> None:
     assert not torch.equal(first("init=scratch", "train.seed=1"), first("init=scratch"))
 
 
+def test_a_card_tells_the_earlier_trainings_of_its_kind(teacher_folder: Path, student_folder: Path) -> None:
+    def earlier(name: str, *overrides: str) -> list[tuple[str, int]]:
+        card = assemble(recipes.get(name, [*TINY, *overrides]), CPU).card
+        return [(stretch.name, stretch.nimg) for stretch in card.earlier]
+
+    assert earlier("digits-scd", f"teacher={teacher_folder}") == []
+    assert earlier("digits-scd", f"teacher={teacher_folder}", f"init={student_folder}") == [
+        ("digits-scd", 32)
+    ]
+    assert earlier("digits-sct", f"init={teacher_folder}") == []
+    assert earlier("digits-teacher", f"init={teacher_folder}") == [("digits-teacher", 32)]
+
+
 def test_defaults_are_whole() -> None:
     recipe = Recipe(
         name="mine", data=Component("digits"), network=Component("unet"), objective=Component("sct")

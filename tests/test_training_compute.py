@@ -68,6 +68,16 @@ def test_forwards_are_images_times_passes_and_the_teachers_samples() -> None:
     assert training_forwards(trained(Student, 100, "scd", synthetic=10), teacher) == 500 + 10 * 63
 
 
+def test_earlier_trainings_count() -> None:
+    """Of a student that went on with another one; in all, the one before that as well."""
+    first, last = trained(Student, 100, "scd"), trained(Student, 10, "sct")
+    unknown = trained(Student, 0, "scd")
+    for earlier, total in ((first, 500 + 40), (unknown, None)):
+        card = dataclasses.replace(last.card, earlier=earlier.card.stretches)
+        assert training_forwards(dataclasses.replace(last, card=card)) == total
+        assert len(card.stretches) == 2
+
+
 @pytest.mark.parametrize(
     "model",
     [

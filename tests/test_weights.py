@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import zipfile
@@ -50,6 +51,18 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             read_weights(Path(name), "the right one")
         assert "\n" not in str(caught.value)
     assert not Path("ran").exists()
+
+
+def test_a_name_that_tells_the_digest_is_believed(tmp_path: Path) -> None:
+    """As that of resnet20-12fca82f.th; a flipped bit in a tensor would show nowhere else."""
+    torch.save(STATE, tmp_path / "net.th")
+    digest = hashlib.sha256((tmp_path / "net.th").read_bytes()).hexdigest()
+    right, wrong = (tmp_path / f"net-{start}.th" for start in (digest[:8], "0123abcd"))
+    for path in (right, wrong):
+        path.write_bytes((tmp_path / "net.th").read_bytes())
+    assert read_weights(right, "the right one").keys() == STATE.keys()
+    with pytest.raises(UserError, match=rf"SHA-256 begins with 0123abcd, and it does with {digest[:8]};"):
+        read_weights(wrong, "the right one")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

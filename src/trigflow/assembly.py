@@ -105,7 +105,7 @@ def _built(recipe: Recipe, device: torch.device, blank: bool) -> Parts:
         raise UserError(
             f"train.label_dropout = {recipe.train.label_dropout}: {dataset.name} has no labels; set it to 0"
         )
-    card = _card(recipe, objective, dataset)
+    card = _card(recipe, objective, dataset, initial)
     nets = networks_of(
         objective,
         lambda: _new_network(recipe, card, initial, blank),
@@ -180,13 +180,17 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
         )
 
 
-def _card(recipe: Recipe, objective: Objective, dataset: Dataset) -> ModelCard:
+def _card(recipe: Recipe, objective: Objective, dataset: Dataset, initial: Source | None) -> ModelCard:
     scales = getattr(objective, "guidance_range", None)
+    own = initial.model if initial else None
+    # A student that starts as its teacher has no training of its own behind it.
+    goes_on = own is not None and own.is_student == objective.is_consistency
     return replace(
         card_of(recipe, dataset.data_shape, dataset.num_classes, scales),
         codec=codec_to_json(dataset.codec),
         data=dataset.name,
         recipe=to_json(recipe),
+        earlier=own.card.stretches if own is not None and goes_on else (),
     )
 
 

@@ -174,6 +174,25 @@ def _checked_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
+Images = Annotated[int, Field(ge=0)]
+RecipeJson = Annotated[dict[str, Any], AfterValidator(_checked_recipe)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class Stretch:
+    """A training that weights went through before the one of their card.
+
+    Args:
+        name: of its recipe.
+        nimg: images it saw.
+        recipe: the whole recipe as JSON.
+    """
+
+    name: str
+    nimg: Images
+    recipe: RecipeJson
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
 class ModelCard:
     """All that is needed to sample from a model, and where it comes from; stored as model.json.
@@ -193,6 +212,8 @@ class ModelCard:
         recipe: the whole recipe as JSON.
         guidance_range: (low, high) of the guidance scales that a student was trained with which takes the scale as an
             input; null for a model that takes none.
+        earlier: trainings that the weights had been through, the oldest first, where the run went on with another model
+            of its kind (`init`): a student with a student, a teacher with a teacher.
     """
 
     name: str
@@ -204,10 +225,16 @@ class ModelCard:
     data: str
     objective: str
     sampling: SamplingConfig
-    nimg: Annotated[int, Field(ge=0)] = 0
+    nimg: Images = 0
     ema: str = ""
-    recipe: Annotated[dict[str, Any], AfterValidator(_checked_recipe)] = field(default_factory=dict)
+    recipe: RecipeJson = field(default_factory=dict)
     guidance_range: tuple[float, float] | None = None
+    earlier: tuple[Stretch, ...] = ()
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """All trainings of the weights, this one the last."""
+        return (*self.earlier, Stretch(name=self.name, nimg=self.nimg, recipe=self.recipe))
 
     @property
     def label_dropout(self) -> float | None:

@@ -143,7 +143,8 @@ def told(work: Callable[[], int], debug: bool = False) -> int:
     """The exit code of some work, whose mistakes are told in one line; of several processes, by the first."""
     try:
         code = work()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed, as under some supervisors
+            sys.stdout.flush()
     except UserError as mistake:
         if debug:
             traceback.print_exc()

@@ -71,6 +71,8 @@ def _images(path: Path, data: np.ndarray, labels: Tensor | None, num_classes: in
 def _contents(path: Path, key: str, label_key: str) -> tuple[np.ndarray, Tensor | None, int]:
     """Images (N, C, H, W) uint8 or vectors (N, D); their labels, and how many classes there are."""
     data, labels = _read(path, key, label_key)
+    if not data.dtype.isnative:  # of a machine with the other order of bytes; torch takes its own only
+        data = data.astype(data.dtype.newbyteorder("="))
     if data.dtype == np.uint8 and data.ndim == 3:
         data = data[:, None]
     if not ((data.dtype == np.uint8 and data.ndim == 4) or (data.dtype.kind == "f" and data.ndim == 2)):

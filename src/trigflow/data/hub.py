@@ -99,6 +99,10 @@ def _local(path: Path, split: str) -> list[Path]:
         inner = path / split
         if not inner.is_dir():
             splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+            if not splits:
+                raise UserError(
+                    f"{path} has a dataset_dict.json, but no folders of splits: save the data set again"
+                )
             raise UserError(
                 f"{path} has no split '{split}'{did_you_mean(split, splits)}; choose by data.split=NAME: "
                 f"{', '.join(splits)}"
@@ -308,6 +312,12 @@ def _label_column(path: str, schema: Any, key: str | None) -> str:
             f"{path} has several columns of integers: choose one by data.label_key=NAME, or none by null: "
             f"{candidates}"
         )
+    for field in schema:
+        if not candidates and field.name in ("label", "labels"):
+            raise UserError(
+                f"{path}: its column '{field.name}' holds {field.type}, and labels are integers: write it as such, or "
+                "do without labels by data.label_key=null"
+            )
     return candidates[0] if candidates else ""
 
 
@@ -321,14 +331,11 @@ def _check_columns(files: list[Path], schema: Any, columns: list[str]) -> None:
 
 def _labels(files: list[Path], key: str, count: int) -> list[int]:
     labels = [label for file in files for label in _values(file, key)]
+    where = files[0] if len(files) == 1 else files[0].parent
     if len(labels) != count:
-        raise UserError(
-            f"{files[0].parent}: {count} rows, but {len(labels)} values of '{key}': it is damaged"
-        )
+        raise UserError(f"{where}: {count} rows, but {len(labels)} values of '{key}': it is damaged")
     if None in labels:
-        raise UserError(
-            f"{files[0].parent}: row {labels.index(None)} has no '{key}': data.label_key=null ignores them"
-        )
+        raise UserError(f"{where}: row {labels.index(None)} has no '{key}': data.label_key=null ignores them")
     return labels
 
 

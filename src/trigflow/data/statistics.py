@@ -18,7 +18,7 @@ class Statistics:
 
     Attributes:
         shapes: how many images have which shape (C, H, W).
-        sums, squares, pixels: of the grey levels of each channel.
+        sums, squares, pixels: of the grey levels, by (channels of the image, channel).
         lowest, highest: grey level.
         labels: how many images have which label.
         hashes: of the pixels.
@@ -26,9 +26,9 @@ class Statistics:
     """
 
     shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)
-    sums: Counter[int] = field(default_factory=Counter)
-    squares: Counter[int] = field(default_factory=Counter)
-    pixels: Counter[int] = field(default_factory=Counter)
+    sums: Counter[tuple[int, int]] = field(default_factory=Counter)
+    squares: Counter[tuple[int, int]] = field(default_factory=Counter)
+    pixels: Counter[tuple[int, int]] = field(default_factory=Counter)
     lowest: int = 255
     highest: int = 0
     labels: Counter[int] = field(default_factory=Counter)
@@ -40,9 +40,10 @@ class Statistics:
         self.shapes[image.shape] += 1
         for channel, plane in enumerate(image):
             wide = plane.astype(np.int64)
-            self.sums[channel] += int(wide.sum())
-            self.squares[channel] += int(np.square(wide).sum())
-            self.pixels[channel] += wide.size
+            place = (len(image), channel)
+            self.sums[place] += int(wide.sum())
+            self.squares[place] += int(np.square(wide).sum())
+            self.pixels[place] += wide.size
         self.lowest, self.highest = (
             min(self.lowest, int(image.min())),
             max(self.highest, int(image.max())),
@@ -59,12 +60,16 @@ class Statistics:
         return self.shapes.total()
 
     def moments(self) -> list[tuple[float, float]]:
-        """Mean and standard deviation of each channel, black = 0, white = 1."""
+        """Mean and standard deviation of each channel, black = 0, white = 1; grey among colours counts in each."""
         found = []
-        for channel, pixels in sorted(self.pixels.items()):
-            mean = self.sums[channel] / pixels
+        for channel in range(max((channels for channels, _ in self.pixels), default=0)):
+            places = [place for place in self.pixels if place[1] == channel or place[0] == 1]
+            total, squares, pixels = (
+                sum(counts[place] for place in places) for counts in (self.sums, self.squares, self.pixels)
+            )
+            mean = total / pixels
             # The numerator is a whole number: nothing cancels.
-            variance = (self.squares[channel] * pixels - self.sums[channel] ** 2) / pixels**2
+            variance = (squares * pixels - total**2) / pixels**2
             found.append((mean / 255, variance**0.5 / 255))
         return found
 

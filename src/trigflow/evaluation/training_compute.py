@@ -10,7 +10,7 @@ pixels. What the optimiser, the averages of the weights and the loading of data 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from trigflow.checkpoint import ModelCard
+from trigflow.checkpoint import ModelCard, Stretch
 from trigflow.config import Component, build, validate
 from trigflow.errors import UserError
 from trigflow.model import Model
@@ -31,6 +31,8 @@ from trigflow.synthetic import evaluations_per_sample
 def training_forwards(model: Model, teacher: Model | None = None) -> float | None:
     """Forward passes that the training cost: nimg x forwards_per_image, and those of the teacher's samples.
 
+    Of all trainings that the weights went through, if they are the model's own kind (`ModelCard.earlier`).
+
     Args:
         model: whose card tells how it was trained.
         teacher: that made the samples of `train.synthetic`, at its evaluations a sample.
@@ -41,6 +43,12 @@ def training_forwards(model: Model, teacher: Model | None = None) -> float | Non
     """
     own, samples = _own_forwards(model.card), _forwards_of_samples(model.card, teacher)
     return None if own is None or samples is None else own + samples
+
+
+def _total(parts: Iterable[float | None]) -> float | None:
+    """None if one is not known."""
+    known = list(parts)
+    return None if None in known else sum(part for part in known if part is not None)
 
 
 def training_share(student: Model, teacher: Model) -> float | None:
@@ -72,9 +80,9 @@ def pass_flops(net: TrigFlowPrecond, x: Tensor, cond: Mapping[str, Tensor]) -> i
     return int(counter.get_total_flops())
 
 
-def _objective(card: ModelCard) -> Objective | None:
+def _objective(stretch: Stretch) -> Objective | None:
     try:
-        component = validate(Component, card.recipe.get("objective"), "objective")
+        component = validate(Component, stretch.recipe.get("objective"), "objective")
         if component.name not in OBJECTIVES:
             return None
         objective: Objective = build(component, OBJECTIVES, "objective")
@@ -84,20 +92,28 @@ def _objective(card: ModelCard) -> Objective | None:
 
 
 def _own_forwards(card: ModelCard) -> float | None:
-    objective = _objective(card)
-    return None if objective is None or not card.nimg else card.nimg * objective.forwards_per_image
+    return _total(_own_forwards_of(stretch) for stretch in card.stretches)
+
+
+def _own_forwards_of(stretch: Stretch) -> float | None:
+    objective = _objective(stretch)
+    return None if objective is None or not stretch.nimg else stretch.nimg * objective.forwards_per_image
 
 
 def _forwards_of_samples(card: ModelCard, teacher: Model | None) -> float | None:
+    return _total(_forwards_of_samples_of(stretch, teacher) for stretch in card.stretches)
+
+
+def _forwards_of_samples_of(stretch: Stretch, teacher: Model | None) -> float | None:
     """Of `train.synthetic`, as synthetic_data makes them; 0 for a model that was trained on the data itself."""
-    training: Any = card.recipe.get("train")
+    training: Any = stretch.recipe.get("train")
     num = training.get("synthetic", 0) if isinstance(training, dict) else 0
     if num == 0:
         return 0.0
     if teacher is None or type(num) is not int:
         return None
-    scale = guidance_scale(_objective(card))
+    scale = guidance_scale(_objective(stretch))
     try:
-        return float(num * evaluations_per_sample(teacher, scale, bool(card.recipe.get("guide"))))
+        return float(num * evaluations_per_sample(teacher, scale, bool(stretch.recipe.get("guide"))))
     except UserError:  # it cannot be guided: another one than made the samples
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Mapping
@@ -35,6 +37,7 @@ def read_weights(path: Path, wanted: str) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}: give {wanted}")
+    _check_digest(path)
     if _is_torchscript(path):
         raise UserError(f"{path} is a TorchScript archive, which holds code that is not run: give {wanted}")
     tensors = _unwrapped(_read(path, wanted))
@@ -43,6 +46,23 @@ def read_weights(path: Path, wanted: str) -> dict[str, Tensor]:
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()):
         raise UserError(f"{path} holds more than a state_dict's tensors: give {wanted}")
     return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _check_digest(path: Path) -> None:
+    """Names of published files often end in the first digits of their SHA-256, as those that torch.hub downloads."""
+    told = re.search(r"-([0-9a-f]{8,64})$", path.stem)
+    if told is None:
+        return
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # told when it is read
+        return
+    if not found.startswith(told[1]):
+        raise UserError(
+            f"{path} is damaged: its name says that its SHA-256 begins with {told[1]}, and it does with "
+            f"{found[: len(told[1])]}; get it again, or rename it if it is another file"
+        )
 
 
 def filled(build: Callable[[], Net], path: Path, wanted: str, unused: Collection[str] = ()) -> Net:

@@ -17,7 +17,7 @@ from trigflow.recipes.cifar10 import (
 from trigflow.recipes.digits import digits_scd, digits_sct, digits_teacher
 from trigflow.recipes.imagenet import IMAGENET
 from trigflow.recipes.mixture2d import mixture2d_scd, mixture2d_sct, mixture2d_teacher
-from trigflow.recipes.mnist import mnist_scd, mnist_sct, mnist_teacher
+from trigflow.recipes.mnist import mnist_scd, mnist_scd_fine, mnist_sct, mnist_teacher
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-teacher": digits_teacher,
@@ -25,6 +25,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-sct": digits_sct,
     "mnist-teacher": mnist_teacher,
     "mnist-scd": mnist_scd,
+    "mnist-scd-fine": mnist_scd_fine,
     "mnist-sct": mnist_sct,
     "mixture2d-teacher": mixture2d_teacher,
     "mixture2d-scd": mixture2d_scd,
