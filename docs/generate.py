@@ -262,6 +262,9 @@ def _card(name: str) -> str:
     size = f"{model.num_parameters:,} parameters, sigma_data {card.precond.sigma_data}"
     source = f", distilled from `{name}-teacher`" if model.is_student else ""
     run = f"{card.nimg:,} images in batches of {recipe['train']['batch']}, seed {recipe['train']['seed']}"
+    if card.earlier:
+        before = ", ".join(f"`{stretch.name}` {stretch.nimg:,}" for stretch in card.earlier)
+        run += f"; before it {before} images (docs/LOG.md)"
     facts = [
         ("What", f"{SHIPPED[name]}; classes 0 to {card.num_classes - 1}"),
         ("Network", f"{card.network.name}, {size}"),
