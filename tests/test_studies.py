@@ -346,7 +346,13 @@ def test_the_plot_of_speed_has_each_setting_of_the_teacher_once() -> None:
     cells |= {"teacher, guidance 1.5": cell(126, scale=1.5), speed.RIVAL + "heun": cell(5)}
     tried = [cell(3), cell(5), cell(63), cell(4, "dpmpp_2m"), cell(8, "dpmpp_2m", 1.5)]
     places = {label: sorted(one["nfe"] for one in rows) for label, rows in speed.plotted(cells, tried)}
-    assert places == {"student": [2], "teacher, heun": [3, 5, 63], "teacher, dpmpp_2m": [4]}
+    assert places == {
+        "student": [2],
+        "teacher, heun": [3, 5, 63],
+        "teacher, heun, guided": [126],
+        "teacher, dpmpp_2m": [4],
+        "teacher, dpmpp_2m, guided": [8],
+    }
 
 
 def test_rivals_come_in_the_order_of_their_evaluations(teacher_folder: Path, tmp_path: Path) -> None:

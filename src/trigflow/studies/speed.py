@@ -217,21 +217,23 @@ def _notes(timing: Cell, scale: float | None, tried: list[Cell]) -> list[str]:
 
 
 def plotted(cells: dict[str, Cell], tried: list[Cell]) -> list[tuple[str, list[Cell]]]:
-    """Lines by their labels: the student, and the teacher without guidance by each sampler, each setting once."""
+    """Lines by their labels: the student, and the teacher by each sampler, guided and not, each setting once."""
     teacher = [cell for row, cell in cells.items() if row.startswith("teacher")]
-    groups = [("student", [cell for row, cell in cells.items() if row.startswith("student")])]
+    groups = {"student": [cell for row, cell in cells.items() if row.startswith("student")]}
     for sampler in ("heun", "dpmpp_2m"):
-        own = [one for one in (*teacher, *tried) if one["sampler"] == sampler and one["guidance_scale"] == 1]
-        groups.append((f"teacher, {sampler}", list({one["nfe"]: one for one in own}.values())))
-    return groups
+        for guided in (False, True):
+            own = [one for one in (*teacher, *tried) if one["sampler"] == sampler]
+            own = [one for one in own if (one["guidance_scale"] != 1) == guided]
+            label = f"teacher, {sampler}{', guided' if guided else ''}"
+            groups[label] = list({one["nfe"]: one for one in own}.values())
+    return [(label, rows) for label, rows in groups.items() if rows]
 
 
 def _plot(cells: dict[str, Cell], tried: list[Cell], name: str) -> Plot:
     figure, axes = new_plot("evaluations of the network for a sample (NFE)", name)
     for (label, rows), colour in zip(plotted(cells, tried), COLOURS[1:], strict=False):
         rows = sorted(rows, key=lambda cell: int(cell["nfe"]))
-        if rows:
-            add_line(axes, [row["nfe"] for row in rows], [row["scores"] for row in rows], label, colour)
+        add_line(axes, [row["nfe"] for row in rows], [row["scores"] for row in rows], label, colour)
     plain_ticks(axes)
     plain_numbers(axes.xaxis)
     add_legend(figure)
