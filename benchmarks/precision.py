@@ -154,7 +154,9 @@ def of_a_shipped_student(name: str, batch: int) -> Case:
             return guided(x_t, t, labels=labels)
 
     net = student.precond.requires_grad_(True)
-    return Case(net, flow.interpolate(x_0, z, t), t, {"labels": labels}, velocity)
+    scale = torch.full((batch,), teacher.card.sampling.guidance_scale)  # for a student that is told it
+    cond = {"labels": labels} | ({"guidance": scale} if net.guidance_input else {})
+    return Case(net, flow.interpolate(x_0, z, t), t, cond, velocity)
 
 
 def seconds(case: Case, rounds: int) -> dict[Precision, float]:

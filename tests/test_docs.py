@@ -52,6 +52,7 @@ def test_the_tables_are_those_of_the_results() -> None:
             "digits-scaling",
             "digits-ablation",
             "digits-compute",
+            "mnist-steps",
             "mnist-speed",
         ),
         "docs/scale.md": ("imagenet512-xxl", "imagenet512-xxl-h200", "paper_step"),

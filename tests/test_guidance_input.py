@@ -297,9 +297,13 @@ def test_scales_that_are_none() -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_older_cards_take_no_scale(name: str) -> None:
+def test_shipped_models_and_their_scales(name: str) -> None:
+    """MNIST's student takes one, sampled as its teacher is by default; older cards, which know of none, take none."""
     model = load(name, "cpu")
-    assert model.guidance_range is None and not model.precond.guidance_input and model.guide is None
+    assert model.guidance_range == ((1.0, 1.6) if name == "mnist" else None) and model.guide is None
+    assert model.precond.guidance_input == (name == "mnist")
+    if name == "mnist":
+        assert model.plan().guidance_scale == load("mnist-teacher", "cpu").card.sampling.guidance_scale
 
 
 def real(num: int = 2000) -> Dataset:
