@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trigflow.devices import resolve_device
+from trigflow.devices import resolve_device, wait_for
 from trigflow.dual import attention, value_and_tangent
 from trigflow.machine import describe_machine
 from trigflow.page import markdown_table
@@ -55,10 +55,6 @@ class Setting:
         kind: Any = {"device": self.device, "dtype": self.dtype}
         qkv = [torch.randn(shape, requires_grad=True, **kind) for _ in range(3)]
         return qkv, [torch.randn(shape, **kind) for _ in range(3)]
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def step(way: str, qkv: list[Tensor], directions: list[Tensor]) -> None:
@@ -98,7 +94,7 @@ def peak_of_a_process(way: str, tokens: int, setting: Setting) -> int:
 def peak_of_the_gpu(way: str, tokens: int, setting: Setting) -> int | None:
     """Of one step, above its inputs; None where it does not fit."""
     qkv, directions = setting.inputs(tokens)
-    setting.wait()
+    wait_for(setting.device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(setting.device)
     before = torch.cuda.memory_allocated(setting.device)
@@ -117,10 +113,10 @@ def seconds(tokens: int, rounds: int, setting: Setting, ways: list[str]) -> dict
     for _ in range(rounds if tokens <= 2048 or setting.device.type == "cuda" else 1):
         for way in ways:
             qkv, directions = setting.inputs(tokens)
-            setting.wait()
+            wait_for(setting.device)
             start = time.perf_counter()
             step(way, qkv, directions)
-            setting.wait()
+            wait_for(setting.device)
             found[way].append(time.perf_counter() - start)
     return {way: min(times) for way, times in found.items()}
 

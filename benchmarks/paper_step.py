@@ -25,7 +25,7 @@ from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.codecs import IdentityCodec
 from trigflow.config import Component, build
 from trigflow.data import Dataset
-from trigflow.devices import resolve_device
+from trigflow.devices import resolve_device, wait_for
 from trigflow.machine import describe_machine
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Objective
@@ -76,11 +76,6 @@ def new_run(recipe: Recipe, device: torch.device, checkpointing: bool) -> Run:
     return run
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def measured(recipe: Recipe, device: torch.device, rounds: int, checkpointing: bool) -> dict[str, Any]:
     """Seconds of each step after two, and the peak of torch's allocator (0 where the device has no count)."""
     run = new_run(recipe, device, checkpointing)
@@ -88,10 +83,10 @@ def measured(recipe: Recipe, device: torch.device, rounds: int, checkpointing: b
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     for _ in range(2 + rounds):
-        wait(device)
+        wait_for(device)
         start = time.perf_counter()
         run._step()
-        wait(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {"seconds": statistics.median(seconds[2:]), "all_seconds": seconds, "peak_bytes": peak}

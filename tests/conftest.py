@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +75,15 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny teacher of digits (not to be written to)."""
     recipe = recipes.get("digits-teacher", [*TINY, "sampling.steps=3", "train.label_dropout=0.1"])
     return train(recipe, tmp_path_factory.mktemp("models") / "teacher", device="cpu", progress=False)
+
+
+@pytest.fixture(scope="session")
+def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 64 images of 16x16 pixels with ten classes (not to be written to)."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    data = np.random.default_rng(0).integers(0, 256, (64, 3, 16, 16), dtype=np.uint8)
+    np.savez(path, images=data, labels=np.arange(64) % 10)
+    return path
 
 
 @pytest.fixture(scope="session")

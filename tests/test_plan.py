@@ -49,15 +49,6 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16x16 images with ten classes."""
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    data = np.random.default_rng(0).integers(0, 256, (64, 3, 16, 16), dtype=np.uint8)
-    np.savez(path, images=data, labels=np.arange(64) % 10)
-    return path
-
-
 def measured_peak(run: Callable[[], object]) -> int:
     """Bytes of torch's allocator at their most."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
@@ -83,11 +74,11 @@ def of_objective(recipe: Recipe, objective: str, teacher: Path) -> Recipe:
 @pytest.mark.parametrize("microbatch", [BATCH, BATCH // 2])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_peaks_are_those_of_real_trainings(
-    network: str, microbatch: int, images: Path, tmp_path: Path
+    network: str, microbatch: int, small_images: Path, tmp_path: Path
 ) -> None:
     """Within 15 per cent (found: 3) for a diffusion, sCD and sCT; in two precisions, with and without accumulation."""
     precision = "float32" if microbatch == BATCH else "bfloat16"
-    own = [f"data={images}", *NETWORKS[network], *SMALL, f"train.microbatch={microbatch}"]
+    own = [f"data={small_images}", *NETWORKS[network], *SMALL, f"train.microbatch={microbatch}"]
     teacher = recipes.get("cifar10-small-teacher", [*own, f"train.precision={precision}"])
     student = recipes.get("cifar10-small-scd", [*own, f"train.precision={precision}"])
     cases = {
@@ -99,9 +90,9 @@ def test_peaks_are_those_of_real_trainings(
         assert planned_peak(recipe) == pytest.approx(real, rel=0.15), name
 
 
-def test_the_tracker_sees_what_the_tangent_costs(images: Path) -> None:
+def test_the_tracker_sees_what_the_tangent_costs(small_images: Path) -> None:
     """The single pass keeps what plain training keeps; its tangents come and go."""
-    own = [f"data={images}", *NETWORKS["dit"]]
+    own = [f"data={small_images}", *NETWORKS["dit"]]
     diffusion = rehearse(recipes.get("cifar10-small-teacher", own), (3, 16, 16), 10).course(64)
     student = replace(recipes.get("cifar10-small-scd", [*own, "objective.target_halflife=0"]), init="scratch")
     sct = replace(student, objective=replace(student.objective, name="sct"))
@@ -229,7 +220,7 @@ def test_what_does_not_fit_is_told_what_to_change() -> None:
     assert large.choices[0].fits and "Run it with" not in report(large)
 
 
-def test_shapes_are_those_of_the_data(images: Path, tmp_path: Path) -> None:
+def test_shapes_are_those_of_the_data(small_images: Path, tmp_path: Path) -> None:
     for name in ("digits", "mixture2d"):
         dataset = load_data(name)
         assert SHAPES[name] == (dataset.data_shape, dataset.num_classes)
@@ -237,7 +228,7 @@ def test_shapes_are_those_of_the_data(images: Path, tmp_path: Path) -> None:
         assert SHAPES[name] == ((3 if table.pixels else 4, 64, 64), 1000)
     assert sample_shape(recipes.get("cifar10-teacher")) == ((3, 32, 32), 0)
     assert sample_shape(recipes.get("cifar10-small-teacher")) == ((3, 32, 32), 10)
-    assert sample_shape(recipes.get("digits-teacher", [f"data={images}"])) == ((3, 16, 16), 10)
+    assert sample_shape(recipes.get("digits-teacher", [f"data={small_images}"])) == ((3, 16, 16), 10)
     from PIL import Image
 
     for label in range(3):

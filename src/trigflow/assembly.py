@@ -182,15 +182,15 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
 
 def _card(recipe: Recipe, objective: Objective, dataset: Dataset, initial: Source | None) -> ModelCard:
     scales = getattr(objective, "guidance_range", None)
-    own = initial.model if initial else None
+    start = initial.model if initial else None
     # A student that starts as its teacher has no training of its own behind it.
-    goes_on = own is not None and own.is_student == objective.is_consistency
+    goes_on = start and start.is_student == objective.is_consistency
     return replace(
         card_of(recipe, dataset.data_shape, dataset.num_classes, scales),
         codec=codec_to_json(dataset.codec),
         data=dataset.name,
         recipe=to_json(recipe),
-        earlier=own.card.stretches if own is not None and goes_on else (),
+        earlier=start.card.stretches if start and goes_on else (),
     )
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.codecs import IdentityCodec
 from trigflow.config import build
-from trigflow.devices import products_in
+from trigflow.devices import products_in, wait_for
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import draw
 from trigflow.evaluation.training_compute import forward_flops
@@ -178,8 +178,7 @@ def _evaluate(model: Model, batch: int) -> None:
     scales = torch.full((batch,), model.card.sampling.guidance_scale)
     with products_in(model.precision, model.device):
         model.precond.velocity(x_t, t, **model.conditions(model.labels(batch), scales))
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    wait_for(model.device)
 
 
 def report(timing: Timing) -> str:

@@ -51,6 +51,12 @@ def _named(name: str) -> torch.device:
     return torch.device(name)
 
 
+def wait_for(device: torch.device) -> None:
+    """Returns when a GPU has done all that it was asked for, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def check_precision(precision: str) -> None:
     """Raise a UserError unless it is one of PRECISIONS."""
     if precision not in PRECISIONS:

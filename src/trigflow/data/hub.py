@@ -298,7 +298,7 @@ def _label_column(path: str, schema: Any, key: str | None) -> str:
 
     if key is None:
         return ""
-    found = [field.name for field in schema if types.is_integer(field.type)]
+    found: list[str] = [field.name for field in schema if types.is_integer(field.type)]
     if key:
         if key not in found:
             raise UserError(
@@ -312,13 +312,15 @@ def _label_column(path: str, schema: Any, key: str | None) -> str:
             f"{path} has several columns of integers: choose one by data.label_key=NAME, or none by null: "
             f"{candidates}"
         )
+    if candidates:
+        return candidates[0]
     for field in schema:
-        if not candidates and field.name in ("label", "labels"):
+        if field.name in ("label", "labels"):
             raise UserError(
                 f"{path}: its column '{field.name}' holds {field.type}, and labels are integers: write it as such, or "
                 "do without labels by data.label_key=null"
             )
-    return candidates[0] if candidates else ""
+    return ""
 
 
 def _check_columns(files: list[Path], schema: Any, columns: list[str]) -> None:
