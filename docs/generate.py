@@ -120,10 +120,18 @@ def _spread(values: list[float], form: str = "{:.3f}") -> str:
     return f"{median} ({low} .. {high})"
 
 
+def data_loader() -> str:
+    """Images a second of the loader alone and of the training step that it feeds."""
+    lines = []
+    for row in _result("data_loader.json")["rows"]:
+        rates = [f"{row[key]:.0f}" for key in ("loader", "step", "ratio")]
+        lines.append(["{0}x{0}x3".format(row["side"]), row["data"], *rates])
+    return _markdown("images | data | loader, img/s | training step, img/s | ratio", lines)
+
+
 def train_step() -> str:
     """The cost of a training step in each mode, over the diffusion step of the same network."""
-    result = _result("train_step.json")
-    rows = result["rows"] if isinstance(result, dict) else result  # older files hold the rows alone
+    rows = _result("train_step.json")["rows"]
     modes = list(dict.fromkeys(row["mode"] for row in rows if row["step"] == "sct"))
     cases = [(network, step) for network in ("dit", "unet") for step in ("sct", "scd")]
     ratio = {(row["network"], row["step"], row["mode"]): row["ratio"] for row in rows}
@@ -208,6 +216,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(studied, name) for name in STUDIES},
     **{name: partial(latency, name) for name in ("imagenet512-xxl", "imagenet512-xxl-h200")},
     "paper_step": paper_step,
+    "data_loader": data_loader,
     "mixture2d": mixture2d,
     "precision": precision,
     "train_step": train_step,
@@ -288,8 +297,6 @@ SOURCES = {
     "imagenet512-xxl.json": "trigflow bench imagenet512-xxl --random --steps 1,2 --json results/imagenet512-xxl.json",
     "imagenet512-xxl-h200.json": "trigflow bench imagenet512-xxl --random --steps 1,2 --rounds 5 --device cuda "
     "--precision bfloat16 --json results/imagenet512-xxl-h200.json",
-    "train_step.json": "make bench",
-    "data_loader.json": "python benchmarks/data_loader.py --json results/data_loader.json",
 }
 
 
@@ -305,17 +312,14 @@ def results() -> str:
 
 
 def _origin(name: str) -> list[str]:
-    data = _result(name)
-    about = data if isinstance(data, dict) else {}
-    machine = about.get("machine", {})
-    place = "two cores"
-    if machine:
-        device = machine["device"]
-        where = f"{machine['cpu']}, {machine['threads']} threads" if device == "cpu" else device
-        place = f"{where}, torch {machine['torch']}"
+    about = _result(name)
+    machine = about["machine"]
+    device = machine["device"]
+    where = f"{machine['cpu']}, {machine['threads']} threads" if device == "cpu" else device
+    place = f"{where}, torch {machine['torch']}"
     command = about.get("command") or SOURCES[name]
     seeds = about.get("seeds") or about.get("settings", {}).get("seeds", "-")
-    return [f"`{name}`", f"`{command}`", str(seeds), place, machine.get("commit", "-")[:12]]
+    return [f"`{name}`", f"`{command}`", str(seeds), place, machine["commit"][:12]]
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_the_list_of_commands_is_up_to_date() -> None:
 def test_the_tables_are_those_of_the_results() -> None:
     pages = {
         "README.md": ("digits", "mnist", "mixture2d"),
-        "benchmarks/README.md": ("train_step", "attention"),
+        "benchmarks/README.md": ("train_step", "data_loader", "attention"),
         "docs/precision.md": ("precision",),
         "docs/metrics.md": ("cifar10-small",),
         "docs/studies.md": (
