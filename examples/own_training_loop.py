@@ -38,10 +38,15 @@ def main(steps: int = 3000, width: int = 128) -> float:
     fit(Diffusion(), nets, dataset, steps, lr=2e-3)
     fit(SCM(velocity="teacher", warmup=steps // 4), nets, dataset, steps, lr=3e-4)
 
-    x_T = 0.5 * SampleRandom(1, torch.arange(1000)).normal("x_T", (2,))
+    random = SampleRandom(1, torch.arange(1000))
+    x_T = 0.5 * random.normal("x_T", (2,))
     ts = consistency_times(1)
+
+    def noise(step: int) -> torch.Tensor:  # of more times than one: a number for each of x_T
+        return random.normal(f"noise of step {step}", (2,))
+
     with torch.no_grad():
-        student = sample_consistency(nets["net"].velocity, x_T, ts, torch.randn, sigma_data=0.5)
+        student = sample_consistency(nets["net"].velocity, x_T, ts, noise, sigma_data=0.5)
     exact = teacher.flow_map(x_T, torch.full((1000,), ts[0]), steps=64)
     error = float((student - exact).norm(dim=1).median()) / 0.5
     print(f"median error of the one-step flow map: {error:.3f} sigma_data")

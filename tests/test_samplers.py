@@ -149,6 +149,25 @@ def test_an_exact_consistency_model_samples_the_data_at_any_number_of_steps(step
     torch.testing.assert_close(x_0.std(0), oracle.std, rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(1,), (2,), (20_000, 1), (1, 2)])
+def test_noise_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    """Broadcast it would be the same for all samples, and their std about half of what the proper noise gives."""
+    oracle = Gaussian(torch.zeros(2), 0.5, SIGMA_DATA)
+
+    def consistency_velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        return flow.velocity_from_denoised(x_t, oracle.flow_map(x_t, t), t)
+
+    x_T, ts = start(20_000), consistency_times(2)
+    x_0 = sample_consistency(
+        consistency_velocity, x_T, ts, lambda _: torch.randn(20_000, 2), sigma_data=SIGMA_DATA
+    )
+    torch.testing.assert_close(x_0.std(0), oracle.std, rtol=0.02, atol=0)
+    with pytest.raises(UserError, match=r"noise\(1\) has the shape .*: give a number for each of x_T, \(20000, 2\)"):
+        sample_consistency(
+            consistency_velocity, x_T, ts, lambda _: torch.randn(shape), sigma_data=SIGMA_DATA
+        )
+
+
 # The original algorithms in EDM's variables
 
 

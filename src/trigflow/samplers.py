@@ -156,12 +156,14 @@ def sample_consistency(
         x_0 (B, ...).
 
     Raises:
-        UserError: ts is empty, not descending, or outside (0, pi/2].
+        UserError: ts is empty, not descending, or outside (0, pi/2]; noise of another shape.
     """
     _check_times(ts, least=1, lowest_allowed=False)
     x_0 = _jump(velocity, x_T, ts[0], on_step)
     for step, t in enumerate(ts[1:], start=1):
-        x_t = flow.interpolate(x_0, sigma_data * noise(step).to(x_0), t)
+        z = noise(step)
+        _check_noise(z, step, x_T)
+        x_t = flow.interpolate(x_0, sigma_data * z.to(x_0), t)
         x_0 = _jump(velocity, x_t, t, on_step)
     return x_0
 
@@ -267,7 +269,7 @@ def sample(
         t_mid: where the last step of "consistency" starts.
 
     Raises:
-        UserError: no such sampler, steps < 1, or t_mid outside (0, t_max).
+        UserError: no such sampler, steps < 1, t_mid outside (0, t_max), or noise of another shape.
     """
     if sampler not in SAMPLERS:
         raise UserError(
@@ -302,6 +304,15 @@ def _jump(velocity: Velocity, x_t: Tensor, t: float, on_step: OnStep | None) -> 
 def _edm_euler(x_t: Tensor, z: Tensor, t: float, s: float) -> Tensor:
     """x_s / cos s = x_t / cos t + (tan s - tan t) z, multiplied by cos s."""
     return math.cos(s) / math.cos(t) * x_t - math.sin(t - s) / math.cos(t) * z
+
+
+def _check_noise(z: Tensor, step: int, x_T: Tensor) -> None:
+    """Noise that is broadcast would be the same for several samples or pixels, and nobody would see it."""
+    if z.shape != x_T.shape:
+        raise UserError(
+            f"noise({step}) has the shape {tuple(z.shape)}: give a number for each of x_T, {tuple(x_T.shape)}, as by "
+            "lambda step: torch.randn(x_T.shape)"
+        )
 
 
 def _check_steps(steps: int) -> None:
