@@ -175,6 +175,16 @@ def test_scales_of_guidance(scale: str, words: list[str], teacher_folder: Path, 
     )
 
 
+@pytest.mark.parametrize("scale", ["2", "0", "[1,2]"])
+def test_sct_guides_nobody(scale: str, refused: Refused) -> None:
+    small = " ".join(TINY)
+    refused(
+        f"train digits-sct {small} init=scratch objective.guidance_scale={scale} --out a",
+        "trigflow: objective: should be guidance_scale 1, not",
+        "sct has no teacher to be guided; leave it out, or train with scd",
+    )
+
+
 @pytest.mark.parametrize("option", ["hidden=0", "emb_channels=0", "depth=1000000000"])
 def test_sizes_of_a_network(option: str, refused: Refused) -> None:
     refused(f"train digits-teacher network=mlp network.{option} --out a", option.split("=")[0])

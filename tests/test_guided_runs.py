@@ -170,7 +170,7 @@ def test_a_study_compares_at_the_same_scale(teacher_folder: Path, tmp_path: Path
         ),
         (["objective.guidance_scale=[2,1]"], "objective.guidance_scale = [2, 1]: should be a number from 0"),
         (["objective.guidance_scale=much"], 'objective.guidance_scale = "much": should be a number from 0'),
-        (["objective=sct", "objective.guidance_scale=[1,2]"], "a range is for scd"),
+        (["objective=sct", "objective.guidance_scale=[1,2]"], "not [1, 2]: sct has no teacher to be guided"),
     ],
 )
 def test_parts_that_do_not_fit_are_told(teacher_folder: Path, overrides: list[str], message: str) -> None:

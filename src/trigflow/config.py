@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from trigflow.errors import UserError, did_you_mean
 
@@ -41,7 +42,7 @@ def _describe(error: ValidationError, where: str) -> str:
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{path}: there is no such key"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if isinstance(first["input"], dict):  # too long to show, and its keys are named in the message
+    if isinstance(first["input"], dict | ArgsKwargs):  # too long to show, and its keys are named in the message
         return f"{path}: should be {message}"
     return f"{path} = {json.dumps(first['input'], default=str)}: should be {message}"
 

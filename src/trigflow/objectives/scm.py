@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trigflow import dual, flow
 from trigflow.devices import without_autocast
-from trigflow.guidance import GuidanceScale, autoguided, guided, scales_in
+from trigflow.guidance import GuidanceScale, autoguided, guided, scale_in_words, scales_in
 from trigflow.networks.layers import seed_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets
 from trigflow.objectives.diffusion import per_sample, sample_times, weighted
@@ -94,9 +94,9 @@ class SCM:
             a twentieth of the images seen): F^- and the tangent are the target's then, and less noisy. 0: they are the
             trained network's own, as in the paper.
         stable_target: sCT averages dx_t/dt over the batch (stable_velocity), which takes noise out of the tangent.
-        guidance_scale: of the teacher's guidance, 1 is none; by its null label, or by the network "guide" if there is
-            one. A range [low, high]: uniform in it, for each image, and handed to the student as the condition
-            "guidance" (sCM, appendix G: s ~ U[1, 2]).
+        guidance_scale: of the teacher's guidance, 1 is none, as "data" has it; by its null label, or by the network
+            "guide" if there is one. A range [low, high]: uniform in it, for each image, and handed to the student as
+            the condition "guidance" (sCM, appendix G: s ~ U[1, 2]).
         derivative: mode of the derivative: "dual", "func" or "finite_difference".
         compile: run the derivative through torch.compile (one to two minutes at the first step).
     """
@@ -125,8 +125,11 @@ class SCM:
 
     @model_validator(mode="after")
     def _guidance_is_for_a_teacher(self) -> SCM:
-        if self.guidance_range is not None and self.velocity == "data":
-            raise ValueError("guidance_scale a number: a range is for scd, whose teacher is guided")
+        if self.guidance_scale != 1 and self.velocity == "data":
+            scale = scale_in_words(self.guidance_scale)
+            raise ValueError(
+                f"guidance_scale 1, not {scale}: sct has no teacher to be guided; leave it out, or train with scd"
+            )
         return self
 
     @property
