@@ -71,3 +71,10 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file"):
         train_classifier(few_digits(200), tmp_path / "file", epochs=1, progress=False)
+
+
+def test_seeds_that_differ_in_their_high_word_alone(tmp_path: Path) -> None:
+    for seed in (1, 1 + 2**32):
+        train_classifier(few_digits(200), tmp_path / str(seed), seed=seed, epochs=1, progress=False)
+    one, other = (load_classifier(tmp_path / str(seed))[0].state_dict() for seed in (1, 1 + 2**32))
+    assert not all(torch.equal(one[name], other[name]) for name in one)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trigflow.metrics.flow_map import sliced_wasserstein
 from trigflow.randomness import SampleRandom, hash_uniform
 
 FROZEN_KEYS = [4105797329827204599, -1269098314845445228]
 FROZEN_UNIFORM = [0.7320492382018818, 0.5340333918703312]
+FROZEN_FAR = [7864179265784971837, 2939183451989844272, 7550875031076663672]  # of the seeds 1, 2^31, 2^32 - 1
 MANY = SampleRandom(seed=5, index=torch.arange(50_000))
 
 
@@ -61,3 +63,25 @@ def test_numbers_are_frozen() -> None:
 def test_big_seeds_and_indices_are_allowed() -> None:
     random = SampleRandom(2**63, torch.tensor([2**62]))
     assert torch.isfinite(random.normal("z", (5,))).all()
+
+
+FAR_SEEDS = [(5, 5 + 2**32), (-1, 2**32 - 1), (0, 2**53), (2**53, -(2**53)), (7 + 2**32, 7 + 2**33), (-3, -3 - 2**32)]
+
+
+@pytest.mark.parametrize(("one", "other"), FAR_SEEDS)
+def test_seeds_that_differ_in_their_high_word_alone(one: int, other: int) -> None:
+    x, y = (SampleRandom(seed, MANY.index).normal("z") for seed in (one, other))
+    assert not torch.equal(x, y)
+    assert torch.corrcoef(torch.stack([x, y]))[0, 1].abs() < 0.02
+
+
+def test_numbers_of_seeds_of_32_bits_are_frozen() -> None:
+    keys = [SampleRandom(seed, torch.tensor([3])).keys("x_T").item() for seed in (1, 2**31, 2**32 - 1)]
+    assert keys == FROZEN_FAR
+
+
+@pytest.mark.parametrize(("one", "other"), FAR_SEEDS)
+def test_generators_of_seeds_that_differ_in_their_high_word_alone(one: int, other: int) -> None:
+    """Torch's generator on the CPU reads 32 bits of its seed."""
+    points, noise = torch.rand(50, 3), torch.rand(50, 3)
+    assert sliced_wasserstein(points, noise, seed=one) != sliced_wasserstein(points, noise, seed=other)

@@ -350,3 +350,11 @@ def test_mistakes_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'width'"):
         trained(tiny("mixture2d-scd", "network.widht=8"), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_initial_weights_of_seeds_that_differ_in_their_high_word_alone() -> None:
+    one, other = (
+        assemble(tiny("mixture2d-teacher", f"train.seed={seed}"), CPU).nets["net"].state_dict()
+        for seed in (3, 3 + 2**32)
+    )
+    assert not all(torch.equal(one[name], other[name]) for name in one)

@@ -17,6 +17,7 @@ from trigflow.data import Dataset
 from trigflow.errors import UserError
 from trigflow.files import is_occupied, make_folder, write_atomically, write_json
 from trigflow.metrics.classifier_net import CARD, WEIGHTS, Classifier
+from trigflow.randomness import generator_seed
 
 HELD_OUT = 0.2
 BATCH = 64
@@ -52,7 +53,7 @@ def train_classifier(
     _new_folder(out_folder)  # before the work, not after it
     labels = torch.as_tensor(dataset.labels)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(generator_seed(seed))
         held_out, kept = torch.randperm(len(labels)).tensor_split([round(HELD_OUT * len(labels))])
         net = _new_classifier(dataset, kept).to(device)
         _fit(net, dataset.data[kept].to(device), labels[kept].to(device), epochs, progress)

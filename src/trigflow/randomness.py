@@ -48,6 +48,17 @@ def _mix_number(value: int) -> int:
     return value ^ value >> 31
 
 
+def generator_seed(seed: int) -> int:
+    """A seed in [0, 2^32) for torch's own generators, of which that of the CPU reads no more bits.
+
+    A seed in that range stays; those that differ in their high word alone become different ones.
+
+    Args:
+        seed: any int in [-2^63, 2^63).
+    """
+    return (seed ^ (seed >> 32) * (_GOLDEN & 0xFFFFFFFF)) & 0xFFFFFFFF
+
+
 def hash_uniform(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform numbers in [0, 1), one stream of prod(shape) elements for each key.
 
@@ -70,7 +81,7 @@ class SampleRandom:
     """The random numbers of a batch of images.
 
     Args:
-        seed: seed of the run, any int.
+        seed: seed of the run, any int in [-2^95, 2^95): as many different streams.
         index: (B,) int64, the number of each image in the run: as many different streams.
     """
 
@@ -81,6 +92,8 @@ class SampleRandom:
         """(B,) int64, one key for each image, different for each named stream; on the CPU where the device is MPS."""
         index = self.index.cpu() if self.index.device.type == "mps" else self.index  # MPS has no float64
         start = _mix_number((self.seed * 0x100000000 + zlib.crc32(stream.encode())) & _MASK)
+        if high := self.seed >> 32:  # the first 64 bits hold the low word only
+            start = _mix_number(start + high * _GOLDEN & _MASK)
         return _mix(index * _GOLDEN + _signed(start))
 
     def uniform(self, stream: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:

@@ -42,7 +42,7 @@ def synthetic_data(
         teacher: a diffusion model, with its guide if it has one.
         dataset: the data that it was trained on; labels are drawn from its labels.
         num: number of samples.
-        seed: of the run, >= 0. Noises and labels are those of the seed -1 - seed, which no evaluation uses.
+        seed: of the run. Noises and labels are those of the seed 2^32 - 1 - seed, which no evaluation uses unasked.
         guidance_scale: 1 is none; a range: uniform in it, for each sample.
         cache: file that keeps the samples, so that a resumed run need not make them again.
         progress: show a bar on stderr.
@@ -51,7 +51,7 @@ def synthetic_data(
     Raises:
         UserError: the file cannot be written.
     """
-    own_seed = -1 - seed
+    own_seed = 2**32 - 1 - seed
     labels = labels_like(dataset, num, own_seed)
     origin = {"num": num, "teacher": _digest(teacher, world)}
     if teacher.guide is not None:

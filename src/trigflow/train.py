@@ -22,7 +22,7 @@ from trigflow.objectives import Batch, LossOutput
 from trigflow.objectives.batch import guidance_scale, target_halflife
 from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import Averages, Reporter, Silent, stop_on_signals
-from trigflow.randomness import SampleRandom
+from trigflow.randomness import SampleRandom, generator_seed
 from trigflow.recipe import EMAConfig, Recipe
 from trigflow.run_folder import RunFolder, open_run_of_all, stop_that_says_how_to_go_on
 from trigflow.run_state import RunState
@@ -131,7 +131,7 @@ class Run:
         self.trained = {name: new_trained(name, parts.nets[name], recipe, device, world) for name in trains}
         self.averages = Averages(world)
         # For networks of the user's that draw from torch's own generator.
-        torch.manual_seed(recipe.train.seed + world.rank)
+        torch.manual_seed(generator_seed(recipe.train.seed + world.rank))
 
     @property
     def state(self) -> RunState:

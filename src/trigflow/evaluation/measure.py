@@ -25,6 +25,7 @@ from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, momen
 from trigflow.metrics.kernel import kernel_distance
 from trigflow.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from trigflow.model import Model
+from trigflow.randomness import generator_seed
 from trigflow.samplers import Plan
 from trigflow.timing import in_turn
 
@@ -264,7 +265,7 @@ def _generate(
 
 def _sliced_to_data(trial: Trial, samples: Tensor, seed: int) -> float:
     """To as many points of the data as there are samples (the samples are cut to the data, where it has fewer)."""
-    order = torch.randperm(len(trial.dataset.data), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(trial.dataset.data), generator=torch.Generator().manual_seed(generator_seed(seed)))
     real = trial.dataset.data[order[: len(samples)]]
     return sliced_wasserstein(samples[: len(real)], real, seed=seed)
 

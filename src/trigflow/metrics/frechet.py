@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trigflow.errors import UserError
+from trigflow.randomness import generator_seed
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def halves_distance(features: Tensor, splits: int = 5, seed: int = 0) -> list[fl
 
     Each half has N // 2 vectors, so its bias is larger than that of a score with more samples.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(generator_seed(seed))
     orders = [torch.randperm(len(features), generator=generator) for _ in range(splits)]
     half = len(features) // 2
     return [frechet_distance(features[order[:half]], features[order[half : 2 * half]]) for order in orders]
