@@ -219,6 +219,25 @@ def test_each_sample_is_independent_of_its_batch(name: str) -> None:
         torch.testing.assert_close(value[3:], part[key], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_as_many_numbers_of_images_as_there_are_images(name: str, count: int) -> None:
+    """One would be broadcast: the same t and z for all images."""
+    net, x_0 = small_precond("mlp"), points((6,), 4)[0]
+    nets, random = {"net": net, "teacher": net}, SampleRandom(0, torch.arange(count))
+    with pytest.raises(UserError, match=f"random numbers {count} images, and the batch has 4"):
+        OBJECTIVES[name]()(nets, Batch(x_0), 0, random)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_as_many_conditions_as_there_are_images(name: str) -> None:
+    net = small_precond("unet", 3)
+    x_0, random = points((2, 8, 8), 4)
+    batch = Batch(x_0, {"labels": torch.tensor([1])})
+    with pytest.raises(UserError, match=r"condition 'labels' has the shape \(1,\), and the batch has 4 images"):
+        OBJECTIVES[name]()({"net": net, "teacher": net}, batch, 0, random)
+
+
 def test_adaptive_weight_is_optimal_at_the_log_of_the_error() -> None:
     net = small_precond("mlp")
     x_0, random = points((6,))

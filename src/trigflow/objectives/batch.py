@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from trigflow.errors import UserError
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 
@@ -77,7 +78,30 @@ class Objective(Protocol):
             batch: data.
             nimg: progress of the training, in images seen before this step.
             random: source of t, z and dropout, a function of (seed, number of the image).
+
+        Raises:
+            UserError: the random numbers, or the conditions, are not of as many images as the batch has.
         """
+
+
+def check_batch(batch: Batch, random: SampleRandom) -> None:
+    """What is of each image must be there for each: one alone would be broadcast, unseen.
+
+    Raises:
+        UserError: random.index, or a condition, is not of the images of the batch.
+    """
+    count = len(batch.x_0)
+    if random.index.shape != (count,):
+        raise UserError(
+            f"random numbers {random.index.numel()} images, and the batch has {count}: give an index of the shape "
+            f"({count},), the number of each image in the run"
+        )
+    for name, values in batch.cond.items():
+        if values.shape[:1] != (count,):
+            raise UserError(
+                f"the condition '{name}' has the shape {tuple(values.shape)}, and the batch has {count} images: give one "
+                "for each"
+            )
 
 
 def target_halflife(objective: Objective) -> int:

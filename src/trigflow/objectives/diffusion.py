@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trigflow import flow, time_sampling
 from trigflow.networks.layers import seed_dropout
-from trigflow.objectives.batch import Batch, LossOutput, Nets
+from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
 from trigflow.randomness import SampleRandom
 
 
@@ -70,6 +70,7 @@ class Diffusion:
         return 3.0
 
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
+        check_batch(batch, random)
         net, x_0 = nets["net"], batch.x_0
         t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)
         z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)

@@ -16,7 +16,7 @@ from trigflow import dual, flow
 from trigflow.devices import without_autocast
 from trigflow.guidance import GuidanceScale, autoguided, guided, scale_in_words, scales_in
 from trigflow.networks.layers import seed_dropout
-from trigflow.objectives.batch import Batch, LossOutput, Nets
+from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
 from trigflow.objectives.diffusion import per_sample, sample_times, weighted
 from trigflow.objectives.stable_target import stable_velocity
 from trigflow.objectives.warmup import Warmup, warmup_at
@@ -166,6 +166,7 @@ class SCM:
         return warmup_at(self.warmup, nimg / (step_images if self.warmup_unit == "steps" else 1))
 
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
+        check_batch(batch, random)
         net, x_0 = nets["net"], batch.x_0
         t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)
         z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
