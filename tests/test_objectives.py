@@ -223,7 +223,8 @@ def test_each_sample_is_independent_of_its_batch(name: str) -> None:
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_as_many_numbers_of_images_as_there_are_images(name: str, count: int) -> None:
     """One would be broadcast: the same t and z for all images."""
-    net, x_0 = small_precond("mlp"), points((6,), 4)[0]
+    net = TrigFlowPrecond(GaussianF(0.3, consistent=True), sigma_data=SIGMA_DATA).double()
+    x_0 = points((2, 3), 4)[0]
     nets, random = {"net": net, "teacher": net}, SampleRandom(0, torch.arange(count))
     with pytest.raises(UserError, match=f"random numbers {count} images, and the batch has 4"):
         OBJECTIVES[name]()(nets, Batch(x_0), 0, random)
