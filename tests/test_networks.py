@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trigflow.dual import MODES, value_and_tangent
 from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
-from trigflow.networks.layers import Dropout, seed_dropout
+from trigflow.networks.dropout import Dropout, seeded_dropout
 from trigflow.networks.patches import depth_to_space, space_to_depth
 from trigflow.randomness import SampleRandom
 
@@ -142,20 +142,20 @@ def test_forward_leaves_weights_and_inputs_as_they_are(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_seeded_dropout_follows_the_image(case: str) -> None:
     net, (x, t) = build(case, dropout=0.5), inputs(case)
-    seed_dropout(net, SampleRandom(0, torch.tensor([5, 6, 7])))
-    output = net(x, t)
-    assert torch.equal(output, net(x, t))
-    seed_dropout(net, SampleRandom(0, torch.tensor([7, 5])))
-    torch.testing.assert_close(net(x[[2, 0]], t[[2, 0]]), output[[2, 0]], rtol=1e-10, atol=1e-10)
-    seed_dropout(net, SampleRandom(1, torch.tensor([5, 6, 7])))
-    assert not torch.allclose(net(x, t), output)
+    with seeded_dropout(net, SampleRandom(0, torch.tensor([5, 6, 7]))):
+        output = net(x, t)
+        with seeded_dropout(net, SampleRandom(0, torch.tensor([7, 5]))):
+            torch.testing.assert_close(net(x[[2, 0]], t[[2, 0]]), output[[2, 0]], rtol=1e-10, atol=1e-10)
+        assert torch.equal(output, net(x, t))
+    with seeded_dropout(net, SampleRandom(1, torch.tensor([5, 6, 7]))):
+        assert not torch.allclose(net(x, t), output)
     assert torch.equal(net.eval()(x, t), net(x, t))
 
 
 def test_dropout_keeps_the_mean_and_the_share() -> None:
     dropout = Dropout(0.25)
-    seed_dropout(dropout, SampleRandom(0, torch.arange(64)))
-    y = dropout(torch.ones(64, 500))
+    with seeded_dropout(dropout, SampleRandom(0, torch.arange(64))):
+        y = dropout(torch.ones(64, 500))
     assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert y.mean().item() == pytest.approx(1, abs=0.02)
     dropout = Dropout(0.25)  # not seeded: from torch's own generator

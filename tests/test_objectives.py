@@ -235,8 +235,23 @@ def test_as_many_conditions_as_there_are_images(name: str) -> None:
     net = small_precond("unet", 3)
     x_0, random = points((2, 8, 8), 4)
     batch = Batch(x_0, {"labels": torch.tensor([1])})
-    with pytest.raises(UserError, match=r"condition 'labels' has the shape \(1,\), and the batch has 4 images"):
+    with pytest.raises(
+        UserError, match=r"condition 'labels' has the shape \(1,\), and the batch has 4 images"
+    ):
         OBJECTIVES[name]()({"net": net, "teacher": net}, batch, 0, random)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_seeds_of_dropout_end_with_the_call(name: str) -> None:
+    """A later pass in train mode takes any batch size, and draws a new mask each time."""
+    net, (x_0, random) = small_precond("mlp", dropout=0.5), points((6,), 4)
+    nets = {"net": net, "teacher": small_precond("mlp")}
+    OBJECTIVES[name](**({} if name == "diffusion" else {"target_halflife": 100}))(
+        nets | {"target": copy.deepcopy(net)}, Batch(x_0), 0, random
+    )
+    x, t = points((6,), 4)[0], torch.full((4,), 0.5, dtype=torch.float64)
+    assert not torch.equal(net(x, t), net(x, t))
+    assert net(x[:3], t[:3]).shape == (3, 6)
 
 
 def test_adaptive_weight_is_optimal_at_the_log_of_the_error() -> None:

@@ -65,7 +65,14 @@ def test_big_seeds_and_indices_are_allowed() -> None:
     assert torch.isfinite(random.normal("z", (5,))).all()
 
 
-FAR_SEEDS = [(5, 5 + 2**32), (-1, 2**32 - 1), (0, 2**53), (2**53, -(2**53)), (7 + 2**32, 7 + 2**33), (-3, -3 - 2**32)]
+FAR_SEEDS = [
+    (5, 5 + 2**32),
+    (-1, 2**32 - 1),
+    (0, 2**53),
+    (2**53, -(2**53)),
+    (7 + 2**32, 7 + 2**33),
+    (-3, -3 - 2**32),
+]
 
 
 @pytest.mark.parametrize(("one", "other"), FAR_SEEDS)

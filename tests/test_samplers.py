@@ -162,10 +162,10 @@ def test_noise_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         consistency_velocity, x_T, ts, lambda _: torch.randn(20_000, 2), sigma_data=SIGMA_DATA
     )
     torch.testing.assert_close(x_0.std(0), oracle.std, rtol=0.02, atol=0)
-    with pytest.raises(UserError, match=r"noise\(1\) has the shape .*: give a number for each of x_T, \(20000, 2\)"):
-        sample_consistency(
-            consistency_velocity, x_T, ts, lambda _: torch.randn(shape), sigma_data=SIGMA_DATA
-        )
+    with pytest.raises(
+        UserError, match=r"noise\(1\) has the shape .*: give a number for each of x_T, \(20000, 2\)"
+    ):
+        sample_consistency(consistency_velocity, x_T, ts, lambda _: torch.randn(shape), sigma_data=SIGMA_DATA)
 
 
 # The original algorithms in EDM's variables

@@ -42,7 +42,9 @@ def _describe(error: ValidationError, where: str) -> str:
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{path}: there is no such key"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if isinstance(first["input"], dict | ArgsKwargs):  # too long to show, and its keys are named in the message
+    if isinstance(
+        first["input"], dict | ArgsKwargs
+    ):  # too long to show, and its keys are named in the message
         return f"{path}: should be {message}"
     return f"{path} = {json.dumps(first['input'], default=str)}: should be {message}"
 

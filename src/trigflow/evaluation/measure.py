@@ -265,7 +265,9 @@ def _generate(
 
 def _sliced_to_data(trial: Trial, samples: Tensor, seed: int) -> float:
     """To as many points of the data as there are samples (the samples are cut to the data, where it has fewer)."""
-    order = torch.randperm(len(trial.dataset.data), generator=torch.Generator().manual_seed(generator_seed(seed)))
+    order = torch.randperm(
+        len(trial.dataset.data), generator=torch.Generator().manual_seed(generator_seed(seed))
+    )
     real = trial.dataset.data[order[: len(samples)]]
     return sliced_wasserstein(samples[: len(real)], real, seed=seed)
 

@@ -82,7 +82,10 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 256, seed: int =
         raise UserError(f"a sliced Wasserstein distance compares as many points of one shape, got {shapes}")
     x, y = a.flatten(1).cpu().double(), b.flatten(1).cpu().double()
     direction = torch.randn(
-        projections, x.shape[1], generator=torch.Generator().manual_seed(generator_seed(seed)), dtype=torch.float64
+        projections,
+        x.shape[1],
+        generator=torch.Generator().manual_seed(generator_seed(seed)),
+        dtype=torch.float64,
     )
     direction = direction / direction.norm(dim=1, keepdim=True)
     gap = (x @ direction.T).sort(0).values - (y @ direction.T).sort(0).values

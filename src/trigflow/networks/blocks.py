@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
 
 from ..dual.checkpointing import recomputed
+from .dropout import dropouts, with_dropout_keys
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)  # they have no forward of their own
 
@@ -33,4 +37,18 @@ def checkpoint_blocks(net: nn.Module) -> None:
     It changes no number. The single pass for value and tangent keeps and recomputes values only.
     """
     for block in blocks(net):
-        block.forward = recomputed(block.forward)
+        block.forward = _recomputed_with_its_masks(block, block.forward)
+
+
+def _recomputed_with_its_masks(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The second run comes in the backward pass, when the dropout is no longer seeded: it has the keys of the first."""
+    layers = dropouts(block)
+    if not layers:
+        return recomputed(forward)
+
+    def run_with(keys: Mapping[str, Tensor | None], *args: Any, **kwargs: Any) -> Any:
+        with with_dropout_keys(block, keys):
+            return forward(*args, **kwargs)
+
+    run = recomputed(run_with)
+    return lambda *args, **kwargs: run({name: layer.keys for name, layer in layers.items()}, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The pieces that the networks are made of: norms, time and label embeddings, dropout, convolutions by dimension.
+"""The pieces that the networks are made of: norms, time and label embeddings, convolutions by dimension.
 
 Each piece is a plain composition of differentiable functions: nothing is written in place, no weight is changed in
 forward, no statistic crosses the batch. So a forward derivative runs through all of them in every mode.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..devices import without_autocast
 from ..errors import UserError, did_you_mean
-from ..randomness import SampleRandom, hash_uniform
+from .dropout import Dropout as Dropout  # a piece like the others
 
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
@@ -344,53 +344,3 @@ def given_guidance(guidance: Tensor | None) -> Tensor:
             "the network takes the guidance scale (guidance_input=true): give guidance, a number for each sample"
         )
     return guidance
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Dropout.
-
-
-class Dropout(nn.Module):
-    """Dropout whose mask can be a pure function of one key for each image.
-
-    Args:
-        p: probability that an element is dropped, in [0, 1).
-
-    Attributes:
-        keys: None: the mask is drawn from torch's own generator. (B,) int64: the mask of image b depends on keys[b]
-            only, so it is the same in every pass, at every place in the batch and on every device.
-    """
-
-    keys: Tensor | None
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        if not 0 <= p < 1:
-            raise UserError(f"dropout must be in [0, 1), not {p}")
-        self.p = p
-        self.keys = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        return x * ((self._uniform(x).to(x.device) >= self.p).to(x.dtype) / (1 - self.p))
-
-    def _uniform(self, x: Tensor) -> Tensor:
-        if self.keys is not None:
-            return hash_uniform(self.keys, tuple(x.shape[1:]))
-        # F.dropout draws in the order of memory, which in torch.func.jvp is another one for channels last.
-        return torch.rand(x.shape, device=x.device)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
-
-def dropouts(module: nn.Module) -> dict[str, Dropout]:
-    """The dropout layers in a module, by name."""
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, Dropout)}
-
-
-def seed_dropout(module: nn.Module, random: SampleRandom) -> None:
-    """Tie the masks of the next passes to (seed, image number, layer); each layer has a stream of its own."""
-    for name, layer in dropouts(module).items():
-        layer.keys = random.keys(f"dropout.{name}")

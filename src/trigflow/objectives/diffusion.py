@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from trigflow import flow, time_sampling
-from trigflow.networks.layers import seed_dropout
+from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
 from trigflow.randomness import SampleRandom
 
@@ -75,10 +75,11 @@ class Diffusion:
         t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)
         z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
         x_t, v_t = flow.interpolate(x_0, z, t), flow.velocity_target(x_0, z, t)
-        seed_dropout(net, random)
         network = torch.compile(net, dynamic=False) if self.compile else net
+        with seeded_dropout(net, random):
+            F = network(x_t, t, **batch.cond)
         # Divided by sigma_data, so that F is compared with a target of unit variance.
-        error = per_sample((network(x_t, t, **batch.cond) - v_t / net.sigma_data).square())
+        error = per_sample((F - v_t / net.sigma_data).square())
         loss = weighted(error, net.logvar(t) if self.adaptive_weight else None)
         logs = {"t": t, "loss": loss.detach(), "error": error.detach()}
         return LossOutput({"net": loss.mean()}, logs)

@@ -15,7 +15,7 @@ from torch import Tensor
 from trigflow import dual, flow
 from trigflow.devices import without_autocast
 from trigflow.guidance import GuidanceScale, autoguided, guided, scale_in_words, scales_in
-from trigflow.networks.layers import seed_dropout
+from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
 from trigflow.objectives.diffusion import per_sample, sample_times, weighted
 from trigflow.objectives.stable_target import stable_velocity
@@ -203,11 +203,13 @@ class SCM:
         directions = (flow.expand(scale, x_t) * dx_dt, scale)
         derivative = _compiled_derivative() if self.compile else dual.value_and_tangent
         net, target = nets["net"], nets["target" if self.target_halflife else "net"]
-        for one in (net, target):
-            seed_dropout(one, random)
-        with nullcontext() if target is net else torch.no_grad():
+        with seeded_dropout(target, random), nullcontext() if target is net else torch.no_grad():
             output = derivative(target, (x_t, t), directions, mode=self.derivative, cond=cond)
-        value = output.value if target is net else net(x_t, t, **cond)
+        if target is net:
+            value = output.value
+        else:
+            with seeded_dropout(net, random):
+                value = net(x_t, t, **cond)
         return value, dual.Dual(output.value.detach(), output.tangent)
 
     def _guidance(self, random: SampleRandom, dtype: torch.dtype) -> float | Tensor:

@@ -1,0 +1,79 @@
+"""Dropout whose masks follow from (seed, image number, layer) while an objective computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..randomness import SampleRandom, hash_uniform
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask can be a pure function of one key for each image.
+
+    Args:
+        p: probability that an element is dropped, in [0, 1).
+
+    Attributes:
+        keys: None: the mask is drawn from torch's own generator. By `seeded_dropout` (B,) int64: the mask of image b depends on keys[b]
+            only, so it is the same in every pass, at every place in the batch and on every device.
+    """
+
+    keys: Tensor | None
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise UserError(f"dropout must be in [0, 1), not {p}")
+        self.p = p
+        self.keys = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return x * ((self._uniform(x).to(x.device) >= self.p).to(x.dtype) / (1 - self.p))
+
+    def _uniform(self, x: Tensor) -> Tensor:
+        if self.keys is not None:
+            return hash_uniform(self.keys, tuple(x.shape[1:]))
+        # F.dropout draws in the order of memory, which in torch.func.jvp is another one for channels last.
+        return torch.rand(x.shape, device=x.device)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def dropouts(module: nn.Module) -> dict[str, Dropout]:
+    """The dropout layers in a module, by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, Dropout)}
+
+
+@contextmanager
+def with_dropout_keys(module: nn.Module, keys: Mapping[str, Tensor | None]) -> Iterator[None]:
+    """The layers in a module have these keys, by name; afterwards those that they had."""
+    layers = dropouts(module)
+    former = {name: layer.keys for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.keys = keys[name]
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.keys = former[name]
+
+
+def seeded_dropout(module: nn.Module, random: SampleRandom) -> AbstractContextManager[None]:
+    """Ties the masks of the passes inside to (seed, image number, layer); each layer has a stream of its own.
+
+    A backward pass may come later, also through blocks that `checkpoint_blocks` runs again; a network that recomputes
+    in a way of its own must do so inside.
+
+    Args:
+        module: its passes inside are of batches of B images.
+        random: numbers these, (B,).
+    """
+    return with_dropout_keys(module, {name: random.keys(f"dropout.{name}") for name in dropouts(module)})
