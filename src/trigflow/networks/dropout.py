@@ -19,8 +19,8 @@ class Dropout(nn.Module):
         p: probability that an element is dropped, in [0, 1).
 
     Attributes:
-        keys: None: the mask is drawn from torch's own generator. By `seeded_dropout` (B,) int64: the mask of image b depends on keys[b]
-            only, so it is the same in every pass, at every place in the batch and on every device.
+        keys: None: the mask is drawn from torch's own generator. By `seeded_dropout` (B,) int64: the mask of image b
+            depends on keys[b] only, so it is the same in every pass, at every place in the batch and on every device.
     """
 
     keys: Tensor | None

@@ -99,8 +99,8 @@ def check_batch(batch: Batch, random: SampleRandom) -> None:
     for name, values in batch.cond.items():
         if values.shape[:1] != (count,):
             raise UserError(
-                f"the condition '{name}' has the shape {tuple(values.shape)}, and the batch has {count} images: give one "
-                "for each"
+                f"the condition '{name}' has the shape {tuple(values.shape)}, and the batch has {count} images: give "
+                "one for each"
             )
 
 
