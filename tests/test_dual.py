@@ -58,6 +58,17 @@ QKV = ((2, 2, 5, 4), (2, 2, 7, 4), (2, 2, 7, 3))
 INDEX = torch.tensor([2, 0, 1])
 
 
+def scaled() -> list[Sample]:
+    """x + alpha y and its kind: both move, each alone, and a shape that is broadcast."""
+    return [
+        two(lambda f, x, y: f(x, y, alpha=3), X, (4,)),
+        two(lambda f, x, y: f(x, y, alpha=-0.5), (4,), X),
+        one(lambda f, x: f(x, torch.ones(4, dtype=torch.float64), alpha=3)),
+        one(lambda f, x: f(torch.ones(4, dtype=torch.float64), x, alpha=3)),
+        one(lambda f, x: f(x, 2, alpha=3)),
+    ]
+
+
 def one(
     call: Callable[..., Any] = lambda f, x: f(x), shape: tuple[int, ...] = X, unit: bool = False
 ) -> Sample:
@@ -178,10 +189,11 @@ SAMPLES: dict[str, list[Sample]] = {
     **{f"avg_pool{d}d": [one(lambda f, x: f(x, 2), (2, 3, *(4,) * d))] for d in (1, 2, 3)},
     **{f"adaptive_avg_pool{d}d": [one(lambda f, x: f(x, 2), (2, 3, *(5,) * d))] for d in (1, 2, 3)},
     **{
-        name: [two(), two(second=(4,)), two(first=(3, 1))]
-        for name in ("mul", "multiply", "add", "sub", "subtract")
+        name: [two(), two(second=(4,)), two(first=(3, 1)), *extra]
+        for names, extra in (("mul multiply", []), ("add sub subtract", scaled()))
+        for name in names.split()
     },
-    "rsub": [two(), one(lambda f, x: f(x, 2))],
+    "rsub": [two(), one(lambda f, x: f(x, 2)), *scaled()],
     "__rsub__": [two(), one(lambda f, x: f(x, 2))],
     **{name: [joins()] for name in ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")},
     "matmul": [two(second=(4, 2)), two(second=(2, 4, 5))],

@@ -156,9 +156,9 @@ _SUBTRACTIONS = set(named("sub subtract"))
 register(add, named("add sub subtract"))
 
 
-def rsub(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
-    """y - x."""
-    return add(torch.sub, y, x)
+def rsub(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> tuple[Any, Work]:
+    """y - alpha x."""
+    return add(torch.sub, y, x, alpha=alpha)
 
 
 register(rsub, [torch.rsub, Tensor.__rsub__])
