@@ -254,6 +254,23 @@ def test_seeds_of_dropout_end_with_the_call(name: str) -> None:
     assert net(x[:3], t[:3]).shape == (3, 6)
 
 
+def test_a_network_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def counted(function: Any, **_: object) -> Any:
+        calls.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", counted)
+    (x_0, random), objective = points((6,)), Diffusion(compile=True)
+    for count in (1, 2):
+        net = small_precond("mlp")
+        plain = Diffusion()({"net": net}, Batch(x_0), 0, random).losses["net"]
+        for _ in range(3):
+            assert objective({"net": net}, Batch(x_0), 0, random).losses["net"] == plain
+        assert len(calls) == count
+
+
 def test_adaptive_weight_is_optimal_at_the_log_of_the_error() -> None:
     net = small_precond("mlp")
     x_0, random = points((6,))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
@@ -12,6 +13,7 @@ from torch import Tensor
 from trigflow import flow, time_sampling
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
+from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 
 
@@ -33,6 +35,21 @@ def sample_times(
     if proposal == "uniform":
         return time_sampling.Uniform()(u)
     return time_sampling.LogNormal(P_mean=P_mean, P_std=P_std, sigma_data=sigma_data)(u)
+
+
+def _forward(net: TrigFlowPrecond, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+    F: Tensor = net(x_t, t, **cond)
+    return F
+
+
+# Of each network for as long as it lives: torch.compile of a function, which does not hold it.
+_COMPILED: WeakKeyDictionary[TrigFlowPrecond, Any] = WeakKeyDictionary()
+
+
+def _compiled_forward(net: TrigFlowPrecond) -> Any:
+    if net not in _COMPILED:
+        _COMPILED[net] = torch.compile(_forward, dynamic=False)
+    return _COMPILED[net]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +92,9 @@ class Diffusion:
         t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)
         z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
         x_t, v_t = flow.interpolate(x_0, z, t), flow.velocity_target(x_0, z, t)
-        network = torch.compile(net, dynamic=False) if self.compile else net
+        forward = _compiled_forward(net) if self.compile else _forward
         with seeded_dropout(net, random):
-            F = network(x_t, t, **batch.cond)
+            F = forward(net, x_t, t, **batch.cond)
         # Divided by sigma_data, so that F is compared with a target of unit variance.
         error = per_sample((F - v_t / net.sigma_data).square())
         loss = weighted(error, net.logvar(t) if self.adaptive_weight else None)
