@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trigflow.devices import resolve_device, wait_for
+from trigflow.devices import resolve_device, true_float32, wait_for
 from trigflow.dual import attention, value_and_tangent
 from trigflow.machine import describe_machine
 from trigflow.page import markdown_table
@@ -143,6 +143,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return markdown_table([head, *lines])
 
 
+@true_float32()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -25,7 +25,7 @@ from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.codecs import IdentityCodec
 from trigflow.config import Component, build
 from trigflow.data import Dataset
-from trigflow.devices import resolve_device, wait_for
+from trigflow.devices import resolve_device, true_float32, wait_for
 from trigflow.machine import describe_machine
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Objective
@@ -141,6 +141,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return markdown_table([head, *lines])
 
 
+@true_float32()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

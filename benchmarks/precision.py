@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import flow, load
-from trigflow.devices import PRECISIONS, Precision, products_in, resolve_device, wait_for
+from trigflow.devices import PRECISIONS, Precision, products_in, resolve_device, true_float32, wait_for
 from trigflow.dual import value_and_tangent
 from trigflow.loss_scale import START
 from trigflow.machine import describe_machine
@@ -196,6 +196,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return markdown_table([head, *lines])
 
 
+@true_float32()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

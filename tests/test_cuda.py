@@ -19,7 +19,7 @@ from test_precision import on_a_path
 from torch import Tensor, nn
 
 from trigflow import cli, load, recipes
-from trigflow.devices import PRECISIONS, Precision, products_in, resolve_device
+from trigflow.devices import PRECISIONS, Precision, products_in, true_float32
 from trigflow.dual import value_and_tangent
 from trigflow.randomness import SampleRandom
 from trigflow.train import train
@@ -41,8 +41,8 @@ def test_random_numbers_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(64, 64, 3), nn.Linear(64, 64)], ids=["Conv2d", "Linear"])
+@true_float32()
 def test_float32_is_not_tf32(layer: nn.Module) -> None:
-    resolve_device("cuda")
     x = torch.randn(8, 64, 64, 64)
     with torch.no_grad():
         expected = layer.double()(x.double())
@@ -51,8 +51,8 @@ def test_float32_is_not_tf32(layer: nn.Module) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", CASES)
+@true_float32()
 def test_value_tangent_and_gradient_stay_near_float64(case: str, precision: Precision) -> None:
-    resolve_device("cuda")
     whole = on_a_path(case)
     found = MEASURE["passes"](MEASURE["on"](whole, CUDA), precision)
     errors = MEASURE["errors"](
@@ -64,8 +64,8 @@ def test_value_tangent_and_gradient_stay_near_float64(case: str, precision: Prec
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # we know, and want float32
 @pytest.mark.parametrize("case", ["unet-2d", "dit-2d", "edm2-2d", "ddpmpp-2d"])
 @pytest.mark.parametrize("mode", ["func", "dual"])
+@true_float32()
 def test_compiled_derivatives_equal_eager_ones(case: str, mode: str) -> None:
-    resolve_device("cuda")
     whole = MEASURE["on"](on_a_path(case), CUDA)
     directions = (torch.randn_like(whole.x_t), torch.randn_like(whole.t))
 

@@ -358,3 +358,12 @@ def test_initial_weights_of_seeds_that_differ_in_their_high_word_alone() -> None
         for seed in (3, 3 + 2**32)
     )
     assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_caller_s_generator_is_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)  # not that of the run
+    before = torch.get_rng_state()
+    folder = trained(tiny(), tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before)
+    trained(tiny("mixture2d-scd", "train.total_nimg=640"), folder, resume=True)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -13,6 +13,7 @@ from trigflow.checkpoint import ModelCard, card_of, load_model, load_tensors, ne
 from trigflow.codecs import codec_from_json, codec_to_json
 from trigflow.config import build, to_json
 from trigflow.data import Dataset, exact_teacher, load_data
+from trigflow.devices import seed_generators
 from trigflow.distributed import ALONE, World, is_lost_connection
 from trigflow.errors import UserError, did_you_mean
 from trigflow.guidance import scale_in_words
@@ -24,7 +25,6 @@ from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.optim import learning_rate
 from trigflow.pictures import drawable
 from trigflow.precond import TrigFlowPrecond
-from trigflow.randomness import generator_seed
 from trigflow.recipe import Recipe
 from trigflow.samplers import SAMPLERS, consistency_times
 from trigflow.sharding import shard
@@ -324,7 +324,7 @@ def _try_forward(net: TrigFlowPrecond, dataset: Dataset, device: torch.device, n
 def _new_network(recipe: Recipe, card: ModelCard, source: Source | None, blank: bool) -> TrigFlowPrecond:
     """A network with its initial weights: another model's average, or fresh ones that follow from the seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_seed(recipe.train.seed))
+        seed_generators(recipe.train.seed, torch.device("cpu"))  # where the weights are made
         net = new_precond(card, blank)
     if source and source.card and source.card.guidance_range and not net.guidance_input:
         raise UserError(

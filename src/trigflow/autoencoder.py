@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trigflow.devices import true_float32
 from trigflow.errors import UserError
 from trigflow.files import clear_os_errors, make_folder, read_json, replacing, sha256_of
 
@@ -156,6 +157,7 @@ class Autoencoder:
     factor: int
 
     @torch.no_grad()
+    @true_float32()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and standard deviation of each latent's distribution; the latter None where latents are certain.
 
@@ -171,6 +173,7 @@ class Autoencoder:
         return encoded.latent, None
 
     @torch.no_grad()
+    @true_float32()
     def images(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as the autoencoder gives them -> (B, image_channels, H, W) uint8, some at a time.
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.codecs import IdentityCodec
 from trigflow.config import build
-from trigflow.devices import products_in, wait_for
+from trigflow.devices import products_in, true_float32, wait_for
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import draw
 from trigflow.evaluation.training_compute import forward_flops
@@ -171,6 +171,7 @@ def _plan(model: Model, steps: int) -> Plan:
 
 
 @torch.no_grad()
+@true_float32()
 def _evaluate(model: Model, batch: int) -> None:
     """One evaluation of the network on a batch, as the sampler's: in the middle of the path, with labels."""
     x_t = torch.zeros(batch, *model.card.data_shape, device=model.device)

@@ -14,16 +14,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data import Dataset
+from trigflow.devices import seed_generators, true_float32
 from trigflow.errors import UserError
 from trigflow.files import is_occupied, make_folder, write_atomically, write_json
 from trigflow.metrics.classifier_net import CARD, WEIGHTS, Classifier
-from trigflow.randomness import generator_seed
 
 HELD_OUT = 0.2
 BATCH = 64
 LEARNING_RATE = 4e-3
 
 
+@true_float32()
 def train_classifier(
     dataset: Dataset,
     out_folder: Path,
@@ -53,7 +54,7 @@ def train_classifier(
     _new_folder(out_folder)  # before the work, not after it
     labels = torch.as_tensor(dataset.labels)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_seed(seed))
+        seed_generators(seed, torch.device("cpu"))  # which draws all: the classifier has no dropout
         held_out, kept = torch.randperm(len(labels)).tensor_split([round(HELD_OUT * len(labels))])
         net = _new_classifier(dataset, kept).to(device)
         _fit(net, dataset.data[kept].to(device), labels[kept].to(device), epochs, progress)

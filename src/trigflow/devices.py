@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 
 from trigflow.errors import UserError, did_you_mean
+from trigflow.randomness import generator_seed
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -26,16 +28,10 @@ def _available(name: str) -> bool:
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """The device for a name: "auto" is the first of cuda, mps, cpu that is there; "cuda:1" names one of several.
 
-    With a device of CUDA, cuDNN's convolutions of float32 are no longer TF32, as torch has them by default: from g most
-    of F and its derivative cancels, and ten bits are no float32.
-
     Raises:
         UserError: no such name, or this machine has no such device.
     """
-    device = name if isinstance(name, torch.device) else _named(name)
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
-    return device
+    return name if isinstance(name, torch.device) else _named(name)
 
 
 def _named(name: str) -> torch.device:
@@ -63,6 +59,80 @@ def check_precision(precision: str) -> None:
         raise UserError(
             f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}; there are: {', '.join(PRECISIONS)}"
         )
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Products and convolutions of float32 within are taken in float32, and the caller's settings of torch come back.
+
+    By default torch lets cuDNN's convolutions take TF32: from g most of F and its derivative cancels, and ten bits are
+    no float32. Also a decorator, of functions that are no generators.
+    """
+    backends: Any = torch.backends
+    places: list[Any] = [
+        *(backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.matmul)
+    ]
+    former = [place.fp32_precision for place in places]
+    products, convolutions = _settings_of_old()
+    if products is not None:
+        torch.set_float32_matmul_precision("highest")
+    if convolutions is not None:
+        backends.cudnn.allow_tf32 = False
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        if convolutions is not None:
+            backends.cudnn.allow_tf32 = convolutions
+        for place, precision in zip(places, former, strict=True):
+            place.fp32_precision = precision
+
+
+def _settings_of_old() -> tuple[str | None, bool | None]:
+    """Of products and of convolutions, which torch's older interface keeps beside `fp32_precision`.
+
+    None: the caller has used the newer one, and what the older would say contradicts it: torch refuses to tell.
+    """
+    try:
+        products = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        products = None
+    try:
+        convolutions = torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        convolutions = None
+    return products, convolutions
+
+
+@contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """The generators of torch that a computation on the device draws from are in the end as they were."""
+    mps = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Begin those of `generators_kept` with a seed, and no others (torch.manual_seed begins that of every device).
+
+    Args:
+        seed: any int in [-2^63, 2^63).
+        device: of the computation.
+    """
+    seed = generator_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    if device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def products_in(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from trigflow.autoencoder import FOLDER, Decoder, find
 from trigflow.checkpoint import ModelCard, load_model
 from trigflow.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
-from trigflow.devices import Precision, check_precision, products_in, resolve_device
+from trigflow.devices import Precision, check_precision, products_in, resolve_device, true_float32
 from trigflow.distributed import ALONE, World
 from trigflow.errors import Diverged, UserError, did_you_mean, must_be_whole
 from trigflow.guidance import ConditionalVelocity, autoguided, guided
@@ -285,6 +285,7 @@ class Model:
         return Trajectory(times, torch.stack([*states, end.cpu()]), chosen, counter.nfe)
 
     @torch.no_grad()
+    @true_float32()
     def jump(self, x_t: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
         """f(x_t, t): where a student lands from x_t (n, ...), as x_0 (n, ...) on the CPU; at its card's guidance."""
         times = torch.full((len(x_t),), t, dtype=torch.float32, device=self.device)
@@ -300,6 +301,7 @@ class Model:
         return cond
 
     @torch.no_grad()
+    @true_float32()
     def _x_0(
         self,
         plan: Plan,

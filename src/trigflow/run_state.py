@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trigflow.checkpoint import below, load_tensors, prefixed
+from trigflow.devices import seed_generators
 from trigflow.distributed import World
 from trigflow.errors import UserError
 from trigflow.precond import TrigFlowPrecond
@@ -76,7 +77,7 @@ class RunState:
         """
         if not self.world.is_first:
             digest = hashlib.sha256(tensors["rng/cpu"].numpy().tobytes()).digest()
-            torch.manual_seed(int.from_bytes(digest[:7]) + self.world.rank)
+            seed_generators(int.from_bytes(digest[:7]) + self.world.rank, self.device)
             return
         try:
             torch.set_rng_state(tensors["rng/cpu"])

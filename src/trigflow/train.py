@@ -13,7 +13,7 @@ from torch import Tensor
 from trigflow.assembly import Parts, assemble
 from trigflow.checkpoint import read_card, save_model
 from trigflow.data import rows
-from trigflow.devices import products_in
+from trigflow.devices import generators_kept, products_in, seed_generators, true_float32
 from trigflow.distributed import ALONE, Strategy, World, open_world, whole
 from trigflow.ema import EMASnapshot, follow
 from trigflow.errors import Diverged, UserError
@@ -22,7 +22,7 @@ from trigflow.objectives import Batch, LossOutput
 from trigflow.objectives.batch import guidance_scale, target_halflife
 from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import Averages, Reporter, Silent, stop_on_signals
-from trigflow.randomness import SampleRandom, generator_seed
+from trigflow.randomness import SampleRandom
 from trigflow.recipe import EMAConfig, Recipe
 from trigflow.run_folder import RunFolder, open_run_of_all, stop_that_says_how_to_go_on
 from trigflow.run_state import RunState
@@ -63,7 +63,7 @@ def train(
         UserError: a mistake in the recipe, a folder in use, no space, or a loss that is not finite.
         KeyboardInterrupt: the run was asked to stop (Ctrl-C, SIGTERM); its state is saved, the text says how to go on.
     """
-    with open_world(device, parallel) as world:
+    with open_world(device, parallel) as world, generators_kept(world.device), true_float32():
         check_shares(recipe.train, world)
         parts = assemble(recipe, world.device, world)
         if checkpointing:
@@ -131,7 +131,7 @@ class Run:
         self.trained = {name: new_trained(name, parts.nets[name], recipe, device, world) for name in trains}
         self.averages = Averages(world)
         # For networks of the user's that draw from torch's own generator.
-        torch.manual_seed(generator_seed(recipe.train.seed + world.rank))
+        seed_generators(recipe.train.seed + world.rank, device)
 
     @property
     def state(self) -> RunState:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from trigflow.devices import resolve_device
+from trigflow.devices import resolve_device, true_float32
 from trigflow.doctor.diagnosis import Diagnosis, Fault, Finding, ModeReport, Verdict
 from trigflow.doctor.passes import NETWORK_ERRORS, graph_lost_at, line, writes_and_draws
 from trigflow.doctor.patient import Patient, admit
@@ -39,6 +39,7 @@ class Trial:
     fits: float = float("inf")  # distance from finite differences
 
 
+@true_float32()
 def diagnose(
     model: str | nn.Module,
     *,

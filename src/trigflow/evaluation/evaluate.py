@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trigflow.config import Component
 from trigflow.data import Dataset
+from trigflow.devices import true_float32
 from trigflow.distributed import ALONE, World
 from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
@@ -56,6 +57,7 @@ LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashi
 GRID_SAMPLES, SCATTER_SAMPLES = 50, 2000
 
 
+@true_float32()
 def evaluate(
     model: Model | str | Path,
     steps: Sequence[int] | None = None,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.config import look_up
+from trigflow.devices import true_float32
 from trigflow.errors import UserError, did_you_mean
 from trigflow.metrics.classifier_net import CARD, WEIGHTS, Classifier, load_classifier
 from trigflow.metrics.efficientnet import EfficientNetLite0
@@ -207,6 +208,7 @@ def _code_of(module: nn.Module) -> str:
         return ""
 
 
+@true_float32()
 def extract_features(features: Features, samples: Tensor, batch: int | None = None) -> Tensor:
     """Features (N, D) float32 on the CPU of stored samples (N, ...), `batch` at once (default: as the features say).
 
@@ -226,6 +228,7 @@ def extract_features(features: Features, samples: Tensor, batch: int | None = No
     return torch.cat(vectors)
 
 
+@true_float32()
 def class_logits(features: Features, vectors: Tensor) -> Tensor | None:
     """Logits (N, K) on the CPU of feature vectors (N, D); None for features without classes."""
     if features.classify is None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from trigflow.devices import resolve_device
+from trigflow.devices import resolve_device, true_float32
 from trigflow.files import LOCK, locked
 from trigflow.machine import describe_machine
 from trigflow.run_folder import stop_that_says_how_to_go_on
@@ -70,6 +70,7 @@ class Study(Protocol):
         """Everything that is not measured yet, and what came out."""
 
 
+@true_float32()
 def carry_out(
     study: Study, out: Path, device: str = "auto", jobs: int | None = None, progress: bool = True
 ) -> Outcome:
