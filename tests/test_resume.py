@@ -25,6 +25,7 @@ from trigflow.checkpoint import read_card, read_state, write_state
 from trigflow.cli import main
 from trigflow.config import to_json
 from trigflow.errors import UserError
+from trigflow.files import locked
 from trigflow.objectives import SCM, Batch, LossOutput
 from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import stop_on_signals
@@ -279,6 +280,23 @@ def test_a_run_under_way_is_locked(tmp_path: Path) -> None:
         pytest.raises(UserError, match="in use by another training"),
     ):
         trained(tiny(), tmp_path, resume=True)
+
+
+def test_a_lock_of_another_process_ends_with_it(tmp_path: Path) -> None:
+    """However that ends."""
+    script = (
+        "import sys, time; from pathlib import Path; from trigflow.files import locked\n"
+        "with locked(Path(sys.argv[1]), ''): print('held', flush=True); time.sleep(600)"
+    )
+    path = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout and holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="it is in use"), locked(path, "it is in use"):
+            pass
+        holder.kill()
+        holder.wait()
+        with locked(path, "it is in use"):
+            pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
