@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,14 +56,18 @@ def test_train_on_data_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert load(out, "cpu").card.num_classes == 3
 
 
-def test_many_samples_are_counted_by_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    """After a second: a few samples at once need none."""
+def test_many_samples_are_counted_by_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a second, by a clock of the test's own: a few samples at once need none."""
+    now = [100.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     parts = [torch.zeros(3), torch.zeros(2)]
     assert list(counted(parts, 5, "samples", progress=True)) == parts
     assert "5.00/5.00" not in capsys.readouterr().err
 
     def slow() -> Iterator[torch.Tensor]:
-        time.sleep(1.1)
+        now[0] += 1.1
         yield from parts
 
     assert list(counted(slow(), 5, "samples", progress=True)) == parts

@@ -290,15 +290,15 @@ def test_a_network_that_reads_numbers_is_told() -> None:
         rehearse(recipe, (1, 8, 8), 10)
 
 
-def test_the_largest_recipe_is_planned_in_seconds_and_little_memory() -> None:
-    """Under 20 seconds of one core and 2 GB, where the weights alone are 6 GB, for size XXL of ImageNet-512."""
+def test_the_largest_recipe_is_planned_in_little_memory() -> None:
+    """Under 2 GB, where the weights alone are 6 GB, for size XXL of ImageNet-512."""
     program = (
         "import pathlib, resource, sys; from trigflow import cli; code = cli.main(['plan', 'imagenet512-xxl-scd'])\n"
         "used, status = resource.getrusage(resource.RUSAGE_SELF), pathlib.Path('/proc/self/status')\n"
         # Linux hands the peak of the process that started this one down in ru_maxrss, but not in VmHWM.
         "lines = status.read_text().splitlines() if status.exists() else []\n"
         "peaks = [int(line.split()[1]) for line in lines if line.startswith('VmHWM')]\n"
-        "print(code, used.ru_utime + used.ru_stime, *peaks or [used.ru_maxrss])"
+        "print(code, *peaks or [used.ru_maxrss])"
     )
     environment = {
         **os.environ,
@@ -307,9 +307,8 @@ def test_the_largest_recipe_is_planned_in_seconds_and_little_memory() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
     )
-    code, seconds, kilobytes = done.stdout.splitlines()[-1].split()
+    code, kilobytes = done.stdout.splitlines()[-1].split()
     assert code == "0" and "1598.6 million parameters" in done.stdout
-    assert float(seconds) < 20
     assert float(kilobytes) * (1 if sys.platform == "darwin" else 1024) < 2e9
 
 

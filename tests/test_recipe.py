@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from trigflow import recipes
+from trigflow import cli, recipes
 from trigflow.assembly import assemble
 from trigflow.checkpoint import read_card
 from trigflow.config import Component, to_json, validate
@@ -90,6 +91,66 @@ def test_optimizer_of_a_network() -> None:
     recipe = replace(recipes.get("mixture2d-sct"), optimizers={"score": other})
     assert recipe.optimizer_of("score") == other
     assert recipe.optimizer_of("net") == recipe.optimizer
+
+
+def test_a_network_gets_an_optimizer_of_its_own_by_overrides() -> None:
+    """What is not named is that of `optimizer`, wherever that stands."""
+    line = ["optimizers.net.lr=1e-4", "optimizers.net.schedule=cosine", "optimizer.eps=1e-6"]
+    recipe = _recipe_of(line)
+    expected = replace(recipe.optimizer, lr=1e-4, schedule=Component("cosine"))
+    assert recipe.optimizer.eps == 1e-6 and recipe.optimizers == {"net": expected}
+    assert (
+        _recipe_of(["optimizer.eps=1e-6", 'optimizers.net={"lr": 1e-4, "schedule": {"name": "cosine"}}'])
+        == recipe
+    )
+    assert _recipe_of(["optimizer.eps=1e-6", 'optimizers={"net": {"lr": 1e-4}}', line[1]]) == recipe
+
+
+def _recipe_of(overrides: list[str]) -> Recipe:
+    try:
+        return recipes.get("mixture2d-sct", overrides)
+    except UserError as error:
+        pytest.fail(f"AssertionError: refused: {error}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizers.nett.lr=1e-4", "trains no such network (did you mean 'net'?); there are: net"),
+        ("optimizers.net.lrr=1e-4", "unknown key 'optimizers.net.lrr' (did you mean 'lr'?)"),
+        ("optimizers.net.lr=0", "optimizers.net.lr = 0: should be greater than 0"),
+        ("optimizers.net=5", "optimizers.net = 5: should be"),
+        ("optimizers=5", "optimizers = 5: should be"),
+    ],
+)
+def test_mistakes_in_an_optimizer_of_a_network_are_told(
+    override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "mixture2d-sct", override, "--out", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["2024", "007", "1e3", "2024.10", "true", "[1]"])
+@pytest.mark.parametrize("key", ["teacher", "guide", "init", "name"])
+def test_text_is_taken_as_it_is_typed(key: str, text: str) -> None:
+    assert getattr(_recipe_of([f"{key}={text}"]), key) == text
+
+
+def test_parts_named_by_digits() -> None:
+    assert _recipe_of(["data=2024"]).data == Component("2024")
+    assert _recipe_of(["teacher=null", 'init="2024"']).teacher is None
+    assert _recipe_of(['init="2024"']).init == "2024"
+
+
+def test_a_teacher_in_a_folder_named_by_digits(
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(teacher_folder, "2024")
+    out = ["--out", "run", "--device", "cpu"]
+    assert cli.main(["train", "digits-scd", *TINY, "teacher=2024", *out]) == 0
+    assert read_card(tmp_path / "run").recipe["teacher"] == "2024"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -10,7 +11,8 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, is_dataclass
-from typing import Any, TypeVar, cast, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -153,7 +155,23 @@ def _argument(hint: Any, value: object, where: str) -> object:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        raise UserError(_describe(error, where)) from None
+        complaint = _describe(error, where)
+    if isinstance(value, bool | float) and _takes_text(adapter):  # how it was typed is lost: 1e3, or 1000.0
+        raise UserError(f"{complaint}; as text, give it in quotes: '{where}=\"...\"'")
+    if not isinstance(value, int):
+        raise UserError(complaint)
+    try:  # a folder, a split or a column of digits
+        return adapter.validate_python(str(value))
+    except ValidationError:
+        raise UserError(complaint) from None
+
+
+def _takes_text(adapter: TypeAdapter[object]) -> bool:
+    try:
+        adapter.validate_python("text")
+    except ValidationError:
+        return False
+    return True
 
 
 def build(
@@ -234,33 +252,101 @@ def parse_value(text: str) -> Any:
         return text
 
 
+@dataclass(frozen=True)
+class StartsFrom:
+    """Annotates a field of dictionaries by name: an override of a name that is not there starts from another field.
+
+    Args:
+        field: the other one, beside it.
+    """
+
+    field: str
+
+
+def _alternatives(hint: Any) -> set[Any]:
+    """The plain types that a type stands for: {str, NoneType} of Annotated[str, ...] | None."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _alternatives(inner[0])
+    if origin in (Union, UnionType):
+        return set().union(*map(_alternatives, inner))
+    return {type(value) for value in inner} if origin is Literal else {hint}
+
+
+def _parsed(text: str, hint: Any) -> Any:
+    """The value of a field: text and names as they are typed, unless they are "quoted", or null where that may be."""
+    value, kinds = parse_value(text), _alternatives(hint)
+    if isinstance(value, str) or (value is None and NoneType in kinds):
+        return value
+    if kinds <= {str, NoneType}:
+        return text
+    # A part is a name, or all of it as JSON.
+    return text if Component in kinds and isinstance(value, int | float) else value
+
+
+def _fields(hint: Any) -> dict[str, Any]:
+    """The types of the fields below a key, none where it is no dataclass."""
+    return {
+        name: inner
+        for kind in _alternatives(hint)
+        if is_dataclass(kind)
+        for name, inner in get_type_hints(kind, include_extras=True).items()
+    }
+
+
+def _start(hint: Any) -> str | None:
+    """The field that new entries start from."""
+    marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((mark.field for mark in marks if isinstance(mark, StartsFrom)), None)
+
+
 def _is_component(node: object) -> bool:
     return isinstance(node, dict) and set(node) == {"name", "options"}
 
 
-def _set(node: dict[str, Any], keys: Sequence[str], value: object, path: str) -> None:
-    """Writes one override into JSON data; a component's keys are its options."""
+def _set_option(node: dict[str, Any], keys: Sequence[str], text: str, path: str) -> None:
+    """Writes one override of an option of a component; what type it must have is known when that is built."""
+    if len(keys) > 1:
+        node = node.setdefault(keys[0], {})
+        if not isinstance(node, dict):
+            raise UserError(f"unknown key '{path}': '{keys[0]}' has no keys of its own")
+    node[keys[-1]] = parse_value(text)
+
+
+def _set(node: dict[str, Any], types: Mapping[str, Any], keys: Sequence[str], text: str, path: str) -> None:
+    """Writes one override into JSON data, whose fields have these types; a component's keys are its options."""
     key = keys[0]
     if _is_component(node) and key not in node:
-        node = node["options"]
-        if len(keys) > 1:
-            node = node.setdefault(key, {})
-            keys = keys[1:]
-        if not isinstance(node, dict):
-            raise UserError(f"unknown key '{path}': '{key}' has no keys of its own")
-        node[keys[-1]] = value
-        return
+        return _set_option(node["options"], keys, text, path)
     if key not in node:
         raise UserError(f"unknown key '{path}'{did_you_mean(key, node)}; there are: {', '.join(node)}")
+    if _start(types.get(key)):
+        return _set_entries(node, types[key], keys, text, path)
     if len(keys) > 1:
         if not isinstance(node[key], dict):
             raise UserError(f"unknown key '{path}': '{key}' has no keys of its own")
-        return _set(node[key], keys[1:], value, path)
+        return _set(node[key], _fields(types.get(key, Any)), keys[1:], text, path)
+    value = _parsed(text, types.get(key, Any))
     if _is_component(node) and key == "name" and node["name"] != value:
         node["options"] = {}
     if _is_component(node[key]) and isinstance(value, str):
         value = node[key] if node[key]["name"] == value else {"name": value, "options": {}}
     node[key] = value
+
+
+def _set_entries(node: dict[str, Any], hint: Any, keys: Sequence[str], text: str, path: str) -> None:
+    """The same for a field of entries by name, each of which holds what another field does where it does not say."""
+    start = node[cast(str, _start(hint))]
+    if len(keys) > 2:
+        entry = node[keys[0]].setdefault(keys[1], copy.deepcopy(start))
+        return _set(entry, _fields(get_args(get_args(hint)[0])[1]), keys[2:], text, path)
+    value = parse_value(text)
+    if len(keys) > 1:
+        node[keys[0]][keys[1]] = start | value if isinstance(value, dict) else value
+    elif isinstance(value, dict):
+        node[keys[0]] = {k: start | v if isinstance(v, dict) else v for k, v in value.items()}
+    else:
+        node[keys[0]] = value
 
 
 def apply_overrides(config: T, overrides: Sequence[str]) -> T:
@@ -269,13 +355,13 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
     >>> apply_overrides(recipe, ["train.batch=64", "network.channels=32", "network=mlp", "teacher=exact"])
 
     Keys are paths of fields; below a component they are its options, and the component itself takes a name (another
-    name drops the options of the former one).
+    name drops the options of the former one). Fields of text take it as it is typed, all others JSON.
 
     Raises:
         UserError: no "=", an unknown key, a value of a wrong type or out of range.
     """
     data = to_json(config)
-    _override(data, overrides, "train.batch=64")
+    _override(data, _fields(type(config)), overrides, "train.batch=64")
     return validate(type(config), data)
 
 
@@ -292,13 +378,17 @@ def with_options(names: Mapping[str, str | None], overrides: Sequence[str]) -> d
     data: dict[str, Any] = {
         key: None if name is None else {"name": name, "options": {}} for key, name in names.items()
     }
-    _override(data, overrides, "data.split=test")
+    _override(data, dict.fromkeys(names, Component | None), overrides, "data.split=test")
     return {key: None if part is None else validate(Component, part, key) for key, part in data.items()}
 
 
-def _override(data: dict[str, Any], overrides: Sequence[str], example: str) -> None:
+def _override(data: dict[str, Any], types: Mapping[str, Any], overrides: Sequence[str], example: str) -> None:
+    changes = []
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path:
             raise UserError(f"'{override}' is not of the form key=value (for example {example})")
-        _set(data, path.split("."), parse_value(text), path)
+        changes.append((path.split("."), text))
+    # Entries that start from another field come after all changes of that one.
+    for keys, text in sorted(changes, key=lambda change: bool(_start(types.get(change[0][0])))):
+        _set(data, types, keys, text, ".".join(keys))

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -179,27 +178,24 @@ def is_occupied(path: Path, but: Callable[[str], bool] = lambda name: False) -> 
 
 @contextlib.contextmanager
 def locked(path: Path, complaint: str) -> Iterator[None]:
-    """Holds a lock until the block ends, or the process, however it ends. Systems without flock do without.
+    """Holds a lock until the block ends, or the process, however it ends.
 
     Args:
-        path: of the lock, a file that stays.
+        path: of the lock, a file that may stay.
         complaint: where another process holds it.
 
     Raises:
         UserError: the complaint; or the file cannot be written.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
+    from filelock import FileLock, Timeout  # not with `--help`, which needs none
 
+    lock = FileLock(path, timeout=0)
     with clear_os_errors("write", path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire()
+        except Timeout:
             raise UserError(complaint) from None
+    try:
         yield
     finally:
-        os.close(handle)
+        lock.release()

@@ -21,7 +21,7 @@ class LossScale:
     Float16 ends at 65504 and rounds to zero below 6e-8, where the gradients of a mean over many elements lie. An
     overflow shows in gradients that are not finite: their step is lost, and the scale halved; after many steps without
     one it is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). Its work is done by torch.amp.GradScaler,
-    but for the step: its own leaves an overflow to the optimiser's fused kernel, beside which our RAdam writes too.
+    but for the step, which the loop decides: of several processes all must skip it together.
 
     Args:
         device: of the gradients.

@@ -69,47 +69,11 @@ def learning_rate(config: OptimizerConfig, batch: int, total_nimg: int) -> Calla
     return rate
 
 
-class RAdam(torch.optim.Adam):
-    """Rectified Adam (Liu et al., arXiv 1908.03265), built on the fused Adam, which is fast on many small tensors.
-
-    The variance of the adaptive rate is known from step t alone, and rectifies the learning rate by
-
-        rho_inf = 2 / (1 - beta_2) - 1,    rho_t = rho_inf - 2 t beta_2^t / (1 - beta_2^t)
-        r_t^2 = (rho_t - 4) (rho_t - 2) rho_inf / [(rho_inf - 4) (rho_inf - 2) rho_t]    where rho_t > 5,
-
-    and in the few steps before that the update is the unbiased momentum itself.
-    """
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of all parameters that have a gradient."""
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            t = int(self.state[parameters[0]].get("step", 0)) + 1
-            lr, rectification = group["lr"], rectify(t, group["betas"][1])
-            group["lr"] = lr * rectification  # at 0 only the moments move
-            super().step()
-            group["lr"] = lr
-            if rectification == 0:
-                momenta = [self.state[p]["exp_avg"] for p in parameters]
-                with torch.no_grad():
-                    torch._foreach_add_(parameters, momenta, alpha=-lr / (1 - group["betas"][0] ** t))
-
-
-def rectify(t: int, beta_2: float) -> float:
-    """r_t of RAdam at step t >= 1; 0 where the variance of the adaptive rate is not defined yet."""
-    rho_inf = 2 / (1 - beta_2) - 1
-    rho = rho_inf - 2 * t * beta_2**t / (1 - beta_2**t)
-    if rho <= 5:
-        return 0.0
-    return math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
-
-
 def new_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """Adam or RAdam, without weight decay."""
-    kind = torch.optim.Adam if config.name == "adam" else RAdam
-    return kind(parameters, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    """Adam or RAdam (Liu et al., arXiv 1908.03265), without weight decay."""
+    if config.name == "adam":
+        return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.RAdam(parameters, lr=config.lr, betas=config.betas, eps=config.eps, foreach=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from trigflow.config import STRICT_KEYS, Component
+from trigflow.config import STRICT_KEYS, Component, StartsFrom
 from trigflow.devices import Precision
 from trigflow.flow import T_MID
 
@@ -171,7 +171,8 @@ class Recipe:
             or a shipped model.
         train, sampling: the loop, and how the model is sampled.
         optimizer, ema: of each trained network; its optimiser, unless `optimizers` names the network.
-        optimizers: for objectives that train several networks.
+        optimizers: by name of a network (`optimizers.net.lr=1e-4`); an override of a name that is not there starts from
+            `optimizer`.
     """
 
     name: str
@@ -184,7 +185,7 @@ class Recipe:
     init: str = "teacher"
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    optimizers: dict[str, OptimizerConfig] = field(default_factory=dict)
+    optimizers: Annotated[dict[str, OptimizerConfig], StartsFrom("optimizer")] = field(default_factory=dict)
     ema: EMAConfig = field(default_factory=EMAConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ from trigflow.files import (
     write_json,
 )
 from trigflow.recipe import Recipe
+
+# Fields that may change when a run goes on. Of these its length alone moves the result, where a schedule looks at it.
+FREE = (
+    *("name", "train.total_nimg", "train.log_nimg", "train.checkpoint_nimg", "train.keep_checkpoints"),
+    *("train.tensorboard", "sampling.grid_nimg", "sampling.grid_count", "sampling.flow_map_num"),
+    "ema.snapshot_nimg",
+)
+MICROBATCH = "train.microbatch"  # moves it by rounding
 
 
 class RunFolder:
@@ -132,13 +141,18 @@ def _nimg_of(line: bytes) -> int:
 
 
 @contextlib.contextmanager
-def open_run(path: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
+def open_run(
+    path: Path, recipe: Recipe, resume: bool, by_batch: bool = False, note: Callable[[str], object] = print
+) -> Iterator[RunFolder]:
     """The folder of a new run, or of one to go on with; no other process can open it meanwhile.
 
     Args:
         path: of the folder.
-        recipe: of the run; one that goes on must have the same, but for train.total_nimg.
+        recipe: of the run; one that goes on must have the same, but for the fields in FREE and train.microbatch. It
+            takes the place of the former one.
         resume: go on with the run that is there (a new one is begun where there is none).
+        by_batch: the loss of an image depends on the others in its microbatch, so that its size may not change.
+        note: is told where a run that goes on is no longer bit for bit what it was.
 
     Raises:
         UserError: the folder is in use, holds something else or a run of another recipe, or cannot be written.
@@ -146,10 +160,12 @@ def open_run(path: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
     recipe_path = path / "recipe.json"
     must_be_folder(path)
     _check_free(path, recipe_path, resume)
-    if recipe_path.exists():
-        _check_same(path, _stored_recipe(recipe_path), to_json(recipe))
+    former = _stored_recipe(recipe_path) if recipe_path.exists() else to_json(recipe)
+    _check_same(path, former, to_json(recipe), by_batch)
     make_folder(path)
     with locked(path / LOCK, f"{path} is in use by another training: give another --out, or stop that one"):
+        if text := _microbatch_note(former, recipe):
+            note(text)
         write_json(
             recipe_path, to_json(recipe)
         )  # first: it makes the folder a run's, which a killed start leaves behind
@@ -160,12 +176,14 @@ def open_run(path: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
 
 
 @contextlib.contextmanager
-def open_run_of_all(path: Path, recipe: Recipe, resume: bool, world: World) -> Iterator[RunFolder]:
+def open_run_of_all(
+    path: Path, recipe: Recipe, resume: bool, world: World, by_batch: bool, note: Callable[[str], object]
+) -> Iterator[RunFolder]:
     """`open_run` by the first process, for all of a run; they must see the same folders."""
     with contextlib.ExitStack() as stack:
         with world.together():
             if world.is_first:
-                run = stack.enter_context(open_run(path, recipe, resume))
+                run = stack.enter_context(open_run(path, recipe, resume, by_batch, note))
             else:
                 run = RunFolder(path, recipe.train.keep_checkpoints)
         yield run
@@ -205,15 +223,49 @@ def _stored_recipe(path: Path) -> dict[str, Any]:
         return stored
 
 
-def _check_same(path: Path, stored: dict[str, object], wanted: dict[str, object]) -> None:
-    """Only the length of a run may change."""
-    for recipe in (stored, wanted):
-        train = recipe.get("train")
-        recipe["train"] = (
-            {k: v for k, v in train.items() if k != "total_nimg"} if isinstance(train, dict) else train
-        )
-    if key := first_difference(stored, wanted):
-        key = key.replace(".options.", ".")  # as overrides name it
-        raise UserError(
-            f"{path} was trained with another recipe ('{key}' differs): give another --out, or that recipe"
-        )
+def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any], by_batch: bool) -> None:
+    """Only what the result does not depend on may change, and the microbatch, where the objective allows it."""
+    may_change = FREE if by_batch else (*FREE, MICROBATCH)
+    key = first_difference(_without(stored, may_change), _without(wanted, may_change))
+    if not key:
+        return
+    old, new = _text_at(stored, key), _text_at(wanted, key)
+    key = key.replace(".options.", ".")  # as overrides name it
+    why = ", which objective.stable_target depends on" if key == MICROBATCH else ""
+    raise UserError(
+        f"{path} was trained with another recipe ('{key}' differs: {old} there, {new} now{why}): give another --out, "
+        "or that recipe"
+    )
+
+
+def _without(recipe: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    kept = copy.deepcopy(recipe)
+    for key in keys:
+        above, _, last = key.rpartition(".")
+        node = kept.get(above) if above else kept
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return kept
+
+
+def _text_at(recipe: dict[str, Any], key: str) -> str:
+    """The value of a key, for people; options that a recipe does not name have the value of their factory."""
+    node: Any = recipe
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return "its default"
+        node = node[part]
+    return json.dumps(node)
+
+
+def _microbatch_note(stored: dict[str, Any], recipe: Recipe) -> str:
+    """What a microbatch of another size means for the run, "" where it is the same."""
+    train = stored.get("train")
+    former = train.get("microbatch") if isinstance(train, dict) else None
+    old, new = former or recipe.train.batch, recipe.train.microbatch or recipe.train.batch
+    if old == new:
+        return ""
+    return (
+        f"{MICROBATCH} is {new} from here on, not {old}: gradients are summed in another order, so the run is the same "
+        "to rounding, no longer bit for bit"
+    )

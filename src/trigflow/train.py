@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
-from trigflow.checkpoint import read_card, save_model
+from trigflow.checkpoint import ModelCard, read_card, save_model
+from trigflow.config import to_json
 from trigflow.data import rows
 from trigflow.devices import generators_kept, products_in, seed_generators, true_float32
 from trigflow.distributed import ALONE, Strategy, World, open_world, whole
@@ -49,7 +50,9 @@ def train(
         recipe: the run.
         run_dir: folder; a new one, or with `resume` that of a run that was stopped (or of one that is finished, with a
             larger train.total_nimg).
-        resume: go on from the newest whole checkpoint. The result is bit for bit that of a run without a stop.
+        resume: go on from the newest whole checkpoint. The result is bit for bit that of a run without a stop. The
+            recipe must be the same, but for what changes no result (`run_folder.FREE`) and train.microbatch, which
+            moves it by rounding (and is refused with objective.stable_target); the changes hold from there on.
         device: where to compute.
         progress: show a bar on stderr.
         parallel: how several processes hold the networks (`distributed.open_world`).
@@ -70,12 +73,17 @@ def train(
             _checkpoint_blocks(parts)
         with (
             stop_that_says_how_to_go_on(),
-            open_run_of_all(Path(run_dir), recipe, resume, world) as folder,
+            open_run_of_all(Path(run_dir), recipe, resume, world, _by_batch(parts), say) as folder,
         ):
             world.by_first(folder.keep_autoencoder, parts.dataset.decoder)
             parts = _with_synthetic_data(parts, recipe, folder, progress, world)
             Run(recipe, parts, folder, world.device, world).go(progress)
     return folder.path
+
+
+def _by_batch(parts: Parts) -> bool:
+    """Whether the loss of an image depends on those beside it in a pass."""
+    return bool(getattr(parts.objective, "stable_target", False))
 
 
 def _checkpoint_blocks(parts: Parts) -> None:
@@ -159,7 +167,7 @@ class Run:
         if self.nimg >= config.total_nimg:
             if self.world.any(
                 not self._model_is_written()
-            ):  # killed between the last checkpoint and the model
+            ):  # killed between the last checkpoint and the model, or the recipe has changed
                 self._save_model()
             self._say(
                 f"{self.folder.path} is finished ({self.nimg} images); a larger train.total_nimg goes on with it"
@@ -342,14 +350,16 @@ class Run:
         self._save_model()
 
     def _model_is_written(self) -> bool:
-        """The card is written last: the model is whole where the card tells of these images."""
-        return (self.folder.path / "model.json").exists() and read_card(self.folder.path).nimg == self.nimg
+        """The card is written last: the model is whole where the card tells of these images and this recipe."""
+        path = self.folder.path
+        return (path / "model.json").exists() and to_json(read_card(path)) == to_json(self._card())
+
+    def _card(self) -> ModelCard:
+        return replace(self.parts.card, nimg=self.nimg, ema=self.main.ema.names[0])
 
     def _save_model(self) -> None:
-        ema = self.main.ema
-        card = replace(self.parts.card, nimg=self.nimg, ema=ema.names[0])
-        tensors = whole(ema.averages[0], self.world)
-        self.world.by_first(save_model, self.folder.path, tensors, card)
+        tensors = whole(self.main.ema.averages[0], self.world)
+        self.world.by_first(save_model, self.folder.path, tensors, self._card())
 
     def _save_snapshots(self, config: EMAConfig) -> None:
         """The averages as they stand, for post-hoc reconstruction."""
