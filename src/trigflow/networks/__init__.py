@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from .ddpmpp import DDPMpp
-from .dit import DiT
-from .edm2 import EDM2
-from .mlp import MLP
-from .unet import UNet
+from trigflow.networks.ddpmpp import DDPMpp
+from trigflow.networks.dit import DiT
+from trigflow.networks.edm2 import EDM2
+from trigflow.networks.mlp import MLP
+from trigflow.networks.unet import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "ddpmpp": DDPMpp,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .layers import pixel_norm, unit_init, zero_init
+from trigflow.errors import UserError
+from trigflow.networks.layers import pixel_norm, unit_init, zero_init
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..dual.checkpointing import recomputed
-from .dropout import dropouts, with_dropout_keys
+from trigflow.dual.checkpointing import recomputed
+from trigflow.networks.dropout import dropouts, with_dropout_keys
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)  # they have no forward of their own
 

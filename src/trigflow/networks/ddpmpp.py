@@ -8,9 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ddpmpp_blocks import NORMALIZATIONS, Block, GroupNorm, Plan, WaveEmbedding, xavier_init
-from .layers import CONVS, MEMORY_FORMATS, halving_levels, one_of, positive, spatial_dims, zero_init
-from .u_shape import through, way_down, way_up
+from trigflow.networks.ddpmpp_blocks import NORMALIZATIONS, Block, GroupNorm, Plan, WaveEmbedding, xavier_init
+from trigflow.networks.layers import (
+    CONVS,
+    MEMORY_FORMATS,
+    halving_levels,
+    one_of,
+    positive,
+    spatial_dims,
+    zero_init,
+)
+from trigflow.networks.u_shape import through, way_down, way_up
 
 
 class DDPMpp(nn.Module):

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..devices import without_autocast
-from .attention import SelfAttention
-from .layers import (
+from trigflow.devices import without_autocast
+from trigflow.networks.attention import SelfAttention
+from trigflow.networks.layers import (
     CONVS,
     Dropout,
     GuidanceEmbedding,
@@ -24,7 +24,7 @@ from .layers import (
     time_features,
     zero_init,
 )
-from .resample import Resample, resampled
+from trigflow.networks.resample import Resample, resampled
 
 NORMALIZATIONS = ("double", "adagn", "shift")
 

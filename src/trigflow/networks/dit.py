@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .attention import SelfAttention
-from .layers import (
+from trigflow.errors import UserError
+from trigflow.networks.attention import SelfAttention
+from trigflow.networks.layers import (
     CONVS,
     Dropout,
     Embedding,
@@ -20,7 +20,7 @@ from .layers import (
     unit_init,
     zero_init,
 )
-from .patches import depth_to_space
+from trigflow.networks.patches import depth_to_space
 
 DIT_SIZES: dict[str, dict[str, int]] = {
     "S": {"width": 384, "depth": 12, "heads": 6},

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..randomness import SampleRandom, hash_uniform
+from trigflow.errors import UserError
+from trigflow.randomness import SampleRandom, hash_uniform
 
 
 class Dropout(nn.Module):

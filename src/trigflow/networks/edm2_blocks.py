@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .attention import attention
-from .layers import Dropout
-from .magnitude import MPConv, mp_silu, mp_sum, unit_magnitude
-from .resample import Resample, resampled
+from trigflow.errors import UserError
+from trigflow.networks.attention import attention
+from trigflow.networks.layers import Dropout
+from trigflow.networks.magnitude import MPConv, mp_silu, mp_sum, unit_magnitude
+from trigflow.networks.resample import Resample, resampled
 
 NORMALIZATIONS = ("double", "edm2")
 

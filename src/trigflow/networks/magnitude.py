@@ -15,8 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..devices import without_autocast
-from .layers import PositionalEmbedding, given_guidance, no_guidance, no_labels, or_null, time_features
+from trigflow.devices import without_autocast
+from trigflow.networks.layers import (
+    PositionalEmbedding,
+    given_guidance,
+    no_guidance,
+    no_labels,
+    or_null,
+    time_features,
+)
 
 # Root mean square of silu(x) for x ~ N(0, 1).
 _SILU_MAGNITUDE = 0.596

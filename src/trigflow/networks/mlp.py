@@ -7,8 +7,16 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .layers import Dropout, Embedding, ModulatedNorm, pixel_norm, positive, unit_init, zero_init
+from trigflow.errors import UserError
+from trigflow.networks.layers import (
+    Dropout,
+    Embedding,
+    ModulatedNorm,
+    pixel_norm,
+    positive,
+    unit_init,
+    zero_init,
+)
 
 MAX_DEPTH = 10_000
 

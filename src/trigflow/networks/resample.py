@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import AVG_POOLS
+from trigflow.networks.layers import AVG_POOLS
 
 Resample = Literal["keep", "halve", "double"]
 

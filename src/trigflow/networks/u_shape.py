@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .resample import Resample
+from trigflow.networks.resample import Resample
 
 
 @dataclass(frozen=True)

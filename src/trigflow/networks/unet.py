@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..devices import without_autocast
-from .attention import SelfAttention
-from .layers import (
+from trigflow.devices import without_autocast
+from trigflow.networks.attention import SelfAttention
+from trigflow.networks.layers import (
     AVG_POOLS,
     CONVS,
     MEMORY_FORMATS,
@@ -26,7 +26,7 @@ from .layers import (
     unit_init,
     zero_init,
 )
-from .patches import depth_to_space, space_to_depth
+from trigflow.networks.patches import depth_to_space, space_to_depth
 
 
 class Block(nn.Module):
