@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trigflow.devices import resolve_device, true_float32, wait_for
 from trigflow.dual import attention, value_and_tangent
-from trigflow.machine import describe_machine
 from trigflow.page import markdown_table
+from trigflow.system.devices import resolve_device, true_float32, wait_for
+from trigflow.system.machine import describe_machine
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 WAYS = {"cpu": ("func", "matrix", "blocks"), "cuda": ("plain", "func", "matrix", "blocks", "kernel")}
@@ -179,7 +179,7 @@ def measured(sizes: list[int], rounds: int, setting: Setting) -> list[dict[str, 
     if setting.device.type == "cuda":
         return [row for tokens in sizes for row in measure(tokens, rounds, setting, peak_of_the_gpu)]
     context = multiprocessing.get_context("forkserver")  # imports once, forks a fresh process for each row
-    context.set_forkserver_preload(["torch", "trigflow.dual", "trigflow.machine", "trigflow.page"])
+    context.set_forkserver_preload(["torch", "trigflow.dual", "trigflow.system.machine", "trigflow.page"])
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
 
         def peak(way: str, tokens: int, setting: Setting) -> int:

@@ -27,13 +27,13 @@ import torch
 from PIL import Image
 
 from trigflow.data import Dataset, cache, load_data, rows
-from trigflow.machine import describe_machine
 from trigflow.networks import NETWORKS
 from trigflow.objectives import Batch
 from trigflow.objectives.diffusion import Diffusion
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
-from trigflow.timing import in_turn
+from trigflow.system.machine import describe_machine
+from trigflow.system.timing import in_turn
 
 BATCH = 128
 AIM = 3.0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trigflow import recipes
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.machine import describe_machine
+from trigflow.system.machine import describe_machine
 from trigflow.train import train
 
 NUM = 10_000

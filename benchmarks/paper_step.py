@@ -23,10 +23,7 @@ import torch
 from trigflow.assembly import Parts
 from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.codecs import IdentityCodec
-from trigflow.config import Component, build
 from trigflow.data import Dataset
-from trigflow.devices import resolve_device, true_float32, wait_for
-from trigflow.machine import describe_machine
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.networks import networks_of
@@ -38,6 +35,9 @@ from trigflow.progress import Silent
 from trigflow.recipe import Recipe
 from trigflow.recipes import get
 from trigflow.run_folder import RunFolder
+from trigflow.system.config import Component, build
+from trigflow.system.devices import resolve_device, true_float32, wait_for
+from trigflow.system.machine import describe_machine
 from trigflow.train import Run
 
 IMAGES = 64  # random ones, seen again and again

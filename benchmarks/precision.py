@@ -26,14 +26,21 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import flow, load
-from trigflow.devices import PRECISIONS, Precision, products_in, resolve_device, true_float32, wait_for
 from trigflow.dual import value_and_tangent
 from trigflow.loss_scale import START
-from trigflow.machine import describe_machine
 from trigflow.networks import NETWORKS
 from trigflow.objectives.scm import consistency_tangent, normalize_tangent
 from trigflow.page import markdown_table
 from trigflow.precond import TrigFlowPrecond
+from trigflow.system.devices import (
+    PRECISIONS,
+    Precision,
+    products_in,
+    resolve_device,
+    true_float32,
+    wait_for,
+)
+from trigflow.system.machine import describe_machine
 from trigflow.time_sampling import LogNormal
 
 # Each network of the table, small.

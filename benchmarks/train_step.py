@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from trigflow import flow
 from trigflow.dual import Dual, value_and_tangent
-from trigflow.machine import describe_machine
 from trigflow.networks import NETWORKS
 from trigflow.objectives.scm import consistency_tangent, normalize_tangent
 from trigflow.precond import TrigFlowPrecond
+from trigflow.system.machine import describe_machine
 
 BATCH = 32
 THREADS = 2

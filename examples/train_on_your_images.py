@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 import trigflow
-from trigflow import config, recipes
+from trigflow import recipes
 from trigflow.pictures import save_grid
+from trigflow.system import config
 from trigflow.train import train
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from trigflow.checkpoint import ModelCard
 from trigflow.codecs import IdentityCodec, codec_to_json
-from trigflow.config import Component
 from trigflow.flow import expand
 from trigflow.model import Model
 from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import PrecondConfig, SamplingConfig
+from trigflow.system.config import Component
 
 SIGMA_DATA, S_0 = 0.5, 0.2
 

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trigflow.config import to_json
 from trigflow.recipe import Recipe
+from trigflow.system.config import to_json
 
 HERE = Path(__file__).parent
 
@@ -108,7 +108,7 @@ def _main(path: str) -> int:
     import torch
 
     from trigflow.cli import main, told
-    from trigflow.config import validate
+    from trigflow.system.config import validate
 
     torch.set_num_threads(1)
     given = json.loads(Path(path).read_text())

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from trigflow.data import Dataset, load_data
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "cifar10-test-32x32.zip"
 RGB = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), dtype=np.uint8)

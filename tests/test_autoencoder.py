@@ -14,7 +14,7 @@ from small_autoencoders import write_dc, write_kl
 
 from trigflow import cli
 from trigflow.autoencoder import Decoder, copy_autoencoder, find, load_autoencoder, weights_digest
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"

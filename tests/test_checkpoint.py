@@ -12,21 +12,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from trigflow.checkpoint import (
-    ModelCard,
-    load_model,
-    load_tensors,
-    new_precond,
-    read_state,
-    save_model,
-    write_state,
-)
+from trigflow.checkpoint import ModelCard, load_model, new_precond, save_model
 from trigflow.checkpoint_folder import CheckpointFolder
-from trigflow.config import Component
-from trigflow.errors import UserError
-from trigflow.files import DamagedFile, read_json, write_atomically
 from trigflow.recipe import PrecondConfig, SamplingConfig
 from trigflow.shipped import SHIPPED, model_folder
+from trigflow.system.config import Component
+from trigflow.system.errors import UserError
+from trigflow.system.files import DamagedFile, read_json, write_atomically
+from trigflow.system.tensors import load_tensors, read_state, write_state
 
 TENSORS = {
     "a/weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),

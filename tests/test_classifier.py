@@ -12,8 +12,8 @@ import torch
 import trigflow
 from trigflow.classifier import train_classifier
 from trigflow.data import Dataset, digits, mixture2d
-from trigflow.errors import UserError
 from trigflow.metrics.classifier_net import CARD, WEIGHTS, load_classifier
+from trigflow.system.errors import UserError
 
 
 def few_digits(n: int = 500) -> Dataset:

@@ -19,7 +19,7 @@ import pytest
 import trigflow
 from trigflow import cli
 from trigflow.__main__ import interrupt
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 # Others rely on these: a change here is a change of the interface.
 FLAGS = {

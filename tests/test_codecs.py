@@ -17,7 +17,7 @@ from trigflow.codecs import (
     grey_levels,
     sample_shape,
 )
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 
 def images(channels: int = 3) -> torch.Tensor:

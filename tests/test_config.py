@@ -12,7 +12,7 @@ import pydantic
 import pytest
 from pydantic import Field
 
-from trigflow.config import (
+from trigflow.system.config import (
     Component,
     apply_overrides,
     build,
@@ -22,7 +22,7 @@ from trigflow.config import (
     to_json,
     validate,
 )
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 
 class Part:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from trigflow import cli, files, oracles
+from trigflow import cli, oracles
 from trigflow.codecs import IdentityCodec, ImageCodec, VectorCodec
-from trigflow.config import Component
 from trigflow.data import Dataset, exact_teacher, load_data, rows
-from trigflow.errors import UserError
+from trigflow.system import files
+from trigflow.system.config import Component
+from trigflow.system.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["digits", "mixture2d"])

@@ -11,9 +11,9 @@ from conftest import TINY
 
 import trigflow
 from trigflow import recipes
-from trigflow.devices import resolve_device, true_float32
-from trigflow.errors import UserError
 from trigflow.metrics.features import extract_features, load_features
+from trigflow.system.devices import resolve_device, true_float32
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 

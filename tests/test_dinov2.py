@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.metrics import dinov2, published
 from trigflow.metrics.dinov2 import Block, DinoV2, Size, load_dinov2
 from trigflow.metrics.features import extract_features, load_features
+from trigflow.system.errors import UserError
 
 TINY, TINY_GATED = Size(12, 2, 3, grid=37), Size(12, 2, 3, gated=True)
 BLOCK = "norm1.weight norm1.bias attn.qkv.weight attn.qkv.bias attn.proj.weight attn.proj.bias ls1.gamma"

@@ -19,12 +19,12 @@ from test_train import metrics, weights
 
 from trigflow import recipes
 from trigflow.checkpoint_shards import read_shards
-from trigflow.config import Component
-from trigflow.distributed import ALONE
-from trigflow.errors import UserError
 from trigflow.objectives import Batch, Diffusion, LossOutput, Nets
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
+from trigflow.system.config import Component
+from trigflow.system.distributed import ALONE
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 ROOT = Path(__file__).parents[1]

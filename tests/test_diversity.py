@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from trigflow.errors import UserError
 from trigflow.metrics import classifier_score
+from trigflow.system.errors import UserError
 
 
 def test_the_same_answer_for_every_sample_scores_one() -> None:

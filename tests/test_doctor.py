@@ -12,10 +12,10 @@ from broken_networks import MORE, PLANTED, SHAPE, Sound
 from torch import Tensor, nn
 
 from trigflow import doctor
-from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
 from trigflow.networks.foreign import DiffusersAdapter
 from trigflow.precond import TrigFlowPrecond
+from trigflow.system.errors import UserError
 
 
 def examined(network: Any, **options: Any) -> doctor.Diagnosis:

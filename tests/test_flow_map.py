@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from trigflow import recipes
-from trigflow.errors import UserError
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.metrics import FlowMapError, sliced_wasserstein
 from trigflow.model import load
 from trigflow.oracles import Gaussian
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 CPU = torch.device("cpu")

@@ -8,7 +8,6 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.metrics.frechet import (
     Moments,
     frechet_distance,
@@ -16,6 +15,7 @@ from trigflow.metrics.frechet import (
     halves_distance,
     moments,
 )
+from trigflow.system.errors import UserError
 
 
 def random_features(n: int, d: int, seed: int) -> Tensor:

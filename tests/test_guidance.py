@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.guidance import autoguided, guided
 from trigflow.samplers import CountNFE, sample_heun
+from trigflow.system.errors import UserError
 
 
 def labelled(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from trigflow.codecs import IdentityCodec
 from trigflow.data import Dataset
 from trigflow.doctor import diagnose
 from trigflow.dual import MODES, value_and_tangent
-from trigflow.errors import UserError
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.model import Model, load
 from trigflow.networks import NETWORKS
@@ -28,6 +27,7 @@ from trigflow.objectives.diffusion import sample_times
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 from trigflow.shipped import SHIPPED
+from trigflow.system.errors import UserError
 
 CPU = torch.device("cpu")
 ONE_OF_EACH = (

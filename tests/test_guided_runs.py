@@ -18,7 +18,6 @@ from trigflow import cli, recipes
 from trigflow.assembly import assemble
 from trigflow.checkpoint import load_model, read_card
 from trigflow.data import load_data
-from trigflow.errors import UserError
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.kept_scores import contender_key
 from trigflow.evaluation.measure import contender
@@ -29,6 +28,7 @@ from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
 from trigflow.studies.steps import Steps
 from trigflow.synthetic import synthetic_data
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 CPU = torch.device("cpu")

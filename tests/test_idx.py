@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from trigflow.config import Component
 from trigflow.data import Dataset, load_data
 from trigflow.data.idx import read_idx
-from trigflow.errors import UserError
+from trigflow.system.config import Component
+from trigflow.system.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 5, 4), dtype=np.uint8)

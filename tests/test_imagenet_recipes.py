@@ -10,12 +10,12 @@ import torch
 
 from trigflow import recipes
 from trigflow.assembly import assemble
-from trigflow.errors import UserError
 from trigflow.networks.edm2 import EDM2_SIZES
 from trigflow.objectives import OBJECTIVES
 from trigflow.optim import learning_rate
 from trigflow.recipe import Recipe
 from trigflow.recipes.imagenet import IMAGENET, TABLES
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 # A line for each network: name, thousands of steps of the teacher, learning rate, dropout in per cent of teacher, sCT

@@ -20,9 +20,9 @@ from trigflow.checkpoint import read_card
 from trigflow.codecs import LatentCodec, codec_from_json
 from trigflow.data import load_collection, load_data
 from trigflow.data.encode import Encoding, encode
-from trigflow.errors import UserError
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.run_folder import reconstruct_model
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 CPU = torch.device("cpu")

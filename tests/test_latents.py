@@ -16,12 +16,12 @@ from small_autoencoders import write_dc, write_kl
 from trigflow import cli
 from trigflow.autoencoder import Autoencoder, load_autoencoder
 from trigflow.codecs import LatentCodec
-from trigflow.config import Component
 from trigflow.data import Dataset, cache, load_collection, load_data
 from trigflow.data.encode import Encoding, encode
 from trigflow.data.latents import PUBLISHED, read_latents_card
-from trigflow.errors import UserError
 from trigflow.randomness import SampleRandom
+from trigflow.system.config import Component
+from trigflow.system.errors import UserError
 
 CPU = torch.device("cpu")
 COUNT, SIZE = 10, 16

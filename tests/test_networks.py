@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trigflow.dual import MODES, value_and_tangent
-from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
 from trigflow.networks.dropout import Dropout, seeded_dropout
 from trigflow.networks.patches import depth_to_space, space_to_depth
 from trigflow.randomness import SampleRandom
+from trigflow.system.errors import UserError
 
 UNET: dict[str, Any] = {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1}
 DIT: dict[str, Any] = {"patch": 2, "width": 16, "depth": 2, "heads": 2}

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from trigflow import flow
 from trigflow.dual import value_and_tangent
-from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
 from trigflow.objectives import OBJECTIVES, SCM, Batch, Diffusion, consistency_tangent, normalize_tangent
 from trigflow.objectives.stable_target import stable_velocity
@@ -21,6 +20,7 @@ from trigflow.objectives.warmup import stretched
 from trigflow.oracles import FiniteData, Gaussian
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
+from trigflow.system.errors import UserError
 
 SIGMA_DATA = 0.5
 SMALL = {

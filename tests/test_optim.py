@@ -7,8 +7,6 @@ import math
 import pytest
 import torch
 
-from trigflow.config import Component
-from trigflow.errors import UserError
 from trigflow.optim import (
     SCHEDULES,
     learning_rate,
@@ -18,6 +16,8 @@ from trigflow.optim import (
     set_learning_rate,
 )
 from trigflow.recipe import OptimizerConfig
+from trigflow.system.config import Component
+from trigflow.system.errors import UserError
 
 BATCH, TOTAL = 10, 1000
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trigflow import flow
-from trigflow.errors import UserError
 from trigflow.oracles import FiniteData, Gaussian, GaussianMixture, flow_map_error, mixture2d, solve_flow
+from trigflow.system.errors import UserError
 
 SIGMA_DATA = 0.5
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

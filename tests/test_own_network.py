@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import recipes
-from trigflow.errors import UserError
 from trigflow.model import load
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 SMALL = (

@@ -21,10 +21,10 @@ from conftest import TINY
 from PIL import Image
 
 from trigflow import recipes
-from trigflow.config import Component
 from trigflow.data import Dataset, cache, load_collection, load_data, picture
 from trigflow.data.picture import DamagedPicture, decoded
-from trigflow.errors import UserError
+from trigflow.system.config import Component
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), dtype=np.uint8)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.pictures import GAP, grid, panels, png, save_grid, scatter
+from trigflow.system.errors import UserError
 
 
 def pixels(picture: Image.Image) -> Tensor:

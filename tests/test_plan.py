@@ -24,13 +24,13 @@ from torch.profiler import ProfilerActivity, profile
 from trigflow import cli, recipes
 from trigflow.data import load_data
 from trigflow.dual import attention, attention_blocks
-from trigflow.errors import UserError
 from trigflow.plan import SHAPES, Footprint, Layout, Machine, make_plan, rehearse, report, sample_shape
 from trigflow.plan.memory import need
 from trigflow.plan.planning import divisors
 from trigflow.plan.report import duration
 from trigflow.recipe import Recipe
 from trigflow.recipes.imagenet import TABLES
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 BATCH = 16

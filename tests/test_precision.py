@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 import trigflow
 from trigflow import flow, recipes
-from trigflow.devices import PRECISIONS, Precision, products_in
 from trigflow.dual import Dual, value_and_tangent
-from trigflow.errors import UserError
 from trigflow.networks import NETWORKS
 from trigflow.networks.layers import TIME_EMBEDDINGS, pixel_norm
 from trigflow.networks.magnitude import unit_magnitude
 from trigflow.objectives import Batch
 from trigflow.objectives.scm import SCM
 from trigflow.precond import NoiseConditioning, TrigFlowPrecond
+from trigflow.system.devices import PRECISIONS, Precision, products_in
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 CPU = torch.device("cpu")

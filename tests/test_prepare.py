@@ -17,7 +17,7 @@ from trigflow.data import Collection, load_collection, load_data, prepare
 from trigflow.data.inspect import inspect
 from trigflow.data.prepare import Preparation, resized
 from trigflow.data.statistics import Statistics
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 
 @pytest.fixture

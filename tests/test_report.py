@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from trigflow.errors import UserError
 from trigflow.evaluation.figures import draw_pictures
 from trigflow.evaluation.report import cost_table, headline, quality_table, to_html, to_markdown, write_report
+from trigflow.system.errors import UserError
 
 
 def report(**changes: Any) -> dict[str, Any]:

@@ -21,17 +21,18 @@ from conftest import TINY
 from test_train import metrics, tiny, trained, weights
 
 from trigflow import recipes
-from trigflow.checkpoint import read_card, read_state, write_state
+from trigflow.checkpoint import read_card
 from trigflow.cli import main
-from trigflow.config import to_json
-from trigflow.errors import UserError
-from trigflow.files import locked
 from trigflow.objectives import SCM, Batch, LossOutput
 from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import stop_on_signals
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
 from trigflow.run_folder import open_run
+from trigflow.system.config import to_json
+from trigflow.system.errors import UserError
+from trigflow.system.files import locked
+from trigflow.system.tensors import read_state, write_state
 from trigflow.train import Run, train
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
@@ -285,7 +286,7 @@ def test_a_run_under_way_is_locked(tmp_path: Path) -> None:
 def test_a_lock_of_another_process_ends_with_it(tmp_path: Path) -> None:
     """However that ends."""
     script = (
-        "import sys, time; from pathlib import Path; from trigflow.files import locked\n"
+        "import sys, time; from pathlib import Path; from trigflow.system.files import locked\n"
         "with locked(Path(sys.argv[1]), ''): print('held', flush=True); time.sleep(600)"
     )
     path = tmp_path / "lock"
@@ -338,7 +339,7 @@ def kill_and_resume(tmp_path: Path, kills: int, total_nimg: int, seed: int) -> N
     script = (
         "import json, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
-        "from trigflow.config import validate\n"
+        "from trigflow.system.config import validate\n"
         "from trigflow.recipe import Recipe\n"
         "from trigflow.train import train\n"
         "recipe = validate(Recipe, json.loads(Path(sys.argv[1]).read_text()))\n"

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from trigflow import flow
-from trigflow.errors import UserError
 from trigflow.oracles import Gaussian, GaussianMixture, mixture2d, solve_flow
 from trigflow.samplers import (
     SAMPLERS,
@@ -25,6 +24,7 @@ from trigflow.samplers import (
     sample_dpmpp_2m,
     sample_heun,
 )
+from trigflow.system.errors import UserError
 
 SIGMA_DATA = 0.5
 ODE_SAMPLERS = {name: sampler for name, sampler in SAMPLERS.items() if name != "consistency"}

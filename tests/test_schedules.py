@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trigflow import flow
-from trigflow.errors import UserError
 from trigflow.schedules import (
     DDPM,
     EDM,
@@ -24,6 +23,7 @@ from trigflow.schedules import (
     VPCosine,
     VPLinear,
 )
+from trigflow.system.errors import UserError
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 BARS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)

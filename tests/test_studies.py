@@ -21,7 +21,6 @@ from conftest import TINY
 from trigflow import recipes
 from trigflow.cli import main
 from trigflow.data import load_data
-from trigflow.errors import UserError
 from trigflow.evaluation.measure import Contender, Trial
 from trigflow.model import load
 from trigflow.recipe import Recipe
@@ -34,6 +33,7 @@ from trigflow.studies.study import Bench
 from trigflow.studies.tangents import _terms, derivative_norms
 from trigflow.studies.trained import Pair
 from trigflow.studies.workers import _outcome, _Worker, run_all
+from trigflow.system.errors import UserError
 
 TRAINED = (*(one for one in TINY if "width" not in one), "teacher.sampling.steps=2")
 TWO_SIZES = replace(scaling.SIZES["digits"], networks=(("network.width=8",), ("network.width=16",)))

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from trigflow.errors import UserError
 from trigflow.flow import T_MAX, sigma_from_t
+from trigflow.system.errors import UserError
 from trigflow.time_sampling import LogNormal, Uniform
 
 

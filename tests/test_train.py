@@ -15,15 +15,16 @@ from torch import Tensor
 
 from trigflow import recipes
 from trigflow.assembly import assemble
-from trigflow.checkpoint import load_model, read_state
-from trigflow.config import Component
+from trigflow.checkpoint import load_model
 from trigflow.data import exact_teacher
-from trigflow.errors import UserError
 from trigflow.objectives import Batch, Diffusion, LossOutput
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe
 from trigflow.run_folder import RunFolder, reconstruct_model
+from trigflow.system.config import Component
+from trigflow.system.errors import UserError
+from trigflow.system.tensors import read_state
 from trigflow.train import Run, train
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ import torch
 import trigflow
 from trigflow import doctor, recipes
 from trigflow.assembly import assemble
-from trigflow.errors import UserError
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.model import load
+from trigflow.system.errors import UserError
 from trigflow.train import train
 
 PRETRAINED = Path(trigflow.__file__).parent / "pretrained"

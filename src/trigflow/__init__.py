@@ -13,8 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from trigflow.errors import UserError
-from trigflow.version import __version__
+from trigflow.system.errors import UserError
+from trigflow.system.version import __version__
 
 if TYPE_CHECKING:
     from trigflow import dual, flow, networks, objectives, oracles, samplers

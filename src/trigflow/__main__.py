@@ -14,7 +14,7 @@ def run() -> None:
         signal.signal(signal.SIGINT, interrupt)
     try:
         from trigflow.cli import main
-        from trigflow.launch import is_launched
+        from trigflow.system.launch import is_launched
 
         code = main()
         if code and is_launched():

@@ -9,13 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.checkpoint import ModelCard, card_of, load_model, load_tensors, new_precond
+from trigflow.checkpoint import ModelCard, card_of, load_model, new_precond
 from trigflow.codecs import codec_from_json, codec_to_json
-from trigflow.config import build, to_json
 from trigflow.data import Dataset, exact_teacher, load_data
-from trigflow.devices import seed_generators
-from trigflow.distributed import ALONE, World, is_lost_connection
-from trigflow.errors import UserError, did_you_mean
 from trigflow.guidance import scale_in_words
 from trigflow.metrics import FlowMapError
 from trigflow.model import Model, check_guide
@@ -29,6 +25,11 @@ from trigflow.recipe import Recipe
 from trigflow.samplers import SAMPLERS, consistency_times
 from trigflow.sharding import shard
 from trigflow.shipped import model_folder
+from trigflow.system.config import build, to_json
+from trigflow.system.devices import seed_generators
+from trigflow.system.distributed import ALONE, World, is_lost_connection
+from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.tensors import load_tensors
 
 
 @dataclass(frozen=True)

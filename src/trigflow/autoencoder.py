@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.devices import true_float32
-from trigflow.errors import UserError
-from trigflow.files import clear_os_errors, make_folder, read_json, replacing, sha256_of
+from trigflow.system.devices import true_float32
+from trigflow.system.errors import UserError
+from trigflow.system.files import clear_os_errors, make_folder, read_json, replacing, sha256_of
 
 FILES = CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 KINDS = ("AutoencoderKL", "AutoencoderDC")

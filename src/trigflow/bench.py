@@ -13,13 +13,10 @@ from tqdm import tqdm
 
 from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.codecs import IdentityCodec
-from trigflow.config import build
-from trigflow.devices import products_in, true_float32, wait_for
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import draw
 from trigflow.evaluation.training_compute import forward_flops
 from trigflow.guidance import guided
-from trigflow.machine import describe_machine
 from trigflow.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.page import markdown_table
@@ -28,7 +25,10 @@ from trigflow.recipe import Recipe, SamplingConfig
 from trigflow.recipes import RECIPES, get
 from trigflow.samplers import CountNFE, Plan
 from trigflow.samplers import sample as run_sampler
-from trigflow.timing import in_turn
+from trigflow.system.config import build
+from trigflow.system.devices import products_in, true_float32, wait_for
+from trigflow.system.machine import describe_machine
+from trigflow.system.timing import in_turn
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from trigflow.distributed import World, is_sharded
-from trigflow.errors import UserError
-from trigflow.files import (
+from trigflow.system.distributed import World, is_sharded
+from trigflow.system.errors import UserError
+from trigflow.system.files import (
     DamagedFile,
     clear_os_errors,
     make_folder,

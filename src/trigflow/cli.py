@@ -29,9 +29,9 @@ from trigflow.commands import (
     train_classifier,
 )
 from trigflow.commands.command import Command
-from trigflow.errors import OwnMistake, UserError, did_you_mean, printable
-from trigflow.launch import is_first
-from trigflow.version import __version__
+from trigflow.system.errors import OwnMistake, UserError, did_you_mean, printable
+from trigflow.system.launch import is_first
+from trigflow.system.version import __version__
 
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND

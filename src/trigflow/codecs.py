@@ -11,8 +11,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from trigflow.config import STRICT_KEYS, to_json, validate
-from trigflow.errors import UserError, did_you_mean
+from trigflow.system.config import STRICT_KEYS, to_json, validate
+from trigflow.system.errors import UserError, did_you_mean
 
 Positive = Annotated[float, Field(gt=0)]
 

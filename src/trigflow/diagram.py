@@ -16,8 +16,8 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
-from trigflow.files import write_atomically
 from trigflow.pictures import png
+from trigflow.system.files import write_atomically
 
 PATH_COLOUR = "#2563a8"
 JUMP_COLOUR = "#d1495b"

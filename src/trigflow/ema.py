@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trigflow.distributed import own_part
-from trigflow.errors import UserError
+from trigflow.system.distributed import own_part
+from trigflow.system.errors import UserError
 
 Tensors = dict[str, Tensor]
 # A half-life is at most this share of the images seen (EDM).

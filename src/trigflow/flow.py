@@ -14,7 +14,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 T_MAX = math.pi / 2
 # Where sampling starts in all of the paper's experiments: t_max = arctan(80 / sigma_data).

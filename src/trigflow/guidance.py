@@ -10,8 +10,8 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.flow import expand
+from trigflow.system.errors import UserError
 
 # velocity(x_t, t, **cond) -> dx_t/dt, of the shape of x_t.
 ConditionalVelocity = Callable[..., Tensor]

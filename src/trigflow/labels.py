@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 Labels = int | Sequence[int] | Tensor | None
 

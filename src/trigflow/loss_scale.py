@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.distributed import ALONE, World
-from trigflow.errors import UserError
+from trigflow.system.distributed import ALONE, World
+from trigflow.system.errors import UserError
 
 START = 2.0**16
 GROWTH_INTERVAL = 2000  # steps without an overflow after which the scale doubles

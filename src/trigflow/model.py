@@ -14,9 +14,6 @@ from torch import Tensor
 from trigflow.autoencoder import FOLDER, Decoder, find
 from trigflow.checkpoint import ModelCard, load_model
 from trigflow.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
-from trigflow.devices import Precision, check_precision, products_in, resolve_device, true_float32
-from trigflow.distributed import ALONE, World
-from trigflow.errors import Diverged, UserError, did_you_mean, must_be_whole
 from trigflow.guidance import ConditionalVelocity, autoguided, guided
 from trigflow.labels import Labels, in_turn
 from trigflow.precond import TrigFlowPrecond
@@ -24,6 +21,9 @@ from trigflow.randomness import SampleRandom
 from trigflow.samplers import SAMPLERS, CountNFE, OnStep, Plan, Trajectory
 from trigflow.samplers import sample as run_sampler
 from trigflow.shipped import model_folder
+from trigflow.system.devices import Precision, check_precision, products_in, resolve_device, true_float32
+from trigflow.system.distributed import ALONE, World
+from trigflow.system.errors import Diverged, UserError, did_you_mean, must_be_whole
 
 
 @dataclass(frozen=True)

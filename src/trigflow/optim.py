@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trigflow.config import build
-from trigflow.distributed import own_part, sharded_like
-from trigflow.errors import UserError
 from trigflow.recipe import OptimizerConfig
+from trigflow.system.config import build
+from trigflow.system.distributed import own_part, sharded_like
+from trigflow.system.errors import UserError
 
 # A schedule gives the factor of the learning rate: (nimg before the step, images in a step, total_nimg) -> [0, 1].
 Schedule = Callable[[int, int, int], float]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import flow
-from trigflow.errors import UserError
 from trigflow.randomness import SampleRandom
+from trigflow.system.errors import UserError
 
 
 class Oracle(Protocol):

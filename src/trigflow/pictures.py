@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from trigflow.errors import UserError
-from trigflow.files import write_atomically
+from trigflow.system.errors import UserError
+from trigflow.system.files import write_atomically
 
 TILE = 48  # pixels: smaller images are magnified to about this, without smoothing
 GAP = 2

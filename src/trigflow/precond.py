@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import flow
-from trigflow.devices import autocast_is_on, without_autocast
-from trigflow.errors import UserError, did_you_mean
+from trigflow.system.devices import autocast_is_on, without_autocast
+from trigflow.system.errors import UserError, did_you_mean
 
 NoiseConditioning = Literal["t", "edm"]
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.distributed import ALONE, World
-from trigflow.files import clear_os_errors
+from trigflow.system.distributed import ALONE, World
+from trigflow.system.files import clear_os_errors
 
 # What the bar tells, of all that is logged.
 SHOWN = ("loss", "tangent_norm", "flow_map_median")

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from trigflow.config import STRICT_KEYS, Component, StartsFrom
-from trigflow.devices import Precision
 from trigflow.flow import T_MID
+from trigflow.system.config import STRICT_KEYS, Component, StartsFrom
+from trigflow.system.devices import Precision
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=10**12)]

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from trigflow.autoencoder import FOLDER, Decoder, copy_autoencoder
-from trigflow.checkpoint import read_card, read_state, save_model, write_state
+from trigflow.checkpoint import read_card, save_model
 from trigflow.checkpoint_folder import CheckpointFolder
-from trigflow.config import first_difference, to_json, validate
-from trigflow.distributed import World
 from trigflow.ema import EMASnapshot, reconstruct
-from trigflow.errors import UserError
-from trigflow.files import (
+from trigflow.recipe import Recipe
+from trigflow.system.config import first_difference, to_json, validate
+from trigflow.system.distributed import World
+from trigflow.system.errors import UserError
+from trigflow.system.files import (
     LOCK,
     DamagedFile,
     clear_os_errors,
@@ -32,7 +33,7 @@ from trigflow.files import (
     write_atomically,
     write_json,
 )
-from trigflow.recipe import Recipe
+from trigflow.system.tensors import read_state, write_state
 
 # Fields that may change when a run goes on. Of these its length alone moves the result, where a schedule looks at it.
 FREE = (

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.checkpoint import below, load_tensors, prefixed
-from trigflow.devices import seed_generators
-from trigflow.distributed import World
-from trigflow.errors import UserError
 from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import Averages
+from trigflow.system.devices import seed_generators
+from trigflow.system.distributed import World
+from trigflow.system.errors import UserError
+from trigflow.system.tensors import below, load_tensors, prefixed
 from trigflow.trained import Trained
 
 

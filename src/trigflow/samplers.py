@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trigflow import flow
-from trigflow.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, did_you_mean
 
 # velocity(x_t (B, ...), t (B,)) -> dx_t/dt, of the shape of x_t.
 Velocity = Callable[[Tensor, Tensor], Tensor]

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError, did_you_mean
 from trigflow.flow import expand, sigma_from_t
+from trigflow.system.errors import UserError, did_you_mean
 
 
 class Schedule(Protocol):

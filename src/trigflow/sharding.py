@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from trigflow.distributed import World, is_sharded, own_part, sharded_like
-from trigflow.errors import UserError
 from trigflow.networks.blocks import blocks
 from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import TrainConfig
+from trigflow.system.distributed import World, is_sharded, own_part, sharded_like
+from trigflow.system.errors import UserError
 
 
 def check_shares(config: TrainConfig, world: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from trigflow.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, did_you_mean
 
 SHIPPED = {
     "digits": "8x8 digits in one or two steps: sCD student of digits-teacher (recipe digits-scd)",

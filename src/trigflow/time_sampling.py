@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.flow import T_MAX, t_from_sigma
+from trigflow.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,8 @@ from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
 from trigflow.checkpoint import ModelCard, read_card, save_model
-from trigflow.config import to_json
 from trigflow.data import rows
-from trigflow.devices import generators_kept, products_in, seed_generators, true_float32
-from trigflow.distributed import ALONE, Strategy, World, open_world, whole
 from trigflow.ema import EMASnapshot, follow
-from trigflow.errors import Diverged, UserError
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import Batch, LossOutput
 from trigflow.objectives.batch import guidance_scale, target_halflife
@@ -29,6 +25,10 @@ from trigflow.run_folder import RunFolder, open_run_of_all, stop_that_says_how_t
 from trigflow.run_state import RunState
 from trigflow.sharding import check_shares, reduce_over_replicas
 from trigflow.synthetic import synthetic_data
+from trigflow.system.config import to_json
+from trigflow.system.devices import generators_kept, products_in, seed_generators, true_float32
+from trigflow.system.distributed import ALONE, Strategy, World, open_world, whole
+from trigflow.system.errors import Diverged, UserError
 from trigflow.trained import Trained, new_trained
 
 

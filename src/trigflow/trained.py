@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.checkpoint import below, load_average, load_tensors, prefixed
-from trigflow.distributed import ALONE, World, is_sharded, own_part
 from trigflow.ema import EMA, HalfLifeEMA, PowerEMA
-from trigflow.errors import UserError
 from trigflow.loss_scale import LossScale
 from trigflow.optim import (
     learning_rate,
@@ -27,6 +24,9 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import gradient_norm
 from trigflow.recipe import EMAConfig, Recipe
 from trigflow.sharding import average_gradients, norm_of_parts
+from trigflow.system.distributed import ALONE, World, is_sharded, own_part
+from trigflow.system.errors import UserError
+from trigflow.system.tensors import below, load_average, load_tensors, prefixed
 
 
 @dataclass

@@ -33,10 +33,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from trigflow import bench
-    from trigflow.devices import resolve_device
-    from trigflow.errors import UserError
-    from trigflow.files import write_json
     from trigflow.model import load
+    from trigflow.system.devices import resolve_device
+    from trigflow.system.errors import UserError
+    from trigflow.system.files import write_json
 
     if args.random:
         recipe = bench.random_recipe(args.model, args.overrides)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trigflow.config import Component
+    from trigflow.system.config import Component
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def add_data_options(parser: argparse.ArgumentParser, example: str = "data.split
 
 def named_data(name: str, overrides: list[str]) -> Component:
     """A data set, or a path of one, with its options from the command line."""
-    from trigflow.config import with_options  # not with the parser: pydantic is most of the start of `--help`
+    from trigflow.system.config import (
+        with_options,  # not with the parser: pydantic is most of the start of `--help`
+    )
 
     data = with_options({"data": name}, overrides)["data"]
     assert data

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from trigflow.commands.command import Command, add_data_options, integer, named_data
-from trigflow.errors import UserError
-from trigflow.files import must_be_new
+from trigflow.system.errors import UserError
+from trigflow.system.files import must_be_new
 
 _SHOWN = 64  # images of the grid
 
@@ -120,7 +120,7 @@ def _encode(args: argparse.Namespace) -> int:
     from trigflow.data import load_collection
     from trigflow.data.encode import Encoding, encode
     from trigflow.data.latents import latents_table
-    from trigflow.devices import resolve_device
+    from trigflow.system.devices import resolve_device
 
     if args.out is None:
         raise UserError("data encode: --out is missing; give the folder to write")
@@ -159,8 +159,8 @@ def _inspect_latents(args: argparse.Namespace) -> int:
     from trigflow.autoencoder import find
     from trigflow.data import load_data
     from trigflow.data.latents import LATENTS, check_digest, latents_table, read_latents_card
-    from trigflow.devices import resolve_device
     from trigflow.pictures import save_grid
+    from trigflow.system.devices import resolve_device
 
     folder = Path(args.source)
     card = read_latents_card(folder)

@@ -19,10 +19,10 @@ from trigflow.commands.command import (
     number,
     numbers,
 )
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 if TYPE_CHECKING:
-    from trigflow.distributed import World
+    from trigflow.system.distributed import World
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trigflow.distributed import open_world
+    from trigflow.system.distributed import open_world
 
     if args.resume and args.out is None:
         raise UserError("--resume goes on with the evaluation in a folder: give its --out")
@@ -96,9 +96,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace, world: World) -> int:
     """Each process draws its share of the samples; the first scores and writes."""
-    from trigflow.config import with_options
     from trigflow.evaluation.evaluate import evaluate
     from trigflow.evaluation.report import to_markdown
+    from trigflow.system.config import with_options
 
     real = with_options({"data": args.data, "test_data": args.test_data}, args.overrides)
     report = evaluate(

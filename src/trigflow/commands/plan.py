@@ -36,7 +36,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from trigflow import plan, recipes
-    from trigflow.files import write_json
+    from trigflow.system.files import write_json
 
     machine = plan.Machine(gpus=args.gpus, memory=args.memory, throughput=args.throughput)
     made = plan.make_plan(

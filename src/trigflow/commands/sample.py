@@ -20,12 +20,12 @@ from trigflow.commands.command import (
     integers,
     number,
 )
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trigflow.distributed import World
+    from trigflow.system.distributed import World
 
 ENDINGS = (".png", ".npz", ".npy")
 
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"--out {args.out}: the name must end in one of {', '.join(ENDINGS)}")
     if args.latents and args.out.suffix == ".png":
         raise UserError(f"--out {args.out}: latents cannot be drawn; give a name that ends in .npz or .npy")
-    from trigflow.distributed import open_world
+    from trigflow.system.distributed import open_world
 
     with open_world(args.device) as world:
         return _sample(args, world)
@@ -80,9 +80,9 @@ def _sample(args: argparse.Namespace, world: World) -> int:
     """Each process draws its share; the first writes them."""
     import torch
 
-    from trigflow.files import make_folder
     from trigflow.model import load
     from trigflow.progress import counted
+    from trigflow.system.files import make_folder
 
     with world.together():
         model = load(args.model, world.device, args.trust_code, args.vae).in_precision(args.precision)
@@ -108,8 +108,8 @@ def _write(samples: Tensor, labels: Tensor | None, file: Path) -> None:
     """The whole file or nothing."""
     import numpy as np
 
-    from trigflow.files import write_atomically
     from trigflow.pictures import save_grid
+    from trigflow.system.files import write_atomically
 
     if file.suffix == ".png":
         return save_grid(samples, file)

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from trigflow.commands.command import Command, add_device, add_out_folder, integer, integers, number, numbers
-from trigflow.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, did_you_mean
 
 # Flags that belong to some studies only; a study's own defaults stand where none is given.
 OWN = ("teacher", "features", "data", "num", "seeds", "steps", "shares", "guidance_scale")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from trigflow.commands.command import Command, add_device, add_out_folder, integer
-from trigflow.launch import is_first
+from trigflow.system.launch import is_first
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

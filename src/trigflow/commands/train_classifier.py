@@ -31,7 +31,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from trigflow.classifier import train_classifier
     from trigflow.data import load_data
-    from trigflow.devices import resolve_device
+    from trigflow.system.devices import resolve_device
 
     device = resolve_device(args.device)
     data = load_data(named_data(args.data, args.overrides))

@@ -8,7 +8,6 @@ from inspect import signature
 from pathlib import Path
 
 from trigflow import oracles
-from trigflow.config import Component, build, validate
 from trigflow.data import cifar, hub, idx
 from trigflow.data.archive import edm_zip, zip_images
 from trigflow.data.arrays import array_images, arrays
@@ -23,7 +22,8 @@ from trigflow.data.latents import latent_folder
 from trigflow.data.mixture2d import mixture2d
 from trigflow.data.recognition import recognised
 from trigflow.data.shards import shard_images, webdataset
-from trigflow.errors import UserError
+from trigflow.system.config import Component, build, validate
+from trigflow.system.errors import UserError
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "arrays": arrays,

@@ -18,7 +18,7 @@ from torch import Tensor
 from trigflow.data.collection import Collection, Read, gathered
 from trigflow.data.dataset import Dataset
 from trigflow.data.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, decoded_array, is_picture
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 LABELS = "dataset.json"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)

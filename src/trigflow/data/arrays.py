@@ -16,8 +16,8 @@ from trigflow.codecs import VectorCodec
 from trigflow.data.cache import is_large, mapped
 from trigflow.data.collection import Collection, gathered, of_pixels
 from trigflow.data.dataset import Dataset
-from trigflow.errors import UserError, did_you_mean
-from trigflow.files import is_bomb
+from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.files import is_bomb
 
 # What numpy and zipfile raise for files that are damaged, foreign, or claim to hold more than there is.
 _DAMAGE = (

@@ -12,8 +12,8 @@ from tokenize import TokenError
 
 import numpy as np
 
-from trigflow.errors import UserError
-from trigflow.files import replacing, write_atomically
+from trigflow.system.errors import UserError
+from trigflow.system.files import replacing, write_atomically
 
 MAPPED_BYTES = 2**28  # data that is larger is mapped, not read
 

@@ -12,8 +12,8 @@ import torch
 
 from trigflow.data.collection import Collection, gathered, of_pixels
 from trigflow.data.dataset import Dataset
-from trigflow.errors import UserError
-from trigflow.files import must_be_regular
+from trigflow.system.errors import UserError
+from trigflow.system.files import must_be_regular
 
 MOST_BYTES = 2**28  # of one batch; the real ones have 31 MB
 _CLASSES = 10

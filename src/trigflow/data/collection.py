@@ -17,8 +17,8 @@ from trigflow.codecs import ImageCodec, grey_levels
 from trigflow.data.cache import cache_key, cached_images, cached_levels, is_large, keep_levels
 from trigflow.data.dataset import Dataset
 from trigflow.data.picture import DamagedPicture
-from trigflow.errors import UserError, printable
-from trigflow.files import must_be_regular
+from trigflow.system.errors import UserError, printable
+from trigflow.system.files import must_be_regular
 
 Read = Callable[[], np.ndarray]
 

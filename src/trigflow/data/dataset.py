@@ -10,9 +10,9 @@ from torch import Tensor
 
 from trigflow.autoencoder import Decoder
 from trigflow.codecs import Codec, sample_shape
-from trigflow.errors import UserError
 from trigflow.oracles import Oracle
 from trigflow.randomness import SampleRandom
+from trigflow.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.autoencoder import FOLDER, Autoencoder, copy_autoencoder
-from trigflow.config import to_json
 from trigflow.data.collection import Collection, Read
 from trigflow.data.latents import CARD, LABELS, LATENTS, Encoder, LatentsCard
 from trigflow.data.part import Part, Unfit, kept, stopped_by
 from trigflow.data.picture import DamagedPicture
 from trigflow.data.prepare import resized
-from trigflow.errors import UserError
-from trigflow.files import LOCK, make_folder, must_be_new, write_atomically, write_json
+from trigflow.system.config import to_json
+from trigflow.system.errors import UserError
+from trigflow.system.files import LOCK, make_folder, must_be_new, write_atomically, write_json
 
 _HEADER = 128  # bytes before the numbers of a .npy file of ours, whatever the shape
 _PIXELS = 2**20  # of the images of a batch, by default: four of 512x512 take 2.7 GB

@@ -15,8 +15,8 @@ import numpy as np
 from trigflow.data.collection import Collection, Read, class_labels, gathered
 from trigflow.data.dataset import Dataset
 from trigflow.data.picture import MOST_BYTES, DamagedPicture, decoded
-from trigflow.errors import UserError, did_you_mean
-from trigflow.files import must_be_regular
+from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.files import must_be_regular
 
 HUB = "hf:"
 _EXTRA = "needs the library {}: pip install 'trigflow[hub]'"

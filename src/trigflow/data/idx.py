@@ -16,8 +16,8 @@ import torch
 
 from trigflow.data.collection import Collection, gathered, of_pixels
 from trigflow.data.dataset import Dataset
-from trigflow.errors import UserError
-from trigflow.files import is_bomb
+from trigflow.system.errors import UserError
+from trigflow.system.files import is_bomb
 
 _UINT8 = 0x08  # the only type that these data sets use
 _CLASSES = 10

@@ -10,7 +10,7 @@ from trigflow.data.collection import Collection
 from trigflow.data.picture import DamagedPicture
 from trigflow.data.prepare import resized
 from trigflow.data.statistics import Statistics, label_at
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 _LARGEST = 256  # pixels: the side of shown images that are larger, so that not 64 photographs are kept
 _MIXED = 64  # pixels: the side of shown images that have different sizes

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from trigflow.autoencoder import FOLDER, Decoder
 from trigflow.codecs import LatentCodec
-from trigflow.config import STRICT_KEYS, validate
 from trigflow.data.cache import is_large, mapped
 from trigflow.data.dataset import Dataset
-from trigflow.errors import UserError, printable
-from trigflow.files import clear_os_errors, read_json, sha256_of
+from trigflow.system.config import STRICT_KEYS, validate
+from trigflow.system.errors import UserError, printable
+from trigflow.system.files import clear_os_errors, read_json, sha256_of
 
 CARD, LATENTS, LABELS = "latents.json", "latents.npy", "labels.npy"
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trigflow.errors import UserError
-from trigflow.files import LOCK, is_occupied, locked, must_be_new
+from trigflow.system.errors import UserError
+from trigflow.system.files import LOCK, is_occupied, locked, must_be_new
 
 
 class Unfit(UserError):

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 MOST_PIXELS = 2**26  # of one picture: a file of a kilobyte can claim to hold more than the memory does

@@ -21,8 +21,8 @@ from trigflow.data.collection import Collection
 from trigflow.data.part import Part, Unfit, kept, stopped_by
 from trigflow.data.picture import MOST_PIXELS, DamagedPicture, decoded
 from trigflow.data.statistics import Statistics, label_at
-from trigflow.errors import UserError
-from trigflow.files import make_folder, must_be_new
+from trigflow.system.errors import UserError
+from trigflow.system.files import make_folder, must_be_new
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of every member: the archive depends on the images alone
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trigflow.data.hub import HUB
 from trigflow.data.picture import SUFFIXES, is_picture
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 _FILES = {
     ".npy": "arrays",

@@ -17,8 +17,8 @@ import numpy as np
 from trigflow.data.collection import Collection, Read, class_labels, gathered
 from trigflow.data.dataset import Dataset
 from trigflow.data.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, is_picture
-from trigflow.errors import UserError
-from trigflow.files import clear_os_errors, must_be_regular
+from trigflow.system.errors import UserError
+from trigflow.system.files import clear_os_errors, must_be_regular
 
 _BLOCK = 512  # bytes: a tar file is made of blocks, and ends with empty ones
 _MOST_LABEL_BYTES = 2**20

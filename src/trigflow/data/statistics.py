@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from trigflow.errors import printable
+from trigflow.system.errors import printable
 
 
 @dataclass

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from trigflow.devices import resolve_device, true_float32
 from trigflow.doctor.diagnosis import Diagnosis, Fault, Finding, ModeReport, Verdict
 from trigflow.doctor.passes import NETWORK_ERRORS, graph_lost_at, line, writes_and_draws
 from trigflow.doctor.patient import Patient, admit
@@ -24,7 +23,8 @@ from trigflow.doctor.trace import (
     traced,
 )
 from trigflow.dual import MODES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks, value_and_tangent
-from trigflow.timing import in_turn
+from trigflow.system.devices import resolve_device, true_float32
+from trigflow.system.timing import in_turn
 
 _ROUNDS = 3
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trigflow.config import Component, build
-from trigflow.errors import UserError
 from trigflow.model import load
+from trigflow.system.config import Component, build
+from trigflow.system.errors import UserError
 
 BATCH = 4
 DEFAULT_SHAPE = (3, 32, 32)

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trigflow.devices import without_autocast
 from trigflow.dual.attention_blocks import tangent_by_blocks
 from trigflow.dual.linear import Work, register
 from trigflow.dual.neural import softmax_tangent
 from trigflow.dual.value import Dual, value_of
+from trigflow.system.devices import without_autocast
 
 # Up to this many queries x keys, and elements over all heads, the tangent takes the full matrix. Measured on one core:
 # up to N = 256 both take the same time in float32, and the matrix takes less in bfloat16; from N = 1024 on blocks take

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trigflow.devices import without_autocast
 from trigflow.dual.guard import dual_pass
 from trigflow.dual.value import Dual, refuse_stale
-from trigflow.errors import UserError, did_you_mean
+from trigflow.system.devices import without_autocast
+from trigflow.system.errors import UserError, did_you_mean
 
 Mode = Literal["dual", "func", "finite_difference"]
 MODES: tuple[str, ...] = get_args(Mode)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trigflow.devices import autocast_is_on
 from trigflow.dual.linear import Work, named, register
 from trigflow.dual.value import Dual, duals_in, fallback
-from trigflow.errors import UserError
+from trigflow.system.devices import autocast_is_on
+from trigflow.system.errors import UserError
 
 aten = torch.ops.aten
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from trigflow.dual.operators import Operators
 from trigflow.dual.reentry import BODIES, IN_PLACE, inplace_argument
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 # A rule computes the value with its graph, and hands the tangent over as work to be done later: it is done without a
 # graph, and not at all where activation checkpointing recomputes values. None in place of the work: no tangent.

@@ -9,11 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trigflow.config import Component
 from trigflow.data import Dataset
-from trigflow.devices import true_float32
-from trigflow.distributed import ALONE, World
-from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.guidance import common_scale, student_contender
 from trigflow.evaluation.kept_scores import SCORES, holds_scores
@@ -45,12 +41,16 @@ from trigflow.evaluation.report import REPORT, write_report
 from trigflow.evaluation.rows import Row, beside, quality, row_of, spread
 from trigflow.evaluation.teacher import reference_teacher
 from trigflow.evaluation.training_compute import training_forwards, training_share
-from trigflow.files import LOCK, is_leftover, is_occupied, locked, make_folder, must_be_writable
-from trigflow.machine import describe_machine
 from trigflow.metrics import Features, FlowMapError, load_features
 from trigflow.model import Model, load
 from trigflow.pictures import drawable
 from trigflow.run_folder import stop_that_says_how_to_go_on
+from trigflow.system.config import Component
+from trigflow.system.devices import true_float32
+from trigflow.system.distributed import ALONE, World
+from trigflow.system.errors import UserError
+from trigflow.system.files import LOCK, is_leftover, is_occupied, locked, make_folder, must_be_writable
+from trigflow.system.machine import describe_machine
 
 STEPS = (1, 2, 4)
 LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashion-MNIST has MNIST's form)

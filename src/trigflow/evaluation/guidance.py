@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trigflow.errors import UserError
 from trigflow.evaluation.measure import Contender, contender
 from trigflow.model import Model, load
 from trigflow.shipped import SHIPPED
+from trigflow.system.errors import UserError
 
 
 def common_scale(student: Model, guidance_scale: float | None) -> float | None:

@@ -15,15 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trigflow.checkpoint import tensors_digest
 from trigflow.codecs import codec_to_json
-from trigflow.config import to_json
-from trigflow.distributed import ALONE, World
-from trigflow.errors import UserError
-from trigflow.files import is_occupied, read_json, write_json
 from trigflow.model import Model
 from trigflow.samplers import Plan
-from trigflow.version import __version__
+from trigflow.system.config import to_json
+from trigflow.system.distributed import ALONE, World
+from trigflow.system.errors import UserError
+from trigflow.system.files import is_occupied, read_json, write_json
+from trigflow.system.tensors import tensors_digest
+from trigflow.system.version import __version__
 
 Numbers = dict[str, float]
 SCORES = "scores"  # the folder, within that of the report

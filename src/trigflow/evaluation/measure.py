@@ -14,8 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data import Dataset, labels_like
-from trigflow.distributed import ALONE, World
-from trigflow.errors import UserError
 from trigflow.evaluation.kept_scores import Numbers, contender_key, kept
 from trigflow.evaluation.reference import MOST_NEIGHBOURS, cache_key, data_digest, reference
 from trigflow.metrics.diversity import classifier_score
@@ -27,7 +25,9 @@ from trigflow.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_r
 from trigflow.model import Model
 from trigflow.randomness import generator_seed
 from trigflow.samplers import Plan
-from trigflow.timing import in_turn
+from trigflow.system.distributed import ALONE, World
+from trigflow.system.errors import UserError
+from trigflow.system.timing import in_turn
 
 SPLITS = 5
 TIMING_BATCH, TIMING_REPEATS = 64, 5

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from trigflow.config import Component, check_trusted, validate
 from trigflow.data import Dataset, held_out_part, load_data
-from trigflow.errors import UserError
 from trigflow.metrics import Features
 from trigflow.model import Model
+from trigflow.system.config import Component, check_trusted, validate
+from trigflow.system.errors import UserError
 
 DEFAULT_FEATURES: dict[tuple[str, tuple[int, ...]], str] = {
     ("digits", (1, 8, 8)): "digits-classifier",

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.checkpoint import read_state, tensors_digest, write_state
 from trigflow.data import Dataset
 from trigflow.data.cache import cache_folder
-from trigflow.errors import UserError
-from trigflow.files import DamagedFile, make_folder
 from trigflow.metrics import Features, classifier_score, extract_features, halves_distance, moments
 from trigflow.metrics.features import class_logits, share_of_labels
 from trigflow.metrics.frechet import Moments
 from trigflow.metrics.neighbours import NEIGHBOURS, radii
-from trigflow.version import __version__
+from trigflow.system.errors import UserError
+from trigflow.system.files import DamagedFile, make_folder
+from trigflow.system.tensors import read_state, tensors_digest, write_state
+from trigflow.system.version import __version__
 
 MOST_NEIGHBOURS = 10_000  # features on each side of a metric whose cost grows with their square
 _FORMAT = 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from trigflow.errors import UserError
 from trigflow.evaluation.guidance import with_own_guide
 from trigflow.model import Model, load
 from trigflow.shipped import SHIPPED
+from trigflow.system.errors import UserError
 
 NO_TEACHER = "none"
 

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trigflow.config import Component, build
-from trigflow.errors import UserError
-from trigflow.files import read_json, sha256_of
+from trigflow.system.config import Component, build
+from trigflow.system.errors import UserError
+from trigflow.system.files import read_json, sha256_of
 
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Level = Annotated[float, Field(ge=0, le=255)]  # of grey

@@ -12,7 +12,7 @@ import math
 
 from torch import Tensor
 
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 
 def classifier_score(logits: Tensor) -> float:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.metrics.images import resized_bicubic, rgb
 from trigflow.metrics.weights import fill, read_weights
+from trigflow.system.errors import UserError
 
 SIZE = 224
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from trigflow import flow
-from trigflow.errors import UserError
 from trigflow.oracles import Oracle
 from trigflow.randomness import SampleRandom, generator_seed
+from trigflow.system.errors import UserError
 
 # f(x_T, t): where a student lands from x_T (n, ...) at the times t (n,).
 Jump = Callable[[Tensor, Tensor], Tensor]

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.randomness import generator_seed
+from trigflow.system.errors import UserError
 
 
 @dataclass(frozen=True)

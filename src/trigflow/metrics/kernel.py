@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 _BLOCK = 2048  # rows of the kernel matrix that are in memory at once
 

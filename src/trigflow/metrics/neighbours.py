@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 NEIGHBOURS = 3
 _BLOCK = 1024  # rows of the distance matrix that are in memory at once

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 Net = TypeVar("Net", bound=nn.Module)
 

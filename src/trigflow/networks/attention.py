@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.layers import pixel_norm, unit_init, zero_init
+from trigflow.system.errors import UserError
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

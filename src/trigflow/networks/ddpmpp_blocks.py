@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.devices import without_autocast
 from trigflow.networks.attention import SelfAttention
 from trigflow.networks.layers import (
     CONVS,
@@ -25,6 +24,7 @@ from trigflow.networks.layers import (
     zero_init,
 )
 from trigflow.networks.resample import Resample, resampled
+from trigflow.system.devices import without_autocast
 
 NORMALIZATIONS = ("double", "adagn", "shift")
 

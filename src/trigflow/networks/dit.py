@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.attention import SelfAttention
 from trigflow.networks.layers import (
     CONVS,
@@ -21,6 +20,7 @@ from trigflow.networks.layers import (
     zero_init,
 )
 from trigflow.networks.patches import depth_to_space
+from trigflow.system.errors import UserError
 
 DIT_SIZES: dict[str, dict[str, int]] = {
     "S": {"width": 384, "depth": 12, "heads": 6},

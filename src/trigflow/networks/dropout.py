@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.randomness import SampleRandom, hash_uniform
+from trigflow.system.errors import UserError
 
 
 class Dropout(nn.Module):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.edm2_blocks import NORMALIZATIONS, Block, Plan
 from trigflow.networks.layers import MEMORY_FORMATS, halving_levels, one_of, positive, share, spatial_dims
 from trigflow.networks.magnitude import MPConv, MPEmbedding, mp_cat, normalize_weights
 from trigflow.networks.u_shape import Place, through, way_down, way_up
+from trigflow.system.errors import UserError
 
 EDM2_SIZES = {"S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 """Option `channels` of the published sizes; all other options are the defaults (docs/networks.md has the counts)."""

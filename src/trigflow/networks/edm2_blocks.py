@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.attention import attention
 from trigflow.networks.layers import Dropout
 from trigflow.networks.magnitude import MPConv, mp_silu, mp_sum, unit_magnitude
 from trigflow.networks.resample import Resample, resampled
+from trigflow.system.errors import UserError
 
 NORMALIZATIONS = ("double", "edm2")
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.devices import without_autocast
-from trigflow.errors import UserError, did_you_mean
 from trigflow.networks.dropout import Dropout as Dropout  # a piece like the others
+from trigflow.system.devices import without_autocast
+from trigflow.system.errors import UserError, did_you_mean
 
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 

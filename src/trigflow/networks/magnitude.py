@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.devices import without_autocast
 from trigflow.networks.layers import (
     PositionalEmbedding,
     given_guidance,
@@ -24,6 +23,7 @@ from trigflow.networks.layers import (
     or_null,
     time_features,
 )
+from trigflow.system.devices import without_autocast
 
 # Root mean square of silu(x) for x ~ N(0, 1).
 _SILU_MAGNITUDE = 0.596

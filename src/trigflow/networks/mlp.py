@@ -7,7 +7,6 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.layers import (
     Dropout,
     Embedding,
@@ -17,6 +16,7 @@ from trigflow.networks.layers import (
     unit_init,
     zero_init,
 )
+from trigflow.system.errors import UserError
 
 MAX_DEPTH = 10_000
 

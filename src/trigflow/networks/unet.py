@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.devices import without_autocast
 from trigflow.networks.attention import SelfAttention
 from trigflow.networks.layers import (
     AVG_POOLS,
@@ -27,6 +26,7 @@ from trigflow.networks.layers import (
     zero_init,
 )
 from trigflow.networks.patches import depth_to_space, space_to_depth
+from trigflow.system.devices import without_autocast
 
 
 class Block(nn.Module):

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.precond import TrigFlowPrecond
 from trigflow.randomness import SampleRandom
+from trigflow.system.errors import UserError
 
 Nets = Mapping[str, TrigFlowPrecond]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trigflow.errors import UserError
 from trigflow.guidance import scale_in_words
 from trigflow.objectives.batch import Objective, target_halflife
 from trigflow.precond import TrigFlowPrecond
+from trigflow.system.errors import UserError
 
 
 def networks_of(

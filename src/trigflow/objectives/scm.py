@@ -13,7 +13,6 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from trigflow import dual, flow
-from trigflow.devices import without_autocast
 from trigflow.guidance import GuidanceScale, autoguided, guided, scale_in_words, scales_in
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
@@ -21,6 +20,7 @@ from trigflow.objectives.diffusion import per_sample, sample_times, weighted
 from trigflow.objectives.stable_target import stable_velocity
 from trigflow.objectives.warmup import Warmup, warmup_at
 from trigflow.randomness import SampleRandom
+from trigflow.system.devices import without_autocast
 
 Normalization = Literal["rms", "l2", "clip", "none"]
 

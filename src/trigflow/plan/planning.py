@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trigflow.errors import UserError
 from trigflow.plan.memory import Layout, Need, need
 from trigflow.plan.rehearsal import Footprint, rehearse
 from trigflow.plan.shapes import sample_shape
 from trigflow.recipe import Recipe
+from trigflow.system.errors import UserError
 
 GIB = 2**30
 # The rest is left to the driver, the libraries' workspaces and holes between tensors.

@@ -17,9 +17,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trigflow.checkpoint import ModelCard, card_of, new_precond
-from trigflow.config import Component, build, look_up
-from trigflow.devices import products_in
-from trigflow.errors import UserError
 from trigflow.evaluation.training_compute import pass_flops
 from trigflow.networks import NETWORKS
 from trigflow.networks.blocks import blocks, checkpoint_blocks
@@ -31,6 +28,9 @@ from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import gradient_norm
 from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
+from trigflow.system.config import Component, build, look_up
+from trigflow.system.devices import products_in
+from trigflow.system.errors import UserError
 from trigflow.trained import new_ema
 
 # Two batches tell what belongs to an image. Not 1: a dimension of one element has no order of its own in memory, and

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from trigflow.config import Component
 from trigflow.data import COLLECTIONS, load_collection, load_data
 from trigflow.data.recognition import recognised
 from trigflow.recipe import Recipe
 from trigflow.recipes import RECIPES
+from trigflow.system.config import Component
 
 Shape = tuple[tuple[int, ...], int]
 

@@ -5,9 +5,9 @@ The data is EDM's zip of the 50,000 training images (`trigflow data prepare` wri
 
 from __future__ import annotations
 
-from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET
+from trigflow.system.config import Component
 
 _DATA = Component("edm_zip", {"path": "data/cifar10-32x32.zip"})
 _UNLABELLED = Component("edm_zip", {"path": "data/cifar10-32x32.zip", "labels": False})

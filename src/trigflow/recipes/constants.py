@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trigflow.config import Component
+from trigflow.system.config import Component
 
 # A time embedding that can tell t = 0.1 from t = 0.3; students need STABLE with it (docs/LOG.md).
 FOURIER = {"time_embedding": "fourier", "fourier_scale": 0.5}

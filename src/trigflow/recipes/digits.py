@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.recipes.constants import FOURIER, LINEAR_DECAY, STABLE
+from trigflow.system.config import Component
 
 # On 64 pixels an MLP learns more per minute than a U-Net (docs/LOG.md).
 _NETWORK = Component("mlp", {"width": 384, "depth": 3, "hidden": 384, "emb_channels": 128, **FOURIER})

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
+from trigflow.system.config import Component
 
 BATCH = 2048
 STEPS_OF_TEACHER = 32  # of Heun's method: 63 evaluations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trigflow.config import Component
 from trigflow.recipe import OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.recipes.constants import FOURIER, LINEAR_DECAY, STABLE
+from trigflow.system.config import Component
 
 _NETWORK = Component("mlp", FOURIER)
 

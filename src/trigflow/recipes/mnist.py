@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trigflow.config import Component
 from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET
+from trigflow.system.config import Component
 
 _DATA = Component("mnist", {"folder": "data/mnist"})
 # The teacher's distance is smallest between 1.3 and 1.5 (docs/LOG.md).

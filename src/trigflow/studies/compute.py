@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from trigflow.config import build
-from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
@@ -29,6 +27,8 @@ from trigflow.studies.scaling import ratio
 from trigflow.studies.study import Bench
 from trigflow.studies.trained import Pair, Runs, check_features
 from trigflow.synthetic import evaluations_per_sample
+from trigflow.system.config import build
+from trigflow.system.errors import UserError
 
 SHARES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # Samples of the teacher are part of a student's compute: 10,000 would be a third of a digits teacher's training.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trigflow.config import first_difference
-from trigflow.errors import UserError
-from trigflow.files import is_occupied, make_folder, must_be_folder, read_json, write_json
+from trigflow.system.config import first_difference
+from trigflow.system.errors import UserError
+from trigflow.system.files import is_occupied, make_folder, must_be_folder, read_json, write_json
 
 STATE = "state.json"
 PARTS = ("cells", "runs")

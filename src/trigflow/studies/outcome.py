@@ -14,9 +14,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from trigflow.files import write_atomically, write_json
 from trigflow.page import html_figure, html_page, html_table, markdown_table
 from trigflow.pictures import png
+from trigflow.system.files import write_atomically, write_json
 
 COLOURS = ("#2563a8", "#d1495b", "#2e8b57", "#b8860b", "#7b4fa3", "#777777")
 DIVERGED = "diverged"

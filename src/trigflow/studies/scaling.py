@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from trigflow.errors import UserError, did_you_mean
 from trigflow.studies.outcome import (
     COLOURS,
     Outcome,
@@ -23,6 +22,7 @@ from trigflow.studies.outcome import (
 )
 from trigflow.studies.study import Bench
 from trigflow.studies.trained import Pair, Runs, check_features, known
+from trigflow.system.errors import UserError, did_you_mean
 
 EXPECTATION = (
     "the ratio of sCD to its own teacher is the same at every size, so both fall with the same slope. ImageNet "

@@ -6,10 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trigflow.checkpoint import tensors_digest
-from trigflow.config import to_json
 from trigflow.data import Dataset
-from trigflow.errors import UserError
 from trigflow.evaluation.guidance import common_scale, student_contender
 from trigflow.evaluation.measure import SPLITS, Contender, Trial, new_trial, score_all
 from trigflow.evaluation.real import default_features, real_data, trained_on
@@ -20,6 +17,9 @@ from trigflow.model import Model, load
 from trigflow.studies.folder import Cell
 from trigflow.studies.study import Bench
 from trigflow.studies.trained import BATCH, score_cell, score_name
+from trigflow.system.config import to_json
+from trigflow.system.errors import UserError
+from trigflow.system.tensors import tensors_digest
 
 
 @dataclass(frozen=True)

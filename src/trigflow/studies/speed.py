@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from trigflow.errors import UserError
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import TIMING_BATCH, TIMING_REPEATS, Contender, seconds_per_sample
-from trigflow.machine import describe_machine
 from trigflow.model import Model
 from trigflow.studies.folder import Cell
 from trigflow.studies.outcome import (
@@ -27,6 +25,8 @@ from trigflow.studies.outcome import (
 )
 from trigflow.studies.scored import Scored, Setting, check_setting, scored
 from trigflow.studies.study import Bench
+from trigflow.system.errors import UserError
+from trigflow.system.machine import describe_machine
 
 HEUN_STEPS = 32  # 63 evaluations, as the paper samples its teachers
 GUIDANCE = 1.5  # where none is given: a guided evaluation costs two, whatever the scale

@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from trigflow.devices import resolve_device, true_float32
-from trigflow.files import LOCK, locked
-from trigflow.machine import describe_machine
 from trigflow.run_folder import stop_that_says_how_to_go_on
 from trigflow.studies.folder import StudyFolder, open_study
 from trigflow.studies.outcome import Outcome, to_markdown, write_outcome
 from trigflow.studies.workers import Task, run_all
-from trigflow.version import __version__
+from trigflow.system.devices import resolve_device, true_float32
+from trigflow.system.files import LOCK, locked
+from trigflow.system.machine import describe_machine
+from trigflow.system.version import __version__
 
 
 @dataclass(frozen=True)

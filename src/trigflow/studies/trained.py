@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from trigflow import recipes
-from trigflow.config import to_json
-from trigflow.errors import Diverged, UserError, did_you_mean
 from trigflow.evaluation.measure import Contender, Scores, Trial, contender, new_trial, score_all
 from trigflow.evaluation.real import default_features, real_data
-from trigflow.files import write_json
 from trigflow.metrics import load_features
 from trigflow.model import Model, load
 from trigflow.recipe import Recipe
@@ -24,6 +21,9 @@ from trigflow.recipes import RECIPES
 from trigflow.studies.folder import Cell, StudyFolder
 from trigflow.studies.outcome import lasting
 from trigflow.studies.study import Bench
+from trigflow.system.config import to_json
+from trigflow.system.errors import Diverged, UserError, did_you_mean
+from trigflow.system.files import write_json
 from trigflow.train import train
 
 STEPS = (1, 2)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import torch
 
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 
 class Task(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trigflow.version import __version__
+from trigflow.system.version import __version__
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:

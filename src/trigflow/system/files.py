@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 LOCK = ".lock"  # in a folder that one process at a time writes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from trigflow.errors import UserError
+from trigflow.system.errors import UserError
 
 
 def place(name: str, alone: int) -> int:

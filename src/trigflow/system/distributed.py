@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trigflow import launch
-from trigflow.devices import resolve_device
-from trigflow.errors import LostProcess, OwnMistake, UserError, did_you_mean
+from trigflow.system import launch
+from trigflow.system.devices import resolve_device
+from trigflow.system.errors import LostProcess, OwnMistake, UserError, did_you_mean
 
 Strategy = Literal["fsdp", "hsdp", "ddp"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)

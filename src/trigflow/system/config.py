@@ -18,7 +18,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from trigflow.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from trigflow.errors import UserError, did_you_mean
 from trigflow.randomness import generator_seed
+from trigflow.system.errors import UserError, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 

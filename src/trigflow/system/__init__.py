@@ -1,0 +1,1 @@
+"""What everything stands on: configuration, devices, processes, files, errors."""
