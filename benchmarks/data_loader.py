@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset, cache, load_data, rows
 from trigflow.networks import NETWORKS
 from trigflow.objectives import Batch
 from trigflow.objectives.diffusion import Diffusion
-from trigflow.precond import TrigFlowPrecond
-from trigflow.randomness import SampleRandom
 from trigflow.system.machine import describe_machine
 from trigflow.system.timing import in_turn
 

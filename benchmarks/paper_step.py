@@ -23,6 +23,7 @@ import torch
 from trigflow.assembly import Parts
 from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.codecs import IdentityCodec
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.data import Dataset
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Objective
@@ -30,7 +31,6 @@ from trigflow.objectives.networks import networks_of
 from trigflow.page import markdown_table
 from trigflow.plan import Layout, rehearse, sample_shape
 from trigflow.plan.memory import need
-from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import Silent
 from trigflow.recipe import Recipe
 from trigflow.recipes import get

@@ -25,13 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow import flow, load
+from trigflow import load
+from trigflow.core import flow
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.time_distributions import LogNormal
 from trigflow.dual import value_and_tangent
 from trigflow.loss_scale import START
 from trigflow.networks import NETWORKS
 from trigflow.objectives.scm import consistency_tangent, normalize_tangent
 from trigflow.page import markdown_table
-from trigflow.precond import TrigFlowPrecond
 from trigflow.system.devices import (
     PRECISIONS,
     Precision,
@@ -41,7 +43,6 @@ from trigflow.system.devices import (
     wait_for,
 )
 from trigflow.system.machine import describe_machine
-from trigflow.time_sampling import LogNormal
 
 # Each network of the table, small.
 SMALL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {

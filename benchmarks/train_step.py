@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow import flow
+from trigflow.core import flow
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.dual import Dual, value_and_tangent
 from trigflow.networks import NETWORKS
 from trigflow.objectives.scm import consistency_tangent, normalize_tangent
-from trigflow.precond import TrigFlowPrecond
 from trigflow.system.machine import describe_machine
 
 BATCH = 32

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trigflow.randomness import SampleRandom
-from trigflow.samplers import edm_times, sample_heun
-from trigflow.schedules import Conversion, FlowMatching
+from trigflow.core.randomness import SampleRandom
+from trigflow.core.samplers import edm_times, sample_heun
+from trigflow.core.schedules import Conversion, FlowMatching
 
 DATA_STD = 2.0  # of your data
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 
-from trigflow import oracles
+from trigflow.core import oracles
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
+from trigflow.core.samplers import consistency_times, sample_consistency
 from trigflow.data import load_data, rows
 from trigflow.networks import NETWORKS
 from trigflow.objectives import SCM, Batch, Diffusion
-from trigflow.precond import TrigFlowPrecond
-from trigflow.randomness import SampleRandom
-from trigflow.samplers import consistency_times, sample_consistency
 
 
 def fit(objective, nets, dataset, steps: int, lr: float, batch: int = 256, seed: int = 0) -> None:

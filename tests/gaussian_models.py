@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from trigflow.checkpoint import ModelCard
 from trigflow.codecs import IdentityCodec, codec_to_json
-from trigflow.flow import expand
+from trigflow.core.flow import expand
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.model import Model
-from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import PrecondConfig, SamplingConfig
 from trigflow.system.config import Component
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import recipes
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.dual import value_and_tangent
 from trigflow.networks import NETWORKS
 from trigflow.networks.blocks import blocks, checkpoint_blocks
 from trigflow.objectives import SCM, Batch, Diffusion, Objective
 from trigflow.plan import rehearse
-from trigflow.precond import TrigFlowPrecond
-from trigflow.randomness import SampleRandom
 
 SMALL: dict[str, dict[str, Any]] = {
     "ddpmpp": {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_levels": (1,)},

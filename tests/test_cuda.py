@@ -19,8 +19,8 @@ from test_precision import on_a_path
 from torch import Tensor, nn
 
 from trigflow import cli, load, recipes
+from trigflow.core.randomness import SampleRandom
 from trigflow.dual import value_and_tangent
-from trigflow.randomness import SampleRandom
 from trigflow.system.devices import PRECISIONS, Precision, products_in, true_float32
 from trigflow.train import train
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from trigflow import cli, oracles
+from trigflow import cli
 from trigflow.codecs import IdentityCodec, ImageCodec, VectorCodec
+from trigflow.core import oracles
 from trigflow.data import Dataset, exact_teacher, load_data, rows
 from trigflow.system import files
 from trigflow.system.config import Component

@@ -19,8 +19,8 @@ from test_train import metrics, weights
 
 from trigflow import recipes
 from trigflow.checkpoint_shards import read_shards
+from trigflow.core.randomness import SampleRandom
 from trigflow.objectives import Batch, Diffusion, LossOutput, Nets
-from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
 from trigflow.system.config import Component
 from trigflow.system.distributed import ALONE

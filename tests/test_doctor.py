@@ -12,9 +12,9 @@ from broken_networks import MORE, PLANTED, SHAPE, Sound
 from torch import Tensor, nn
 
 from trigflow import doctor
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.networks import NETWORKS
 from trigflow.networks.foreign import DiffusersAdapter
-from trigflow.precond import TrigFlowPrecond
 from trigflow.system.errors import UserError
 
 

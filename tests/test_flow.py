@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trigflow import flow
+from trigflow.core import flow
 from trigflow.system.errors import UserError
 
 EXACT = {"rtol": 0, "atol": 1e-12}

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from trigflow import recipes
+from trigflow.core.flow_map import FlowMapError
+from trigflow.core.oracles import Gaussian
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.metrics import FlowMapError, sliced_wasserstein
+from trigflow.metrics import sliced_wasserstein
 from trigflow.model import load
-from trigflow.oracles import Gaussian
 from trigflow.system.errors import UserError
 from trigflow.train import train
 

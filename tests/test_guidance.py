@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trigflow.guidance import autoguided, guided
-from trigflow.samplers import CountNFE, sample_heun
+from trigflow.core.guidance import autoguided, guided
+from trigflow.core.samplers import CountNFE, sample_heun
 from trigflow.system.errors import UserError
 
 

@@ -15,6 +15,8 @@ from test_networks import CASES, B, build, inputs
 from torch import Tensor, nn
 
 from trigflow.codecs import IdentityCodec
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset
 from trigflow.doctor import diagnose
 from trigflow.dual import MODES, value_and_tangent
@@ -24,8 +26,6 @@ from trigflow.networks import NETWORKS
 from trigflow.networks.magnitude import MPGuidance
 from trigflow.objectives import SCM, Batch
 from trigflow.objectives.diffusion import sample_times
-from trigflow.precond import TrigFlowPrecond
-from trigflow.randomness import SampleRandom
 from trigflow.shipped import SHIPPED
 from trigflow.system.errors import UserError
 

@@ -16,10 +16,10 @@ from small_autoencoders import write_dc, write_kl
 from trigflow import cli
 from trigflow.autoencoder import Autoencoder, load_autoencoder
 from trigflow.codecs import LatentCodec
+from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset, cache, load_collection, load_data
 from trigflow.data.encode import Encoding, encode
 from trigflow.data.latents import PUBLISHED, read_latents_card
-from trigflow.randomness import SampleRandom
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 

@@ -14,10 +14,10 @@ from test_resume import Change, same, signalled, without_times
 from test_train import metrics, new_run, parameters, tiny, trained
 from torch import nn
 
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.loss_scale import GROWTH_INTERVAL, START, LossScale
 from trigflow.objectives import Batch, Diffusion, LossOutput
-from trigflow.precond import TrigFlowPrecond
-from trigflow.randomness import SampleRandom
 from trigflow.recipe import OptimizerConfig, Recipe
 from trigflow.system.errors import Diverged, UserError
 from trigflow.system.tensors import read_state, write_state

@@ -15,10 +15,10 @@ from torch import nn
 from trigflow import recipes
 from trigflow.checkpoint import new_precond, save_model
 from trigflow.codecs import IdentityCodec
+from trigflow.core.samplers import consistency_times
 from trigflow.metrics import label_agreement, load_features
 from trigflow.model import Model, load
 from trigflow.recipe import Recipe
-from trigflow.samplers import consistency_times
 from trigflow.shipped import SHIPPED, model_folder
 from trigflow.system.config import Component, validate
 from trigflow.system.devices import Precision

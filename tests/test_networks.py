@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from trigflow.core.randomness import SampleRandom
 from trigflow.dual import MODES, value_and_tangent
 from trigflow.networks import NETWORKS
 from trigflow.networks.dropout import Dropout, seeded_dropout
 from trigflow.networks.patches import depth_to_space, space_to_depth
-from trigflow.randomness import SampleRandom
 from trigflow.system.errors import UserError
 
 UNET: dict[str, Any] = {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1}

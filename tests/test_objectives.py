@@ -11,15 +11,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from trigflow import flow
+from trigflow.core import flow
+from trigflow.core.oracles import FiniteData, Gaussian
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.dual import value_and_tangent
 from trigflow.networks import NETWORKS
 from trigflow.objectives import OBJECTIVES, SCM, Batch, Diffusion, consistency_tangent, normalize_tangent
 from trigflow.objectives.stable_target import stable_velocity
 from trigflow.objectives.warmup import stretched
-from trigflow.oracles import FiniteData, Gaussian
-from trigflow.precond import TrigFlowPrecond
-from trigflow.randomness import SampleRandom
 from trigflow.system.errors import UserError
 
 SIGMA_DATA = 0.5

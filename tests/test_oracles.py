@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trigflow import flow
-from trigflow.oracles import FiniteData, Gaussian, GaussianMixture, flow_map_error, mixture2d, solve_flow
+from trigflow.core import flow
+from trigflow.core.oracles import (
+    FiniteData,
+    Gaussian,
+    GaussianMixture,
+    flow_map_error,
+    mixture2d,
+    solve_flow,
+)
 from trigflow.system.errors import UserError
 
 SIGMA_DATA = 0.5

@@ -13,14 +13,15 @@ from test_networks import CASES, B, build, inputs
 from torch import Tensor, nn
 
 import trigflow
-from trigflow import flow, recipes
+from trigflow import recipes
+from trigflow.core import flow
+from trigflow.core.precond import NoiseConditioning, TrigFlowPrecond
 from trigflow.dual import Dual, value_and_tangent
 from trigflow.networks import NETWORKS
 from trigflow.networks.layers import TIME_EMBEDDINGS, pixel_norm
 from trigflow.networks.magnitude import unit_magnitude
 from trigflow.objectives import Batch
 from trigflow.objectives.scm import SCM
-from trigflow.precond import NoiseConditioning, TrigFlowPrecond
 from trigflow.system.devices import PRECISIONS, Precision, products_in
 from trigflow.system.errors import UserError
 from trigflow.train import train
@@ -178,13 +179,13 @@ def test_the_objective_takes_the_derivative_along_the_scaled_path(monkeypatch: p
     x_0 = torch.randn(B, *CASES["unet-2d"][1]) / 2
     with products_in("float16", CPU):
         SCM(velocity="data")(
-            {"net": net}, Batch(x_0), 0, trigflow.randomness.SampleRandom(0, torch.arange(B))
+            {"net": net}, Batch(x_0), 0, trigflow.core.randomness.SampleRandom(0, torch.arange(B))
         )
     t, (dx, dt) = taken["t"], taken["tangents"]
     assert t.dtype == dx.dtype == dt.dtype == torch.float32
     assert torch.equal(dt, t.cos() * t.sin())
     speed = dx / flow.expand(dt, dx)
-    z = net.sigma_data * trigflow.randomness.SampleRandom(0, torch.arange(B)).normal(
+    z = net.sigma_data * trigflow.core.randomness.SampleRandom(0, torch.arange(B)).normal(
         "z", tuple(x_0.shape[1:]), x_0.dtype
     )
     torch.testing.assert_close(speed, flow.velocity_target(x_0, z, t), rtol=1e-4, atol=1e-4)

@@ -23,10 +23,10 @@ from test_train import metrics, tiny, trained, weights
 from trigflow import recipes
 from trigflow.checkpoint import read_card
 from trigflow.cli import main
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.objectives import SCM, Batch, LossOutput
-from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import stop_on_signals
-from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
 from trigflow.run_folder import open_run
 from trigflow.system.config import to_json

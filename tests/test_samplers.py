@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trigflow import flow
-from trigflow.oracles import Gaussian, GaussianMixture, mixture2d, solve_flow
-from trigflow.samplers import (
+from trigflow.core import flow
+from trigflow.core.oracles import Gaussian, GaussianMixture, mixture2d, solve_flow
+from trigflow.core.samplers import (
     SAMPLERS,
     CountNFE,
     consistency_times,

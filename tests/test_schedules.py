@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trigflow import flow
-from trigflow.schedules import (
+from trigflow.core import flow
+from trigflow.core.schedules import (
     DDPM,
     EDM,
     PREDICTIONS,

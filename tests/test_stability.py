@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from trigflow import recipes
+from trigflow.core.oracles import Gaussian
 from trigflow.objectives.scm import consistency_tangent
-from trigflow.oracles import Gaussian
 
 SIGMA_DATA = 0.5
 ORACLE = Gaussian(torch.zeros(1), 0.3, SIGMA_DATA)

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from trigflow.flow import T_MAX, sigma_from_t
+from trigflow.core.flow import T_MAX, sigma_from_t
+from trigflow.core.time_distributions import LogNormal, Uniform
 from trigflow.system.errors import UserError
-from trigflow.time_sampling import LogNormal, Uniform
 
 
 def test_log_sigma_is_normal() -> None:

@@ -11,12 +11,12 @@ from gaussian_models import Student, Teacher, gaussian_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from trigflow import load
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.evaluation.training_compute import forward_flops, training_forwards, training_share
 from trigflow.model import Model
 from trigflow.networks import NETWORKS
 from trigflow.objectives import OBJECTIVES, Batch
-from trigflow.precond import TrigFlowPrecond
-from trigflow.randomness import SampleRandom
 from trigflow.system.config import Component, build
 
 

@@ -3,8 +3,8 @@
 >>> import trigflow
 >>> images = trigflow.load("digits").sample(16, steps=2, seed=0)  # (16, 1, 8, 8) uint8
 
-For a training loop of your own take the parts: `trigflow.flow` (the mathematics), `trigflow.objectives`,
-`trigflow.samplers`, `trigflow.networks`, `trigflow.dual` (the derivative). They are imported when they are first
+For a training loop of your own take the parts: `trigflow.core.flow` (the mathematics), `trigflow.objectives`,
+`trigflow.core.samplers`, `trigflow.networks`, `trigflow.dual` (the derivative). They are imported when they are first
 touched, so that the command answers `--help` without waiting for torch.
 """
 
@@ -17,10 +17,11 @@ from trigflow.system.errors import UserError
 from trigflow.system.version import __version__
 
 if TYPE_CHECKING:
-    from trigflow import dual, flow, networks, objectives, oracles, samplers
+    from trigflow import dual, networks, objectives
+    from trigflow.core import flow, oracles, samplers
+    from trigflow.core.precond import TrigFlowPrecond
+    from trigflow.core.randomness import SampleRandom
     from trigflow.model import Model, load
-    from trigflow.precond import TrigFlowPrecond
-    from trigflow.randomness import SampleRandom
 
 __all__ = [
     "Model",

@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from trigflow.codecs import check_codec, codec_from_json
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.networks import NETWORKS
-from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import PrecondConfig, Recipe, SamplingConfig
 from trigflow.system.config import STRICT_KEYS, Component, build, check_trusted, to_json, validate
 from trigflow.system.errors import UserError

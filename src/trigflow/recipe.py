@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from trigflow.flow import T_MID
+from trigflow.core.flow import T_MID
 from trigflow.system.config import STRICT_KEYS, Component, StartsFrom
 from trigflow.system.devices import Precision
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.precond import TrigFlowPrecond
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.progress import Averages
 from trigflow.system.devices import seed_generators
 from trigflow.system.distributed import World

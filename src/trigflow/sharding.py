@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.networks.blocks import blocks
-from trigflow.precond import TrigFlowPrecond
 from trigflow.recipe import TrainConfig
 from trigflow.system.distributed import World, is_sharded, own_part, sharded_like
 from trigflow.system.errors import UserError

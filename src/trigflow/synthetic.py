@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.codecs import LatentCodec
+from trigflow.core.guidance import highest_scale, scales_in
+from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset, labels_like
-from trigflow.guidance import highest_scale, scales_in
 from trigflow.model import Model
-from trigflow.randomness import SampleRandom
 from trigflow.system.distributed import ALONE, World, whole
 from trigflow.system.files import DamagedFile
 from trigflow.system.tensors import read_state, tensors_digest, write_state

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
 from trigflow.checkpoint import ModelCard, read_card, save_model
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.data import rows
 from trigflow.ema import EMASnapshot, follow
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import Batch, LossOutput
 from trigflow.objectives.batch import guidance_scale, target_halflife
-from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import Averages, Reporter, Silent, stop_on_signals
-from trigflow.randomness import SampleRandom
 from trigflow.recipe import EMAConfig, Recipe
 from trigflow.run_folder import RunFolder, open_run_of_all, stop_that_says_how_to_go_on
 from trigflow.run_state import RunState

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.ema import EMA, HalfLifeEMA, PowerEMA
 from trigflow.loss_scale import LossScale
 from trigflow.optim import (
@@ -20,7 +21,6 @@ from trigflow.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import gradient_norm
 from trigflow.recipe import EMAConfig, Recipe
 from trigflow.sharding import average_gradients, norm_of_parts

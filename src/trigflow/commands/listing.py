@@ -26,7 +26,8 @@ def _describe(thing: object) -> str:
 
 
 def _tables() -> dict[str, Mapping[str, object]]:
-    from trigflow import data, metrics, networks, objectives, recipes, samplers, shipped, studies
+    from trigflow import data, metrics, networks, objectives, recipes, shipped, studies
+    from trigflow.core import samplers
 
     return {
         "models": shipped.SHIPPED,

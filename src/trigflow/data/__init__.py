@@ -7,7 +7,7 @@ from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
-from trigflow import oracles
+from trigflow.core import oracles
 from trigflow.data import cifar, hub, idx
 from trigflow.data.archive import edm_zip, zip_images
 from trigflow.data.arrays import array_images, arrays

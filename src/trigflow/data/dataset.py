@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trigflow.autoencoder import Decoder
 from trigflow.codecs import Codec, sample_shape
-from trigflow.oracles import Oracle
-from trigflow.randomness import SampleRandom
+from trigflow.core.oracles import Oracle
+from trigflow.core.randomness import SampleRandom
 from trigflow.system.errors import UserError
 
 

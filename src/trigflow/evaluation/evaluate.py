@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trigflow.core.flow_map import FlowMapError
 from trigflow.data import Dataset
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.guidance import common_scale, student_contender
@@ -41,7 +42,7 @@ from trigflow.evaluation.report import REPORT, write_report
 from trigflow.evaluation.rows import Row, beside, quality, row_of, spread
 from trigflow.evaluation.teacher import reference_teacher
 from trigflow.evaluation.training_compute import training_forwards, training_share
-from trigflow.metrics import Features, FlowMapError, load_features
+from trigflow.metrics import Features, load_features
 from trigflow.model import Model, load
 from trigflow.pictures import drawable
 from trigflow.run_folder import stop_that_says_how_to_go_on

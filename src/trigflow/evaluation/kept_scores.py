@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from trigflow.codecs import codec_to_json
+from trigflow.core.samplers import Plan
 from trigflow.model import Model
-from trigflow.samplers import Plan
 from trigflow.system.config import to_json
 from trigflow.system.distributed import ALONE, World
 from trigflow.system.errors import UserError

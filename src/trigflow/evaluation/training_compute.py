@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from trigflow.checkpoint import ModelCard, Stretch
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
-from trigflow.precond import TrigFlowPrecond
 from trigflow.synthetic import evaluations_per_sample
 from trigflow.system.config import Component, build, validate
 from trigflow.system.errors import UserError

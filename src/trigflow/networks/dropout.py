@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from trigflow.randomness import SampleRandom, hash_uniform
+from trigflow.core.randomness import SampleRandom, hash_uniform
 from trigflow.system.errors import UserError
 
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from trigflow.precond import TrigFlowPrecond
-from trigflow.randomness import SampleRandom
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.system.errors import UserError
 
 Nets = Mapping[str, TrigFlowPrecond]

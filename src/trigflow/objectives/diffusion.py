@@ -10,11 +10,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from trigflow import flow, time_sampling
+from trigflow.core import flow, time_distributions
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
-from trigflow.precond import TrigFlowPrecond
-from trigflow.randomness import SampleRandom
 
 
 def per_sample(x: Tensor) -> Tensor:
@@ -33,8 +33,8 @@ def sample_times(
     """Training times of a batch, (B,) float64 (float32 on a device without)."""
     u = random.uniform("t", dtype=torch.float32 if random.index.device.type == "mps" else torch.float64)
     if proposal == "uniform":
-        return time_sampling.Uniform()(u)
-    return time_sampling.LogNormal(P_mean=P_mean, P_std=P_std, sigma_data=sigma_data)(u)
+        return time_distributions.Uniform()(u)
+    return time_distributions.LogNormal(P_mean=P_mean, P_std=P_std, sigma_data=sigma_data)(u)
 
 
 def _forward(net: TrigFlowPrecond, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:

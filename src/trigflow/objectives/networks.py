@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trigflow.guidance import scale_in_words
+from trigflow.core.guidance import scale_in_words
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.objectives.batch import Objective, target_halflife
-from trigflow.precond import TrigFlowPrecond
 from trigflow.system.errors import UserError
 
 

@@ -12,14 +12,15 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from trigflow import dual, flow
-from trigflow.guidance import GuidanceScale, autoguided, guided, scale_in_words, scales_in
+from trigflow import dual
+from trigflow.core import flow
+from trigflow.core.guidance import GuidanceScale, autoguided, guided, scale_in_words, scales_in
+from trigflow.core.randomness import SampleRandom
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
 from trigflow.objectives.diffusion import per_sample, sample_times, weighted
 from trigflow.objectives.stable_target import stable_velocity
 from trigflow.objectives.warmup import Warmup, warmup_at
-from trigflow.randomness import SampleRandom
 from trigflow.system.devices import without_autocast
 
 Normalization = Literal["rms", "l2", "clip", "none"]

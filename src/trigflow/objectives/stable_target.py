@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trigflow import flow
+from trigflow.core import flow
 
 _SMALLEST_SIN = (
     1e-6  # of t below it only the pair itself could be meant, and 1/sin^2 stays in float32's range

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trigflow.checkpoint import ModelCard, card_of, new_precond
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
 from trigflow.evaluation.training_compute import pass_flops
 from trigflow.networks import NETWORKS
 from trigflow.networks.blocks import blocks, checkpoint_blocks
@@ -24,9 +26,7 @@ from trigflow.objectives import OBJECTIVES, Batch, Objective
 from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.optim import new_optimizer, optimizer_tensors
 from trigflow.plan.tracker import Tracker
-from trigflow.precond import TrigFlowPrecond
 from trigflow.progress import gradient_norm
-from trigflow.randomness import SampleRandom
 from trigflow.recipe import Recipe
 from trigflow.system.config import Component, build, look_up
 from trigflow.system.devices import products_in

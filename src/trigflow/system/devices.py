@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from trigflow.randomness import generator_seed
+from trigflow.core.randomness import generator_seed
 from trigflow.system.errors import UserError, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trigflow import flow
-from trigflow.oracles import Oracle
-from trigflow.randomness import SampleRandom, generator_seed
+from trigflow.core import flow
+from trigflow.core.oracles import Oracle
+from trigflow.core.randomness import SampleRandom
 from trigflow.system.errors import UserError
 
 # f(x_T, t): where a student lands from x_T (n, ...) at the times t (n,).
@@ -62,31 +61,3 @@ class FlowMapError:
             "flow_map_median": float(error.median()),
             "flow_map_rms": float(error.square().mean().sqrt()),
         }
-
-
-def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 256, seed: int = 0) -> float:
-    """Sliced 2-Wasserstein distance (mean over directions of W_2^2)^(1/2) (Bonneel et al., 2015).
-
-    On a line the optimal transport pairs sorted points, so W_2^2 is the mean square of their differences.
-
-    Args:
-        a, b: points (N, ...), as many of both; computed in float64.
-        projections: number of random directions.
-        seed: of the directions.
-
-    Raises:
-        UserError: sets of different sizes.
-    """
-    if a.shape != b.shape or len(a) == 0:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise UserError(f"a sliced Wasserstein distance compares as many points of one shape, got {shapes}")
-    x, y = a.flatten(1).cpu().double(), b.flatten(1).cpu().double()
-    direction = torch.randn(
-        projections,
-        x.shape[1],
-        generator=torch.Generator().manual_seed(generator_seed(seed)),
-        dtype=torch.float64,
-    )
-    direction = direction / direction.norm(dim=1, keepdim=True)
-    gap = (x @ direction.T).sort(0).values - (y @ direction.T).sort(0).values
-    return math.sqrt(float(gap.square().mean()))

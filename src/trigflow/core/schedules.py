@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trigflow.flow import expand, sigma_from_t
+from trigflow.core.flow import expand, sigma_from_t
 from trigflow.system.errors import UserError, did_you_mean
 
 

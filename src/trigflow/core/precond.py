@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from trigflow import flow
+from trigflow.core import flow
 from trigflow.system.devices import autocast_is_on, without_autocast
 from trigflow.system.errors import UserError, did_you_mean
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
-from trigflow.flow import expand
+from trigflow.core.flow import expand
 from trigflow.system.errors import UserError
 
 # velocity(x_t, t, **cond) -> dx_t/dt, of the shape of x_t.

@@ -15,8 +15,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from trigflow import flow
-from trigflow.randomness import SampleRandom
+from trigflow.core import flow
+from trigflow.core.randomness import SampleRandom
 from trigflow.system.errors import UserError
 
 

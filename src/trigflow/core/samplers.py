@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trigflow import flow
+from trigflow.core import flow
 from trigflow.system.errors import UserError, did_you_mean
 
 # velocity(x_t (B, ...), t (B,)) -> dx_t/dt, of the shape of x_t.

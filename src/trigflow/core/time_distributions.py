@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trigflow.flow import T_MAX, t_from_sigma
+from trigflow.core.flow import T_MAX, t_from_sigma
 from trigflow.system.errors import UserError
 
 

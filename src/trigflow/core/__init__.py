@@ -1,0 +1,1 @@
+"""The mathematics: TrigFlow, its preconditioning, schedules, samplers, time distributions and exact models."""
