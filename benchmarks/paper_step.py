@@ -22,9 +22,9 @@ import torch
 
 from trigflow.assembly import Parts
 from trigflow.checkpoint import ModelCard, card_of, new_precond
-from trigflow.codecs import IdentityCodec
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.data import Dataset
+from trigflow.data.codecs import IdentityCodec
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.networks import networks_of

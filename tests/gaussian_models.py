@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.checkpoint import ModelCard
-from trigflow.codecs import IdentityCodec, codec_to_json
 from trigflow.core.flow import expand
 from trigflow.core.precond import TrigFlowPrecond
+from trigflow.data.codecs import IdentityCodec, codec_to_json
 from trigflow.model import Model
 from trigflow.recipe import PrecondConfig, SamplingConfig
 from trigflow.system.config import Component

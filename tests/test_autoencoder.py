@@ -13,7 +13,7 @@ import torch
 from small_autoencoders import write_dc, write_kl
 
 from trigflow import cli
-from trigflow.autoencoder import Decoder, copy_autoencoder, find, load_autoencoder, weights_digest
+from trigflow.data.autoencoder import Decoder, copy_autoencoder, find, load_autoencoder, weights_digest
 from trigflow.system.errors import UserError
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def test_both_kinds_know_their_shapes(kl: Path, tmp_path: Path) -> None:
 def test_decoding_some_at_a_time_changes_nothing(kl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     autoencoder, latents = load_autoencoder(kl, CPU), torch.randn(5, 4, 4, 4)
     together = autoencoder.images(latents)
-    monkeypatch.setattr("trigflow.autoencoder._PIXELS", 128)  # two images of 8x8
+    monkeypatch.setattr("trigflow.data.autoencoder._PIXELS", 128)  # two images of 8x8
     assert (autoencoder.images(latents).int() - together.int()).abs().max() <= 1
     with pytest.raises(UserError, match="not finite"):
         autoencoder.images(latents / 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trigflow.codecs import (
+from trigflow.data.codecs import (
     CODECS,
     Codec,
     IdentityCodec,
@@ -132,8 +132,8 @@ def test_codecs_work_on_each_device(device: torch.device) -> None:
 
 
 def test_counted_grey_levels_give_the_same_codec(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trigflow.codecs._CHUNK", 200)  # in several parts
-    monkeypatch.setattr("trigflow.codecs.MOST_FLOATS", 1)
+    monkeypatch.setattr("trigflow.data.codecs._CHUNK", 200)  # in several parts
+    monkeypatch.setattr("trigflow.data.codecs.MOST_FLOATS", 1)
     stored = images()
     assert sum(grey_levels(stored)) == stored.numel()
     counted = ImageCodec.measure(stored)

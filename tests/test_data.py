@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from trigflow import cli
-from trigflow.codecs import IdentityCodec, ImageCodec, VectorCodec
 from trigflow.core import oracles
 from trigflow.data import Dataset, exact_teacher, load_data, rows
+from trigflow.data.codecs import IdentityCodec, ImageCodec, VectorCodec
 from trigflow.system import files
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError

@@ -18,8 +18,8 @@ from test_idx import idx
 
 from trigflow import cli
 from trigflow.checkpoint import save_model
-from trigflow.codecs import IdentityCodec, ImageCodec
 from trigflow.data import Dataset, digits, load_data
+from trigflow.data.codecs import IdentityCodec, ImageCodec
 from trigflow.evaluation import evaluate as evaluate_module
 from trigflow.evaluation import measure
 from trigflow.evaluation.evaluate import evaluate

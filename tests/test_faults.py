@@ -19,9 +19,9 @@ from test_idx import idx
 from test_picture_formats import PNGS, table, write_arrow, write_cifar, write_folder, write_parquet, write_tar
 
 from trigflow import cli
-from trigflow.autoencoder import load_autoencoder
 from trigflow.data import DATASETS, load_collection, load_data
-from trigflow.data.encode import Encoding, encode
+from trigflow.data.autoencoder import load_autoencoder
+from trigflow.data.prepare.encode import Encoding, encode
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), dtype=np.uint8)
 MADE_HERE = {"digits", "mixture2d"}  # they read no files of the user's

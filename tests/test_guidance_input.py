@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from test_networks import CASES, B, build, inputs
 from torch import Tensor, nn
 
-from trigflow.codecs import IdentityCodec
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset
+from trigflow.data.codecs import IdentityCodec
 from trigflow.doctor import diagnose
 from trigflow.dual import MODES, value_and_tangent
 from trigflow.evaluation.evaluate import evaluate

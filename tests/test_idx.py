@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trigflow.data import Dataset, load_data
-from trigflow.data.idx import read_idx
+from trigflow.data.formats.idx import read_idx
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 

@@ -15,11 +15,11 @@ from PIL import Image
 from small_autoencoders import write_kl
 
 from trigflow import cli, load, recipes
-from trigflow.autoencoder import load_autoencoder
 from trigflow.checkpoint import read_card
-from trigflow.codecs import LatentCodec, codec_from_json
 from trigflow.data import load_collection, load_data
-from trigflow.data.encode import Encoding, encode
+from trigflow.data.autoencoder import load_autoencoder
+from trigflow.data.codecs import LatentCodec, codec_from_json
+from trigflow.data.prepare.encode import Encoding, encode
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.run_folder import reconstruct_model
 from trigflow.system.errors import UserError

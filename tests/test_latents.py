@@ -14,12 +14,12 @@ from PIL import Image
 from small_autoencoders import write_dc, write_kl
 
 from trigflow import cli
-from trigflow.autoencoder import Autoencoder, load_autoencoder
-from trigflow.codecs import LatentCodec
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset, cache, load_collection, load_data
-from trigflow.data.encode import Encoding, encode
-from trigflow.data.latents import PUBLISHED, read_latents_card
+from trigflow.data.autoencoder import Autoencoder, load_autoencoder
+from trigflow.data.codecs import LatentCodec
+from trigflow.data.formats.latents import PUBLISHED, read_latents_card
+from trigflow.data.prepare.encode import Encoding, encode
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 
@@ -148,7 +148,7 @@ def test_a_kill_while_the_folder_was_finished_loses_nothing(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trigflow.data.encode.write_json", fail)
+    monkeypatch.setattr("trigflow.data.prepare.encode.write_json", fail)
     with pytest.raises(UserError, match="No space left on device; what is done is kept"):
         encoded(photos, kl, batch=4)
     monkeypatch.undo()

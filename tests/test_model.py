@@ -14,8 +14,8 @@ from torch import nn
 
 from trigflow import recipes
 from trigflow.checkpoint import new_precond, save_model
-from trigflow.codecs import IdentityCodec
 from trigflow.core.samplers import consistency_times
+from trigflow.data.codecs import IdentityCodec
 from trigflow.metrics import label_agreement, load_features
 from trigflow.model import Model, load
 from trigflow.recipe import Recipe

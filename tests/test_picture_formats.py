@@ -21,8 +21,9 @@ from conftest import TINY
 from PIL import Image
 
 from trigflow import recipes
-from trigflow.data import Dataset, cache, load_collection, load_data, picture
-from trigflow.data.picture import DamagedPicture, decoded
+from trigflow.data import Dataset, cache, load_collection, load_data
+from trigflow.data.formats import picture
+from trigflow.data.formats.picture import DamagedPicture, decoded
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 from trigflow.train import train

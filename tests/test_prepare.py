@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from trigflow import cli
-from trigflow.data import Collection, load_collection, load_data, prepare
-from trigflow.data.inspect import inspect
-from trigflow.data.prepare import Preparation, resized
-from trigflow.data.statistics import Statistics
+from trigflow.data import Collection, load_collection, load_data
+from trigflow.data.prepare import images as prepare
+from trigflow.data.prepare.images import Preparation, resized
+from trigflow.data.prepare.inspect import inspect
+from trigflow.data.prepare.statistics import Statistics
 from trigflow.system.errors import UserError
 
 

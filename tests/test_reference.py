@@ -14,8 +14,8 @@ from gaussian_models import Student, gaussian_model
 from test_data import random_images
 from torch import Tensor, nn
 
-from trigflow.codecs import ImageCodec
 from trigflow.data import Dataset, cache, digits, load_data
+from trigflow.data.codecs import ImageCodec
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.reference import Reference, cache_key, data_digest, reference
 from trigflow.metrics import Features, features, load_features

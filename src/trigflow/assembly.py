@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.checkpoint import ModelCard, card_of, load_model, new_precond
-from trigflow.codecs import codec_from_json, codec_to_json
 from trigflow.core.flow_map import FlowMapError
 from trigflow.core.guidance import scale_in_words
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.samplers import SAMPLERS, consistency_times
 from trigflow.data import Dataset, exact_teacher, load_data
+from trigflow.data.codecs import codec_from_json, codec_to_json
 from trigflow.model import Model, check_guide
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale

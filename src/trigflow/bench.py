@@ -12,10 +12,10 @@ import torch
 from tqdm import tqdm
 
 from trigflow.checkpoint import ModelCard, card_of, new_precond
-from trigflow.codecs import IdentityCodec
 from trigflow.core.guidance import guided
 from trigflow.core.samplers import CountNFE, Plan
 from trigflow.core.samplers import sample as run_sampler
+from trigflow.data.codecs import IdentityCodec
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import draw
 from trigflow.evaluation.training_compute import forward_flops

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from trigflow.codecs import check_codec, codec_from_json
 from trigflow.core.precond import TrigFlowPrecond
+from trigflow.data.codecs import check_codec, codec_from_json
 from trigflow.networks import NETWORKS
 from trigflow.recipe import PrecondConfig, Recipe, SamplingConfig
 from trigflow.system.config import STRICT_KEYS, Component, build, check_trusted, to_json, validate

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trigflow.autoencoder import FOLDER, Decoder, find
 from trigflow.checkpoint import ModelCard, load_model
-from trigflow.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
 from trigflow.core.guidance import ConditionalVelocity, autoguided, guided
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.core.samplers import SAMPLERS, CountNFE, OnStep, Plan, Trajectory
 from trigflow.core.samplers import sample as run_sampler
+from trigflow.data.autoencoder import FOLDER, Decoder, find
+from trigflow.data.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
 from trigflow.labels import Labels, in_turn
 from trigflow.shipped import model_folder
 from trigflow.system.devices import Precision, check_precision, products_in, resolve_device, true_float32

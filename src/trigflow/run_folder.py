@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trigflow.autoencoder import FOLDER, Decoder, copy_autoencoder
 from trigflow.checkpoint import read_card, save_model
 from trigflow.checkpoint_folder import CheckpointFolder
+from trigflow.data.autoencoder import FOLDER, Decoder, copy_autoencoder
 from trigflow.ema import EMASnapshot, reconstruct
 from trigflow.recipe import Recipe
 from trigflow.system.config import first_difference, to_json, validate

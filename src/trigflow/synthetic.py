@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.codecs import LatentCodec
 from trigflow.core.guidance import highest_scale, scales_in
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset, labels_like
+from trigflow.data.codecs import LatentCodec
 from trigflow.model import Model
 from trigflow.system.distributed import ALONE, World, whole
 from trigflow.system.files import DamagedFile

@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     from trigflow.data import load_collection
-    from trigflow.data.prepare import Preparation, prepare
+    from trigflow.data.prepare.images import Preparation, prepare
 
     if args.out is None:
         raise UserError("data prepare: --out is missing; give the .zip to write")
@@ -116,10 +116,10 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    from trigflow.autoencoder import find, load_autoencoder
     from trigflow.data import load_collection
-    from trigflow.data.encode import Encoding, encode
-    from trigflow.data.latents import latents_table
+    from trigflow.data.autoencoder import find, load_autoencoder
+    from trigflow.data.formats.latents import latents_table
+    from trigflow.data.prepare.encode import Encoding, encode
     from trigflow.system.devices import resolve_device
 
     if args.out is None:
@@ -136,8 +136,8 @@ def _encode(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from trigflow.data import load_collection
-    from trigflow.data.inspect import inspect
-    from trigflow.data.recognition import recognised
+    from trigflow.data.formats.recognition import recognised
+    from trigflow.data.prepare.inspect import inspect
     from trigflow.pictures import save_grid
 
     if args.out is not None and args.out.suffix != ".png":
@@ -156,9 +156,9 @@ def _inspect_latents(args: argparse.Namespace) -> int:
     """Latents are checked by their digest; a grid shows their images."""
     from dataclasses import replace
 
-    from trigflow.autoencoder import find
     from trigflow.data import load_data
-    from trigflow.data.latents import LATENTS, check_digest, latents_table, read_latents_card
+    from trigflow.data.autoencoder import find
+    from trigflow.data.formats.latents import LATENTS, check_digest, latents_table, read_latents_card
     from trigflow.pictures import save_grid
     from trigflow.system.devices import resolve_device
 

@@ -8,20 +8,20 @@ from inspect import signature
 from pathlib import Path
 
 from trigflow.core import oracles
-from trigflow.data import cifar, hub, idx
-from trigflow.data.archive import edm_zip, zip_images
-from trigflow.data.arrays import array_images, arrays
-from trigflow.data.cifar import cifar10, cifar10_images
 from trigflow.data.collection import Collection, as_collection
 from trigflow.data.dataset import Dataset, labels_like, rows
 from trigflow.data.digits import digits
-from trigflow.data.folder import folder_images, image_folder
-from trigflow.data.hub import huggingface, table_images
-from trigflow.data.idx import mnist, mnist_images
-from trigflow.data.latents import latent_folder
+from trigflow.data.formats import cifar, hub, idx
+from trigflow.data.formats.archive import edm_zip, zip_images
+from trigflow.data.formats.arrays import array_images, arrays
+from trigflow.data.formats.cifar import cifar10, cifar10_images
+from trigflow.data.formats.folder import folder_images, image_folder
+from trigflow.data.formats.hub import huggingface, table_images
+from trigflow.data.formats.idx import mnist, mnist_images
+from trigflow.data.formats.latents import latent_folder
+from trigflow.data.formats.recognition import recognised
+from trigflow.data.formats.shards import shard_images, webdataset
 from trigflow.data.mixture2d import mixture2d
-from trigflow.data.recognition import recognised
-from trigflow.data.shards import shard_images, webdataset
 from trigflow.system.config import Component, build, validate
 from trigflow.system.errors import UserError
 

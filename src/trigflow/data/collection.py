@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.codecs import ImageCodec, grey_levels
 from trigflow.data.cache import cache_key, cached_images, cached_levels, is_large, keep_levels
+from trigflow.data.codecs import ImageCodec, grey_levels
 from trigflow.data.dataset import Dataset
-from trigflow.data.picture import DamagedPicture
+from trigflow.data.formats.picture import DamagedPicture
 from trigflow.system.errors import UserError, printable
 from trigflow.system.files import must_be_regular
 

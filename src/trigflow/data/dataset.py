@@ -8,10 +8,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from trigflow.autoencoder import Decoder
-from trigflow.codecs import Codec, sample_shape
 from trigflow.core.oracles import Oracle
 from trigflow.core.randomness import SampleRandom
+from trigflow.data.autoencoder import Decoder
+from trigflow.data.codecs import Codec, sample_shape
 from trigflow.system.errors import UserError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trigflow.codecs import ImageCodec
+from trigflow.data.codecs import ImageCodec
 from trigflow.data.dataset import Dataset
 
 

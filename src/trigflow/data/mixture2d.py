@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trigflow.codecs import IdentityCodec
 from trigflow.core import oracles
+from trigflow.data.codecs import IdentityCodec
 from trigflow.data.dataset import Dataset
 
 

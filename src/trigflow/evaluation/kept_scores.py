@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trigflow.codecs import codec_to_json
 from trigflow.core.samplers import Plan
+from trigflow.data.codecs import codec_to_json
 from trigflow.model import Model
 from trigflow.system.config import to_json
 from trigflow.system.distributed import ALONE, World

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trigflow.data import COLLECTIONS, load_collection, load_data
-from trigflow.data.recognition import recognised
+from trigflow.data.formats.recognition import recognised
 from trigflow.recipe import Recipe
 from trigflow.recipes import RECIPES
 from trigflow.system.config import Component

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from trigflow.data.collection import Collection
-from trigflow.data.picture import DamagedPicture
-from trigflow.data.prepare import resized
-from trigflow.data.statistics import Statistics, label_at
+from trigflow.data.formats.picture import DamagedPicture
+from trigflow.data.prepare.images import resized
+from trigflow.data.prepare.statistics import Statistics, label_at
 from trigflow.system.errors import UserError
 
 _LARGEST = 256  # pixels: the side of shown images that are larger, so that not 64 photographs are kept

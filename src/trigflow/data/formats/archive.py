@@ -17,7 +17,14 @@ from torch import Tensor
 
 from trigflow.data.collection import Collection, Read, gathered
 from trigflow.data.dataset import Dataset
-from trigflow.data.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, decoded_array, is_picture
+from trigflow.data.formats.picture import (
+    MOST_BYTES,
+    SUFFIXES,
+    DamagedPicture,
+    decoded,
+    decoded_array,
+    is_picture,
+)
 from trigflow.system.errors import UserError
 
 LABELS = "dataset.json"

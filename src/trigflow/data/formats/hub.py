@@ -14,7 +14,7 @@ import numpy as np
 
 from trigflow.data.collection import Collection, Read, class_labels, gathered
 from trigflow.data.dataset import Dataset
-from trigflow.data.picture import MOST_BYTES, DamagedPicture, decoded
+from trigflow.data.formats.picture import MOST_BYTES, DamagedPicture, decoded
 from trigflow.system.errors import UserError, did_you_mean
 from trigflow.system.files import must_be_regular
 

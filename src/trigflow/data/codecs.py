@@ -143,7 +143,7 @@ class LatentCodec:
     """Latents (N, C, H, W) of an autoencoder as it gives them: x_0 = sigma_data (latent - mean) / std.
 
     Decoding leads back to such latents; the autoencoder that makes images of them lies beside the model, and the codec
-    knows it by the digest of its weights (`trigflow.autoencoder`).
+    knows it by the digest of its weights (`trigflow.data.autoencoder`).
 
     Args:
         mean, std: of the latents, one for each channel.

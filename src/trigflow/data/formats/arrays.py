@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trigflow.codecs import VectorCodec
 from trigflow.data.cache import is_large, mapped
+from trigflow.data.codecs import VectorCodec
 from trigflow.data.collection import Collection, gathered, of_pixels
 from trigflow.data.dataset import Dataset
 from trigflow.system.errors import UserError, did_you_mean

@@ -16,9 +16,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from trigflow.autoencoder import FOLDER, Decoder
-from trigflow.codecs import LatentCodec
+from trigflow.data.autoencoder import FOLDER, Decoder
 from trigflow.data.cache import is_large, mapped
+from trigflow.data.codecs import LatentCodec
 from trigflow.data.dataset import Dataset
 from trigflow.system.config import STRICT_KEYS, validate
 from trigflow.system.errors import UserError, printable

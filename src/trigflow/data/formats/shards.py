@@ -16,7 +16,7 @@ import numpy as np
 
 from trigflow.data.collection import Collection, Read, class_labels, gathered
 from trigflow.data.dataset import Dataset
-from trigflow.data.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, is_picture
+from trigflow.data.formats.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, is_picture
 from trigflow.system.errors import UserError
 from trigflow.system.files import clear_os_errors, must_be_regular
 

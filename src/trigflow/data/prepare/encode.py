@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.autoencoder import FOLDER, Autoencoder, copy_autoencoder
+from trigflow.data.autoencoder import FOLDER, Autoencoder, copy_autoencoder
 from trigflow.data.collection import Collection, Read
-from trigflow.data.latents import CARD, LABELS, LATENTS, Encoder, LatentsCard
-from trigflow.data.part import Part, Unfit, kept, stopped_by
-from trigflow.data.picture import DamagedPicture
-from trigflow.data.prepare import resized
+from trigflow.data.formats.latents import CARD, LABELS, LATENTS, Encoder, LatentsCard
+from trigflow.data.formats.picture import DamagedPicture
+from trigflow.data.prepare.images import resized
+from trigflow.data.prepare.part import Part, Unfit, kept, stopped_by
 from trigflow.system.config import to_json
 from trigflow.system.errors import UserError
 from trigflow.system.files import LOCK, make_folder, must_be_new, write_atomically, write_json

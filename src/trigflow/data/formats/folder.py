@@ -12,7 +12,7 @@ import torch
 
 from trigflow.data.collection import Collection, Read, file_content, gathered
 from trigflow.data.dataset import Dataset
-from trigflow.data.picture import SUFFIXES, decoded, is_picture
+from trigflow.data.formats.picture import SUFFIXES, decoded, is_picture
 from trigflow.system.errors import UserError
 
 _SPLITS = {"train", "training", "test", "val", "valid", "validation"}

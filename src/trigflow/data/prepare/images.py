@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from trigflow.data.archive import LABELS
 from trigflow.data.collection import Collection
-from trigflow.data.part import Part, Unfit, kept, stopped_by
-from trigflow.data.picture import MOST_PIXELS, DamagedPicture, decoded
-from trigflow.data.statistics import Statistics, label_at
+from trigflow.data.formats.archive import LABELS
+from trigflow.data.formats.picture import MOST_PIXELS, DamagedPicture, decoded
+from trigflow.data.prepare.part import Part, Unfit, kept, stopped_by
+from trigflow.data.prepare.statistics import Statistics, label_at
 from trigflow.system.errors import UserError
 from trigflow.system.files import make_folder, must_be_new
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from trigflow.data.hub import HUB
-from trigflow.data.picture import SUFFIXES, is_picture
+from trigflow.data.formats.hub import HUB
+from trigflow.data.formats.picture import SUFFIXES, is_picture
 from trigflow.system.errors import UserError
 
 _FILES = {
