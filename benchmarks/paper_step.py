@@ -21,10 +21,11 @@ from typing import Any, cast
 import torch
 
 from trigflow.assembly import Parts
-from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.data import Dataset
 from trigflow.data.codecs import IdentityCodec
+from trigflow.models.card import ModelCard, card_of
+from trigflow.models.storage import new_precond
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.networks import networks_of
@@ -32,8 +33,8 @@ from trigflow.page import markdown_table
 from trigflow.plan import Layout, rehearse, sample_shape
 from trigflow.plan.memory import need
 from trigflow.progress import Silent
-from trigflow.recipe import Recipe
 from trigflow.recipes import get
+from trigflow.recipes.schema import Recipe
 from trigflow.run_folder import RunFolder
 from trigflow.system.config import Component, build
 from trigflow.system.devices import resolve_device, true_float32, wait_for

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import trigflow
-from trigflow.pictures import save_grid
+from trigflow.models.pictures import save_grid
 
 
 def main(num: int = 50, out: Path = Path("digits.png")) -> None:

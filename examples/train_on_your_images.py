@@ -9,7 +9,7 @@ import torch
 
 import trigflow
 from trigflow import recipes
-from trigflow.pictures import save_grid
+from trigflow.models.pictures import save_grid
 from trigflow.system import config
 from trigflow.train import train
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.checkpoint import ModelCard
 from trigflow.core.flow import expand
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.data.codecs import IdentityCodec, codec_to_json
-from trigflow.model import Model
-from trigflow.recipe import PrecondConfig, SamplingConfig
+from trigflow.models.card import ModelCard
+from trigflow.models.model import Model
+from trigflow.recipes.schema import PrecondConfig, SamplingConfig
 from trigflow.system.config import Component
 
 SIGMA_DATA, S_0 = 0.5, 0.2

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trigflow.recipe import Recipe
+from trigflow.recipes.schema import Recipe
 from trigflow.system.config import to_json
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trigflow import bench, cli, recipes
-from trigflow.checkpoint import card_of
+from trigflow.models.card import card_of
 
 SMALL = ("network.width=16", "network.hidden=16", "network.depth=1")
 

@@ -12,10 +12,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from trigflow.checkpoint import ModelCard, load_model, new_precond, save_model
 from trigflow.checkpoint_folder import CheckpointFolder
-from trigflow.recipe import PrecondConfig, SamplingConfig
-from trigflow.shipped import SHIPPED, model_folder
+from trigflow.models.card import ModelCard
+from trigflow.models.shipped import SHIPPED, model_folder
+from trigflow.models.storage import load_model, new_precond, save_model
+from trigflow.recipes.schema import PrecondConfig, SamplingConfig
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 from trigflow.system.files import DamagedFile, read_json, write_atomically

@@ -13,7 +13,7 @@ from conftest import TINY
 from PIL import Image
 
 from trigflow import cli, demo
-from trigflow.model import load
+from trigflow.models.model import load
 from trigflow.progress import counted
 
 

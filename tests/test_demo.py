@@ -11,7 +11,7 @@ from conftest import TINY
 from PIL import Image
 
 from trigflow import demo, diagram, recipes
-from trigflow.model import load
+from trigflow.models.model import load
 from trigflow.system.errors import UserError
 
 PLAN = demo.Plan(teacher=(*TINY, "sampling.steps=3"), student=TINY, num=20, steps=(1, 2))

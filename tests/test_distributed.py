@@ -21,7 +21,7 @@ from trigflow import recipes
 from trigflow.checkpoint_shards import read_shards
 from trigflow.core.randomness import SampleRandom
 from trigflow.objectives import Batch, Diffusion, LossOutput, Nets
-from trigflow.recipe import Recipe
+from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component
 from trigflow.system.distributed import ALONE
 from trigflow.system.errors import UserError

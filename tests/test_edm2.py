@@ -14,14 +14,14 @@ from test_train import new_run, trained, weights
 from torch import Tensor, nn
 
 from trigflow import recipes
-from trigflow.checkpoint import load_model
 from trigflow.dual import MODES, fallbacks, value_and_tangent
+from trigflow.models.storage import load_model
 from trigflow.networks.dit import DIT_SIZES, DiT
 from trigflow.networks.edm2 import EDM2, EDM2_SIZES
 from trigflow.networks.edm2_blocks import Block, Plan
 from trigflow.networks.layers import Dropout
 from trigflow.networks.magnitude import MPConv, MPEmbedding, mp_cat, mp_silu, mp_sum
-from trigflow.recipe import Recipe
+from trigflow.recipes.schema import Recipe
 
 FORMS: dict[str, dict[str, Any]] = {
     "sCM": {},

@@ -17,7 +17,6 @@ from gaussian_models import S_0, SIGMA_DATA, Student, Teacher, gaussian_model
 from test_idx import idx
 
 from trigflow import cli
-from trigflow.checkpoint import save_model
 from trigflow.data import Dataset, digits, load_data
 from trigflow.data.codecs import IdentityCodec, ImageCodec
 from trigflow.evaluation import evaluate as evaluate_module
@@ -27,6 +26,7 @@ from trigflow.evaluation.kept_scores import kept
 from trigflow.evaluation.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.evaluation.real import with_noise
 from trigflow.metrics import Features, load_features
+from trigflow.models.storage import save_model
 from trigflow.system.errors import UserError
 from trigflow.system.machine import commit, describe_machine
 

@@ -15,7 +15,7 @@ from trigflow.core.flow_map import FlowMapError
 from trigflow.core.oracles import Gaussian
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.metrics import sliced_wasserstein
-from trigflow.model import load
+from trigflow.models.model import load
 from trigflow.system.errors import UserError
 from trigflow.train import train
 

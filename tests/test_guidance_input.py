@@ -21,12 +21,12 @@ from trigflow.data.codecs import IdentityCodec
 from trigflow.doctor import diagnose
 from trigflow.dual import MODES, value_and_tangent
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.model import Model, load
+from trigflow.models.model import Model, load
+from trigflow.models.shipped import SHIPPED
 from trigflow.networks import NETWORKS
 from trigflow.networks.magnitude import MPGuidance
 from trigflow.objectives import SCM, Batch
 from trigflow.objectives.diffusion import sample_times
-from trigflow.shipped import SHIPPED
 from trigflow.system.errors import UserError
 
 CPU = torch.device("cpu")

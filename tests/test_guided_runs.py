@@ -16,16 +16,16 @@ from torch import Tensor
 
 from trigflow import cli, recipes
 from trigflow.assembly import assemble
-from trigflow.checkpoint import load_model, read_card
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import load_data
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.kept_scores import contender_key
 from trigflow.evaluation.measure import contender
 from trigflow.evaluation.training_compute import forward_flops, training_forwards
-from trigflow.model import load
+from trigflow.models.model import load
+from trigflow.models.storage import load_model, read_card
 from trigflow.networks import NETWORKS
-from trigflow.recipe import Recipe
+from trigflow.recipes.schema import Recipe
 from trigflow.studies.steps import Steps
 from trigflow.synthetic import synthetic_data
 from trigflow.system.errors import UserError

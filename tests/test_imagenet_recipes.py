@@ -13,8 +13,8 @@ from trigflow.assembly import assemble
 from trigflow.networks.edm2 import EDM2_SIZES
 from trigflow.objectives import OBJECTIVES
 from trigflow.optim import learning_rate
-from trigflow.recipe import Recipe
 from trigflow.recipes.imagenet import IMAGENET, TABLES
+from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
 from trigflow.train import train
 

@@ -15,12 +15,12 @@ from PIL import Image
 from small_autoencoders import write_kl
 
 from trigflow import cli, load, recipes
-from trigflow.checkpoint import read_card
 from trigflow.data import load_collection, load_data
 from trigflow.data.autoencoder import load_autoencoder
 from trigflow.data.codecs import LatentCodec, codec_from_json
 from trigflow.data.prepare.encode import Encoding, encode
 from trigflow.evaluation.evaluate import evaluate
+from trigflow.models.storage import read_card
 from trigflow.run_folder import reconstruct_model
 from trigflow.system.errors import UserError
 from trigflow.train import train

@@ -18,7 +18,7 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.loss_scale import GROWTH_INTERVAL, START, LossScale
 from trigflow.objectives import Batch, Diffusion, LossOutput
-from trigflow.recipe import OptimizerConfig, Recipe
+from trigflow.recipes.schema import OptimizerConfig, Recipe
 from trigflow.system.errors import Diverged, UserError
 from trigflow.system.tensors import read_state, write_state
 

@@ -13,13 +13,13 @@ from gaussian_models import S_0, SIGMA_DATA, GaussianNetwork, Student, Teacher, 
 from torch import nn
 
 from trigflow import recipes
-from trigflow.checkpoint import new_precond, save_model
 from trigflow.core.samplers import consistency_times
 from trigflow.data.codecs import IdentityCodec
 from trigflow.metrics import label_agreement, load_features
-from trigflow.model import Model, load
-from trigflow.recipe import Recipe
-from trigflow.shipped import SHIPPED, model_folder
+from trigflow.models.model import Model, load
+from trigflow.models.shipped import SHIPPED, model_folder
+from trigflow.models.storage import new_precond, save_model
+from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component, validate
 from trigflow.system.devices import Precision
 from trigflow.system.errors import Diverged, UserError

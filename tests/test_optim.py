@@ -15,7 +15,7 @@ from trigflow.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from trigflow.recipe import OptimizerConfig
+from trigflow.recipes.schema import OptimizerConfig
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import recipes
-from trigflow.model import load
+from trigflow.models.model import load
 from trigflow.system.errors import UserError
 from trigflow.train import train
 

@@ -12,10 +12,10 @@ import torch
 from small_autoencoders import write_kl
 
 from trigflow import load, recipes
-from trigflow.checkpoint import read_card
 from trigflow.data import load_collection
 from trigflow.data.autoencoder import load_autoencoder
 from trigflow.data.prepare.encode import Encoding, encode
+from trigflow.models.storage import read_card
 from trigflow.train import train
 
 # Two images: the recipes' batch is 2,048.

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trigflow.pictures import GAP, grid, panels, png, save_grid, scatter
+from trigflow.models.pictures import GAP, grid, panels, png, save_grid, scatter
 from trigflow.system.errors import UserError
 
 

@@ -28,8 +28,8 @@ from trigflow.plan import SHAPES, Footprint, Layout, Machine, make_plan, rehears
 from trigflow.plan.memory import need
 from trigflow.plan.planning import divisors
 from trigflow.plan.report import duration
-from trigflow.recipe import Recipe
 from trigflow.recipes.imagenet import TABLES
+from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
 from trigflow.train import train
 

@@ -14,8 +14,8 @@ from conftest import TINY
 
 from trigflow import cli, recipes
 from trigflow.assembly import assemble
-from trigflow.checkpoint import read_card
-from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, TrainConfig
+from trigflow.models.storage import read_card
+from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, TrainConfig
 from trigflow.system.config import Component, to_json, validate
 from trigflow.system.errors import UserError
 from trigflow.train import train

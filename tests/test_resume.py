@@ -21,13 +21,13 @@ from conftest import TINY
 from test_train import metrics, tiny, trained, weights
 
 from trigflow import recipes
-from trigflow.checkpoint import read_card
 from trigflow.cli import main
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
+from trigflow.models.storage import read_card
 from trigflow.objectives import SCM, Batch, LossOutput
 from trigflow.progress import stop_on_signals
-from trigflow.recipe import Recipe
+from trigflow.recipes.schema import Recipe
 from trigflow.run_folder import open_run
 from trigflow.system.config import to_json
 from trigflow.system.errors import UserError
@@ -340,7 +340,7 @@ def kill_and_resume(tmp_path: Path, kills: int, total_nimg: int, seed: int) -> N
         "import json, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from trigflow.system.config import validate\n"
-        "from trigflow.recipe import Recipe\n"
+        "from trigflow.recipes.schema import Recipe\n"
         "from trigflow.train import train\n"
         "recipe = validate(Recipe, json.loads(Path(sys.argv[1]).read_text()))\n"
         "train(recipe, sys.argv[2], resume=True, device='cpu', progress=False)\n"

@@ -22,8 +22,8 @@ from trigflow import recipes
 from trigflow.cli import main
 from trigflow.data import load_data
 from trigflow.evaluation.measure import Contender, Trial
-from trigflow.model import load
-from trigflow.recipe import Recipe
+from trigflow.models.model import load
+from trigflow.recipes.schema import Recipe
 from trigflow.studies import STUDIES, ablation, carry_out, scaling, speed, trained
 from trigflow.studies.compute import forwards, scaled_to
 from trigflow.studies.folder import StudyFolder, open_study

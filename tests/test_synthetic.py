@@ -10,7 +10,7 @@ from conftest import TINY
 
 from trigflow import recipes
 from trigflow.data import load_data
-from trigflow.model import load
+from trigflow.models.model import load
 from trigflow.synthetic import synthetic_data
 from trigflow.system.errors import UserError
 from trigflow.train import train

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from trigflow import recipes
 from trigflow.assembly import assemble
-from trigflow.checkpoint import load_model
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import exact_teacher
+from trigflow.models.storage import load_model
 from trigflow.objectives import Batch, Diffusion, LossOutput
-from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe
+from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe
 from trigflow.run_folder import RunFolder, reconstruct_model
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError

@@ -14,7 +14,7 @@ from trigflow import load
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.evaluation.training_compute import forward_flops, training_forwards, training_share
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.networks import NETWORKS
 from trigflow.objectives import OBJECTIVES, Batch
 from trigflow.system.config import Component, build

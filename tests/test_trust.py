@@ -13,7 +13,7 @@ import trigflow
 from trigflow import doctor, recipes
 from trigflow.assembly import assemble
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.model import load
+from trigflow.models.model import load
 from trigflow.system.errors import UserError
 from trigflow.train import train
 

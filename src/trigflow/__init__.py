@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trigflow.core import flow, oracles, samplers
     from trigflow.core.precond import TrigFlowPrecond
     from trigflow.core.randomness import SampleRandom
-    from trigflow.model import Model, load
+    from trigflow.models.model import Model, load
 
 __all__ = [
     "Model",

@@ -9,22 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.checkpoint import ModelCard, card_of, load_model, new_precond
 from trigflow.core.flow_map import FlowMapError
 from trigflow.core.guidance import scale_in_words
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.samplers import SAMPLERS, consistency_times
 from trigflow.data import Dataset, exact_teacher, load_data
 from trigflow.data.codecs import codec_from_json, codec_to_json
-from trigflow.model import Model, check_guide
+from trigflow.models.card import ModelCard, card_of
+from trigflow.models.model import Model, check_guide
+from trigflow.models.pictures import drawable
+from trigflow.models.shipped import model_folder
+from trigflow.models.storage import load_model, new_precond
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
 from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.optim import learning_rate
-from trigflow.pictures import drawable
-from trigflow.recipe import Recipe
+from trigflow.recipes.schema import Recipe
 from trigflow.sharding import shard
-from trigflow.shipped import model_folder
 from trigflow.system.config import build, to_json
 from trigflow.system.devices import seed_generators
 from trigflow.system.distributed import ALONE, World, is_lost_connection

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.core.guidance import guided
 from trigflow.core.samplers import CountNFE, Plan
 from trigflow.core.samplers import sample as run_sampler
@@ -19,12 +18,14 @@ from trigflow.data.codecs import IdentityCodec
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import draw
 from trigflow.evaluation.training_compute import forward_flops
-from trigflow.model import Model
+from trigflow.models.card import ModelCard, card_of
+from trigflow.models.model import Model
+from trigflow.models.storage import new_precond
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.page import markdown_table
 from trigflow.plan.shapes import sample_shape
-from trigflow.recipe import Recipe, SamplingConfig
 from trigflow.recipes import RECIPES, get
+from trigflow.recipes.schema import Recipe, SamplingConfig
 from trigflow.system.config import build
 from trigflow.system.devices import products_in, true_float32, wait_for
 from trigflow.system.machine import describe_machine

@@ -17,8 +17,8 @@ from trigflow import diagram, recipes
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.report import to_markdown, write_report
-from trigflow.model import Model, load
-from trigflow.pictures import panels, png
+from trigflow.models.model import Model, load
+from trigflow.models.pictures import panels, png
 from trigflow.system.config import first_difference
 from trigflow.system.errors import UserError
 from trigflow.system.files import make_folder, must_be_folder, read_json, write_atomically, write_json

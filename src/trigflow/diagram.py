@@ -16,7 +16,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
-from trigflow.pictures import png
+from trigflow.models.pictures import png
 from trigflow.system.files import write_atomically
 
 PATH_COLOUR = "#2563a8"

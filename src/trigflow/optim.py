@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trigflow.recipe import OptimizerConfig
+from trigflow.recipes.schema import OptimizerConfig
 from trigflow.system.config import build
 from trigflow.system.distributed import own_part, sharded_like
 from trigflow.system.errors import UserError

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trigflow.checkpoint import read_card, save_model
 from trigflow.checkpoint_folder import CheckpointFolder
 from trigflow.data.autoencoder import FOLDER, Decoder, copy_autoencoder
 from trigflow.ema import EMASnapshot, reconstruct
-from trigflow.recipe import Recipe
+from trigflow.models.storage import read_card, save_model
+from trigflow.recipes.schema import Recipe
 from trigflow.system.config import first_difference, to_json, validate
 from trigflow.system.distributed import World
 from trigflow.system.errors import UserError

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.networks.blocks import blocks
-from trigflow.recipe import TrainConfig
+from trigflow.recipes.schema import TrainConfig
 from trigflow.system.distributed import World, is_sharded, own_part, sharded_like
 from trigflow.system.errors import UserError
 

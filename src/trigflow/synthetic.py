@@ -18,7 +18,7 @@ from trigflow.core.guidance import highest_scale, scales_in
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset, labels_like
 from trigflow.data.codecs import LatentCodec
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.system.distributed import ALONE, World, whole
 from trigflow.system.files import DamagedFile
 from trigflow.system.tensors import read_state, tensors_digest, write_state

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from trigflow.assembly import Parts, assemble
-from trigflow.checkpoint import ModelCard, read_card, save_model
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import rows
 from trigflow.ema import EMASnapshot, follow
+from trigflow.models.card import ModelCard
+from trigflow.models.storage import read_card, save_model
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import Batch, LossOutput
 from trigflow.objectives.batch import guidance_scale, target_halflife
 from trigflow.progress import Averages, Reporter, Silent, stop_on_signals
-from trigflow.recipe import EMAConfig, Recipe
+from trigflow.recipes.schema import EMAConfig, Recipe
 from trigflow.run_folder import RunFolder, open_run_of_all, stop_that_says_how_to_go_on
 from trigflow.run_state import RunState
 from trigflow.sharding import check_shares, reduce_over_replicas
@@ -377,7 +378,7 @@ class Run:
 
     def _draw_grid(self) -> None:
         """samples/nimg-....png from the averaged weights: the same noises each time."""
-        from trigflow.pictures import save_grid
+        from trigflow.models.pictures import save_grid
 
         sampling = self.recipe.sampling
         with self.main.averaged() as net:

@@ -22,7 +22,7 @@ from trigflow.optim import (
     set_learning_rate,
 )
 from trigflow.progress import gradient_norm
-from trigflow.recipe import EMAConfig, Recipe
+from trigflow.recipes.schema import EMAConfig, Recipe
 from trigflow.sharding import average_gradients, norm_of_parts
 from trigflow.system.distributed import ALONE, World, is_sharded, own_part
 from trigflow.system.errors import UserError

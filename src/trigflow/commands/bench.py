@@ -33,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from trigflow import bench
-    from trigflow.model import load
+    from trigflow.models.model import load
     from trigflow.system.devices import resolve_device
     from trigflow.system.errors import UserError
     from trigflow.system.files import write_json

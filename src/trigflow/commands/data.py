@@ -138,7 +138,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from trigflow.data import load_collection
     from trigflow.data.formats.recognition import recognised
     from trigflow.data.prepare.inspect import inspect
-    from trigflow.pictures import save_grid
+    from trigflow.models.pictures import save_grid
 
     if args.out is not None and args.out.suffix != ".png":
         raise UserError(f"data inspect: --out {args.out} must end in .png")
@@ -159,7 +159,7 @@ def _inspect_latents(args: argparse.Namespace) -> int:
     from trigflow.data import load_data
     from trigflow.data.autoencoder import find
     from trigflow.data.formats.latents import LATENTS, check_digest, latents_table, read_latents_card
-    from trigflow.pictures import save_grid
+    from trigflow.models.pictures import save_grid
     from trigflow.system.devices import resolve_device
 
     folder = Path(args.source)

@@ -26,8 +26,9 @@ def _describe(thing: object) -> str:
 
 
 def _tables() -> dict[str, Mapping[str, object]]:
-    from trigflow import data, metrics, networks, objectives, recipes, shipped, studies
+    from trigflow import data, metrics, networks, objectives, recipes, studies
     from trigflow.core import samplers
+    from trigflow.models import shipped
 
     return {
         "models": shipped.SHIPPED,

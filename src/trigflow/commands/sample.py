@@ -80,7 +80,7 @@ def _sample(args: argparse.Namespace, world: World) -> int:
     """Each process draws its share; the first writes them."""
     import torch
 
-    from trigflow.model import load
+    from trigflow.models.model import load
     from trigflow.progress import counted
     from trigflow.system.files import make_folder
 
@@ -108,7 +108,7 @@ def _write(samples: Tensor, labels: Tensor | None, file: Path) -> None:
     """The whole file or nothing."""
     import numpy as np
 
-    from trigflow.pictures import save_grid
+    from trigflow.models.pictures import save_grid
     from trigflow.system.files import write_atomically
 
     if file.suffix == ".png":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trigflow.model import load
+from trigflow.models.model import load
 from trigflow.system.config import Component, build
 from trigflow.system.errors import UserError
 

@@ -43,8 +43,8 @@ from trigflow.evaluation.rows import Row, beside, quality, row_of, spread
 from trigflow.evaluation.teacher import reference_teacher
 from trigflow.evaluation.training_compute import training_forwards, training_share
 from trigflow.metrics import Features, load_features
-from trigflow.model import Model, load
-from trigflow.pictures import drawable
+from trigflow.models.model import Model, load
+from trigflow.models.pictures import drawable
 from trigflow.run_folder import stop_that_says_how_to_go_on
 from trigflow.system.config import Component
 from trigflow.system.devices import true_float32

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from trigflow.pictures import panels, png
+from trigflow.models.pictures import panels, png
 
 Report = Mapping[str, Any]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from trigflow.evaluation.measure import Contender, contender
-from trigflow.model import Model, load
-from trigflow.shipped import SHIPPED
+from trigflow.models.model import Model, load
+from trigflow.models.shipped import SHIPPED
 from trigflow.system.errors import UserError
 
 

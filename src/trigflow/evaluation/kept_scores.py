@@ -17,7 +17,7 @@ from typing import Any
 
 from trigflow.core.samplers import Plan
 from trigflow.data.codecs import codec_to_json
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.system.config import to_json
 from trigflow.system.distributed import ALONE, World
 from trigflow.system.errors import UserError

@@ -24,7 +24,7 @@ from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, momen
 from trigflow.metrics.kernel import kernel_distance
 from trigflow.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from trigflow.metrics.sliced_wasserstein import sliced_wasserstein
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.system.distributed import ALONE, World
 from trigflow.system.errors import UserError
 from trigflow.system.timing import in_turn

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from trigflow.evaluation.guidance import with_own_guide
-from trigflow.model import Model, load
-from trigflow.shipped import SHIPPED
+from trigflow.models.model import Model, load
+from trigflow.models.shipped import SHIPPED
 from trigflow.system.errors import UserError
 
 NO_TEACHER = "none"

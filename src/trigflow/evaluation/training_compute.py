@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from trigflow.checkpoint import ModelCard, Stretch
 from trigflow.core.precond import TrigFlowPrecond
-from trigflow.model import Model
+from trigflow.models.card import ModelCard, Stretch
+from trigflow.models.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
 from trigflow.synthetic import evaluations_per_sample

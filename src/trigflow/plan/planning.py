@@ -8,7 +8,7 @@ from typing import Any
 from trigflow.plan.memory import Layout, Need, need
 from trigflow.plan.rehearsal import Footprint, rehearse
 from trigflow.plan.shapes import sample_shape
-from trigflow.recipe import Recipe
+from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
 
 GIB = 2**30

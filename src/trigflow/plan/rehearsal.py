@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trigflow.checkpoint import ModelCard, card_of, new_precond
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.evaluation.training_compute import pass_flops
+from trigflow.models.card import ModelCard, card_of
+from trigflow.models.storage import new_precond
 from trigflow.networks import NETWORKS
 from trigflow.networks.blocks import blocks, checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Batch, Objective
@@ -27,7 +28,7 @@ from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.optim import new_optimizer, optimizer_tensors
 from trigflow.plan.tracker import Tracker
 from trigflow.progress import gradient_norm
-from trigflow.recipe import Recipe
+from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component, build, look_up
 from trigflow.system.devices import products_in
 from trigflow.system.errors import UserError

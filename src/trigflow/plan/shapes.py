@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from trigflow.data import COLLECTIONS, load_collection, load_data
 from trigflow.data.formats.recognition import recognised
-from trigflow.recipe import Recipe
 from trigflow.recipes import RECIPES
+from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component
 
 Shape = tuple[tuple[int, ...], int]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from trigflow.recipe import Recipe
 from trigflow.recipes.cifar10 import (
     cifar10_scd,
     cifar10_sct,
@@ -16,6 +15,7 @@ from trigflow.recipes.digits import digits_scd, digits_sct, digits_teacher
 from trigflow.recipes.imagenet import IMAGENET
 from trigflow.recipes.mixture2d import mixture2d_scd, mixture2d_sct, mixture2d_teacher
 from trigflow.recipes.mnist import mnist_scd, mnist_scd_fine, mnist_sct, mnist_teacher
+from trigflow.recipes.schema import Recipe
 from trigflow.system.config import apply_overrides
 from trigflow.system.errors import UserError, did_you_mean
 

@@ -5,8 +5,8 @@ The data is EDM's zip of the 50,000 training images (`trigflow data prepare` wri
 
 from __future__ import annotations
 
-from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET
+from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.system.config import Component
 
 _DATA = Component("edm_zip", {"path": "data/cifar10-32x32.zip"})

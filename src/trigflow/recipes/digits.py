@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.recipes.constants import FOURIER, LINEAR_DECAY, STABLE
+from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.system.config import Component
 
 # On 64 pixels an MLP learns more per minute than a U-Net (docs/LOG.md).

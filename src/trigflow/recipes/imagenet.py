@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
+from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.system.config import Component
 
 BATCH = 2048

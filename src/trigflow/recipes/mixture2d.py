@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trigflow.recipe import OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.recipes.constants import FOURIER, LINEAR_DECAY, STABLE
+from trigflow.recipes.schema import OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.system.config import Component
 
 _NETWORK = Component("mlp", FOURIER)

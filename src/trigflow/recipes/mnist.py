@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trigflow.recipe import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET
+from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.system.config import Component
 
 _DATA = Component("mnist", {"folder": "data/mnist"})

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trigflow.data import load_data
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.recipes import RECIPES
 from trigflow.studies.ablation_outcome import BASELINE, Row, outcome
 from trigflow.studies.folder import Cell

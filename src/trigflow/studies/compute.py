@@ -10,7 +10,7 @@ from trigflow.evaluation.figures import in_steps
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
 from trigflow.objectives.warmup import stretched
-from trigflow.recipe import Recipe
+from trigflow.recipes.schema import Recipe
 from trigflow.studies.outcome import (
     COLOURS,
     Outcome,

@@ -13,7 +13,7 @@ from trigflow.evaluation.real import default_features, real_data, trained_on
 from trigflow.evaluation.reference import cache_key
 from trigflow.evaluation.teacher import reference_teacher
 from trigflow.metrics import Features, load_features
-from trigflow.model import Model, load
+from trigflow.models.model import Model, load
 from trigflow.studies.folder import Cell
 from trigflow.studies.study import Bench
 from trigflow.studies.trained import BATCH, score_cell, score_name

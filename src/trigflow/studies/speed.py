@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import TIMING_BATCH, TIMING_REPEATS, Contender, seconds_per_sample
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.studies.folder import Cell
 from trigflow.studies.outcome import (
     COLOURS,

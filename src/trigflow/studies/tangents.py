@@ -12,7 +12,7 @@ from trigflow.core import flow
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset
 from trigflow.dual import value_and_tangent
-from trigflow.model import Model
+from trigflow.models.model import Model
 
 SIGMAS = (0.002, 80.0)  # ends of the grid, which is even in log(sigma)
 POINTS, NUM = 33, 256

@@ -15,9 +15,9 @@ from trigflow import recipes
 from trigflow.evaluation.measure import Contender, Scores, Trial, contender, new_trial, score_all
 from trigflow.evaluation.real import default_features, real_data
 from trigflow.metrics import load_features
-from trigflow.model import Model, load
-from trigflow.recipe import Recipe
+from trigflow.models.model import Model, load
 from trigflow.recipes import RECIPES
+from trigflow.recipes.schema import Recipe
 from trigflow.studies.folder import Cell, StudyFolder
 from trigflow.studies.outcome import lasting
 from trigflow.studies.study import Bench

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trigflow.checkpoint import ModelCard, load_model
 from trigflow.core.guidance import ConditionalVelocity, autoguided, guided
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
@@ -19,8 +18,10 @@ from trigflow.core.samplers import SAMPLERS, CountNFE, OnStep, Plan, Trajectory
 from trigflow.core.samplers import sample as run_sampler
 from trigflow.data.autoencoder import FOLDER, Decoder, find
 from trigflow.data.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
-from trigflow.labels import Labels, in_turn
-from trigflow.shipped import model_folder
+from trigflow.models.card import ModelCard
+from trigflow.models.labels import Labels, in_turn
+from trigflow.models.shipped import model_folder
+from trigflow.models.storage import load_model
 from trigflow.system.devices import Precision, check_precision, products_in, resolve_device, true_float32
 from trigflow.system.distributed import ALONE, World
 from trigflow.system.errors import Diverged, UserError, did_you_mean, must_be_whole

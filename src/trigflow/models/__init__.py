@@ -1,0 +1,1 @@
+"""Models as their user sees them: load, sample, their cards and files."""

@@ -1,0 +1,118 @@
+"""The card of a model: all that is needed to sample from it, and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
+
+from trigflow.recipes.schema import PrecondConfig, Recipe, SamplingConfig
+from trigflow.system.config import STRICT_KEYS, Component
+
+
+def _checked_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What others read in the recipe of a card, which may be of any version, has the kind that they expect."""
+    for key, kind, what in (
+        ("train", dict, "a dictionary"),
+        ("teacher", str, "a text"),
+        ("guide", str, "a text"),
+    ):
+        if not isinstance(recipe.get(key, kind()), kind | None):
+            raise ValueError(f"one whose '{key}' is {what}")
+    return recipe
+
+
+Images = Annotated[int, Field(ge=0)]
+
+
+RecipeJson = Annotated[dict[str, Any], AfterValidator(_checked_recipe)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class Stretch:
+    """A training that weights went through before the one of their card.
+
+    Args:
+        name: of its recipe.
+        nimg: images it saw.
+        recipe: the whole recipe as JSON.
+    """
+
+    name: str
+    nimg: Images
+    recipe: RecipeJson
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class ModelCard:
+    """All that is needed to sample from a model, and where it comes from; stored as model.json.
+
+    Args:
+        name: of the recipe that made it.
+        network: name and options.
+        precond: preconditioning.
+        data_shape: shape of one sample, without the batch.
+        num_classes: 0 where it takes no labels.
+        codec: of the data (`codecs.codec_to_json`).
+        data: name of the data set.
+        objective: that it was trained with.
+        sampling: how it is sampled by default.
+        nimg: images it was trained on.
+        ema: name of the average of the weights.
+        recipe: the whole recipe as JSON.
+        guidance_range: (low, high) of the guidance scales that a student was trained with which takes the scale as an
+            input; null for a model that takes none.
+        earlier: trainings that the weights had been through, the oldest first, where the run went on with another model
+            of its kind (`init`): a student with a student, a teacher with a teacher.
+    """
+
+    name: str
+    network: Component
+    precond: PrecondConfig
+    data_shape: tuple[Annotated[int, Field(ge=1)], ...]
+    num_classes: Annotated[int, Field(ge=0, le=10**9)]
+    codec: dict[str, Any]
+    data: str
+    objective: str
+    sampling: SamplingConfig
+    nimg: Images = 0
+    ema: str = ""
+    recipe: RecipeJson = field(default_factory=dict)
+    guidance_range: tuple[float, float] | None = None
+    earlier: tuple[Stretch, ...] = ()
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """All trainings of the weights, this one the last."""
+        return (*self.earlier, Stretch(name=self.name, nimg=self.nimg, recipe=self.recipe))
+
+    @property
+    def label_dropout(self) -> float | None:
+        """Share of labels that were dropped in training; None where the recipe is not told."""
+        return (self.recipe.get("train") or {}).get("label_dropout")
+
+
+def card_of(
+    recipe: Recipe, data_shape: tuple[int, ...], num_classes: int, guidance_range: tuple[float, float] | None
+) -> ModelCard:
+    """Of the model that a recipe makes, as far as the recipe tells: of its data only the name, and no codec.
+
+    Args:
+        recipe: of the training.
+        data_shape, num_classes: of the data.
+        guidance_range: of its objective.
+    """
+    return ModelCard(
+        name=recipe.name,
+        network=recipe.network,
+        precond=recipe.precond,
+        data_shape=data_shape,
+        num_classes=num_classes,
+        codec={"name": "identity"},
+        data=recipe.data.name,
+        objective=recipe.objective.name,
+        sampling=recipe.sampling,
+        guidance_range=guidance_range,
+    )
