@@ -17,7 +17,7 @@ from pathlib import Path
 from trigflow import recipes
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.system.machine import describe_machine
-from trigflow.train import train
+from trigflow.training.loop import train
 
 NUM = 10_000
 

@@ -20,7 +20,6 @@ from typing import Any, cast
 
 import torch
 
-from trigflow.assembly import Parts
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.data import Dataset
 from trigflow.data.codecs import IdentityCodec
@@ -32,14 +31,15 @@ from trigflow.objectives.networks import networks_of
 from trigflow.page import markdown_table
 from trigflow.plan import Layout, rehearse, sample_shape
 from trigflow.plan.memory import need
-from trigflow.progress import Silent
 from trigflow.recipes import get
 from trigflow.recipes.schema import Recipe
-from trigflow.run_folder import RunFolder
 from trigflow.system.config import Component, build
 from trigflow.system.devices import resolve_device, true_float32, wait_for
 from trigflow.system.machine import describe_machine
-from trigflow.train import Run
+from trigflow.training.assembly import Parts
+from trigflow.training.loop import Run
+from trigflow.training.progress import Silent
+from trigflow.training.run_folder import RunFolder
 
 IMAGES = 64  # random ones, seen again and again
 

@@ -30,7 +30,6 @@ from trigflow.core import flow
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.time_distributions import LogNormal
 from trigflow.dual import value_and_tangent
-from trigflow.loss_scale import START
 from trigflow.networks import NETWORKS
 from trigflow.objectives.scm import consistency_tangent, normalize_tangent
 from trigflow.page import markdown_table
@@ -43,6 +42,7 @@ from trigflow.system.devices import (
     wait_for,
 )
 from trigflow.system.machine import describe_machine
+from trigflow.training.loss_scale import START
 
 # Each network of the table, small.
 SMALL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {

@@ -11,7 +11,7 @@ import trigflow
 from trigflow import recipes
 from trigflow.models.pictures import save_grid
 from trigflow.system import config
-from trigflow.train import train
+from trigflow.training.loop import train
 
 
 def your_images(count: int) -> np.ndarray:

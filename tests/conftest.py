@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trigflow import recipes
-from trigflow.train import train
+from trigflow.training.loop import train
 
 matplotlib.use("Agg")
 # Triton reads it at its first import, which torch.compile does: without a GPU its interpreter runs the kernels.

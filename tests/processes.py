@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Job:
-    """A training: what `trigflow.train.train` is given; `machine` processes are said to be on one machine.
+    """A training: what `trigflow.training.loop.train` is given; `machine` processes are said to be on one machine.
 
     A process alone is given no strategy.
     """
@@ -84,7 +84,7 @@ def _in_float64() -> None:
     """Weights, data, loss and averages; in float32 sums over parts differ by their rounding."""
     import torch
 
-    import trigflow.assembly
+    import trigflow.training.assembly
     from trigflow.data import Dataset
 
     torch.set_default_dtype(torch.float64)
@@ -94,11 +94,11 @@ def _in_float64() -> None:
         return encoded(self, *args).double()
 
     Dataset.encoded = in_float64  # type: ignore[method-assign]
-    trigflow.assembly._try_forward = lambda *args: None
+    trigflow.training.assembly._try_forward = lambda *args: None
 
 
 def _train(recipe: Recipe, options: dict[str, Any]) -> int:
-    from trigflow.train import train
+    from trigflow.training.loop import train
 
     train(recipe, device="cpu", progress=False, **options)
     return 0

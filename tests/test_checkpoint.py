@@ -12,7 +12,6 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from trigflow.checkpoint_folder import CheckpointFolder
 from trigflow.models.card import ModelCard
 from trigflow.models.shipped import SHIPPED, model_folder
 from trigflow.models.storage import load_model, new_precond, save_model
@@ -21,6 +20,7 @@ from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 from trigflow.system.files import DamagedFile, read_json, write_atomically
 from trigflow.system.tensors import load_tensors, read_state, write_state
+from trigflow.training.checkpoints import CheckpointFolder
 
 TENSORS = {
     "a/weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from trigflow import cli, demo
 from trigflow.models.model import load
-from trigflow.progress import counted
+from trigflow.training.progress import counted
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> str:

@@ -22,7 +22,7 @@ from trigflow import cli, load, recipes
 from trigflow.core.randomness import SampleRandom
 from trigflow.dual import value_and_tangent
 from trigflow.system.devices import PRECISIONS, Precision, products_in, true_float32
-from trigflow.train import train
+from trigflow.training.loop import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

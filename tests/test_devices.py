@@ -14,7 +14,7 @@ from trigflow import recipes
 from trigflow.metrics.features import extract_features, load_features
 from trigflow.system.devices import resolve_device, true_float32
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.loop import train
 
 
 def test_names_of_devices_that_are_there(device: torch.device) -> None:

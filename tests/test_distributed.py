@@ -18,14 +18,14 @@ from processes import Job, run, run_commands, start
 from test_train import metrics, weights
 
 from trigflow import recipes
-from trigflow.checkpoint_shards import read_shards
 from trigflow.core.randomness import SampleRandom
 from trigflow.objectives import Batch, Diffusion, LossOutput, Nets
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component
 from trigflow.system.distributed import ALONE
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.checkpoint_shards import read_shards
+from trigflow.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from trigflow.ema import (
+from trigflow.system.errors import UserError
+from trigflow.training.ema import (
     EMASnapshot,
     HalfLifeEMA,
     PowerEMA,
@@ -18,7 +19,6 @@ from trigflow.ema import (
     reconstruct,
     std_from_gamma,
 )
-from trigflow.system.errors import UserError
 
 BATCH = 10
 

@@ -17,7 +17,7 @@ from trigflow.evaluation.evaluate import evaluate
 from trigflow.metrics import sliced_wasserstein
 from trigflow.models.model import load
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.loop import train
 
 CPU = torch.device("cpu")
 

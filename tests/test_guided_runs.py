@@ -15,7 +15,6 @@ from conftest import TINY
 from torch import Tensor
 
 from trigflow import cli, recipes
-from trigflow.assembly import assemble
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import load_data
 from trigflow.evaluation.evaluate import evaluate
@@ -27,9 +26,10 @@ from trigflow.models.storage import load_model, read_card
 from trigflow.networks import NETWORKS
 from trigflow.recipes.schema import Recipe
 from trigflow.studies.steps import Steps
-from trigflow.synthetic import synthetic_data
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.assembly import assemble
+from trigflow.training.loop import train
+from trigflow.training.synthetic import synthetic_data
 
 CPU = torch.device("cpu")
 SMALL = (

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from trigflow import recipes
-from trigflow.assembly import assemble
 from trigflow.networks.edm2 import EDM2_SIZES
 from trigflow.objectives import OBJECTIVES
-from trigflow.optim import learning_rate
 from trigflow.recipes.imagenet import IMAGENET, TABLES
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.assembly import assemble
+from trigflow.training.loop import train
+from trigflow.training.optimisers import learning_rate
 
 # A line for each network: name, thousands of steps of the teacher, learning rate, dropout in per cent of teacher, sCT
 # and sCD, relative deviation of the teacher's average; FID of the teacher, of sCT in 1 and 2 steps, of sCD likewise.

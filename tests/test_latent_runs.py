@@ -21,9 +21,9 @@ from trigflow.data.codecs import LatentCodec, codec_from_json
 from trigflow.data.prepare.encode import Encoding, encode
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.models.storage import read_card
-from trigflow.run_folder import reconstruct_model
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.loop import train
+from trigflow.training.run_folder import reconstruct_model
 
 CPU = torch.device("cpu")
 COUNT, SIZE = 40, 8

@@ -16,11 +16,11 @@ from torch import nn
 
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
-from trigflow.loss_scale import GROWTH_INTERVAL, START, LossScale
 from trigflow.objectives import Batch, Diffusion, LossOutput
 from trigflow.recipes.schema import OptimizerConfig, Recipe
 from trigflow.system.errors import Diverged, UserError
 from trigflow.system.tensors import read_state, write_state
+from trigflow.training.loss_scale import GROWTH_INTERVAL, START, LossScale
 
 CPU = torch.device("cpu")
 FLOAT16 = "train.precision=float16"
@@ -150,8 +150,8 @@ def test_what_is_kept_is_float32(tmp_path: Path) -> None:
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With overflows before and after the stop, and a scale that grows."""
-    monkeypatch.setattr("trigflow.loss_scale.START", 2.0**40)
-    monkeypatch.setattr("trigflow.loss_scale.GROWTH_INTERVAL", 2)
+    monkeypatch.setattr("trigflow.training.loss_scale.START", 2.0**40)
+    monkeypatch.setattr("trigflow.training.loss_scale.GROWTH_INTERVAL", 2)
     recipe = signalled(
         tmp_path / "flag", signal.SIGINT, FLOAT16, "train.total_nimg=1920", "train.log_nimg=32"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trigflow import recipes
-from trigflow.train import train
+from trigflow.training.loop import train
 
 TRACES = Path(__file__).with_name("loss_traces.json")
 TINY = (

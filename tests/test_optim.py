@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
-from trigflow.optim import (
+from trigflow.recipes.schema import OptimizerConfig
+from trigflow.system.config import Component
+from trigflow.system.errors import UserError
+from trigflow.training.optimisers import (
     SCHEDULES,
     learning_rate,
     load_optimizer_tensors,
@@ -15,9 +18,6 @@ from trigflow.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from trigflow.recipes.schema import OptimizerConfig
-from trigflow.system.config import Component
-from trigflow.system.errors import UserError
 
 BATCH, TOTAL = 10, 1000
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trigflow import recipes
 from trigflow.models.model import load
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.loop import train
 
 SMALL = (
     "data.n=64",

@@ -16,7 +16,7 @@ from trigflow.data import load_collection
 from trigflow.data.autoencoder import load_autoencoder
 from trigflow.data.prepare.encode import Encoding, encode
 from trigflow.models.storage import read_card
-from trigflow.train import train
+from trigflow.training.loop import train
 
 # Two images: the recipes' batch is 2,048.
 SHORT = ("train.batch=2", "train.total_nimg=2", "train.microbatch=1", "train.tensorboard=false")

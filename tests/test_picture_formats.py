@@ -26,7 +26,7 @@ from trigflow.data.formats import picture
 from trigflow.data.formats.picture import DamagedPicture, decoded
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.loop import train
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), dtype=np.uint8)
 LABELS = [0, 1, 2, 0, 1, 2]

@@ -1,6 +1,6 @@
 """A plan says what a training really takes: its peaks are compared with those of torch's own allocator.
 
-The reference is independent of the plan: `trigflow.train` itself runs under torch's profiler, which reports every
+The reference is independent of the plan: `trigflow.training.loop` itself runs under torch's profiler, which reports every
 allocation of the CPU's allocator, those inside of kernels included. The resident memory of a process would also count
 the interpreter and what malloc keeps, which at these sizes is more than the training.
 """
@@ -31,7 +31,7 @@ from trigflow.plan.report import duration
 from trigflow.recipes.imagenet import TABLES
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.loop import train
 
 BATCH = 16
 NETWORKS = {

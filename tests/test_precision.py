@@ -24,7 +24,7 @@ from trigflow.objectives import Batch
 from trigflow.objectives.scm import SCM
 from trigflow.system.devices import PRECISIONS, Precision, products_in
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.loop import train
 
 CPU = torch.device("cpu")
 LOW: tuple[Precision, ...] = ("bfloat16", "float16")

@@ -13,12 +13,12 @@ import torch
 from conftest import TINY
 
 from trigflow import cli, recipes
-from trigflow.assembly import assemble
 from trigflow.models.storage import read_card
 from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, TrainConfig
 from trigflow.system.config import Component, to_json, validate
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.assembly import assemble
+from trigflow.training.loop import train
 
 CPU = torch.device("cpu")
 NETWORK = TINY[:3]  # that of the teacher in teacher_folder

@@ -26,14 +26,14 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.models.storage import read_card
 from trigflow.objectives import SCM, Batch, LossOutput
-from trigflow.progress import stop_on_signals
 from trigflow.recipes.schema import Recipe
-from trigflow.run_folder import open_run
 from trigflow.system.config import to_json
 from trigflow.system.errors import UserError
 from trigflow.system.files import locked
 from trigflow.system.tensors import read_state, write_state
-from trigflow.train import Run, train
+from trigflow.training.loop import Run, train
+from trigflow.training.progress import stop_on_signals
+from trigflow.training.run_folder import open_run
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
 
@@ -341,7 +341,7 @@ def kill_and_resume(tmp_path: Path, kills: int, total_nimg: int, seed: int) -> N
         "from pathlib import Path\n"
         "from trigflow.system.config import validate\n"
         "from trigflow.recipes.schema import Recipe\n"
-        "from trigflow.train import train\n"
+        "from trigflow.training.loop import train\n"
         "recipe = validate(Recipe, json.loads(Path(sys.argv[1]).read_text()))\n"
         "train(recipe, sys.argv[2], resume=True, device='cpu', progress=False)\n"
     )

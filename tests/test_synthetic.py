@@ -11,9 +11,9 @@ from conftest import TINY
 from trigflow import recipes
 from trigflow.data import load_data
 from trigflow.models.model import load
-from trigflow.synthetic import synthetic_data
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.loop import train
+from trigflow.training.synthetic import synthetic_data
 
 
 def test_they_are_the_teachers_samples(teacher_folder: Path, tmp_path: Path) -> None:

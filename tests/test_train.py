@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from trigflow import recipes
-from trigflow.assembly import assemble
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import exact_teacher
 from trigflow.models.storage import load_model
 from trigflow.objectives import Batch, Diffusion, LossOutput
 from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe
-from trigflow.run_folder import RunFolder, reconstruct_model
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 from trigflow.system.tensors import read_state
-from trigflow.train import Run, train
+from trigflow.training.assembly import assemble
+from trigflow.training.loop import Run, train
+from trigflow.training.run_folder import RunFolder, reconstruct_model
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,11 @@ import torch
 
 import trigflow
 from trigflow import doctor, recipes
-from trigflow.assembly import assemble
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.models.model import load
 from trigflow.system.errors import UserError
-from trigflow.train import train
+from trigflow.training.assembly import assemble
+from trigflow.training.loop import train
 
 PRETRAINED = Path(trigflow.__file__).parent / "pretrained"
 

@@ -22,7 +22,7 @@ from trigflow.models.pictures import panels, png
 from trigflow.system.config import first_difference
 from trigflow.system.errors import UserError
 from trigflow.system.files import make_folder, must_be_folder, read_json, write_atomically, write_json
-from trigflow.train import train
+from trigflow.training.loop import train
 
 STATE = "demo.json"
 HONESTY = (

@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f"data {action}: --{flag.replace('_', '-')} is for {others}; leave it out")
     if action == "inspect":
         return _inspect(args)
-    from trigflow.run_folder import stop_that_says_how_to_go_on
+    from trigflow.training.run_folder import stop_that_says_how_to_go_on
 
     with stop_that_says_how_to_go_on():
         return (_prepare if action == "prepare" else _encode)(args)

@@ -81,8 +81,8 @@ def _sample(args: argparse.Namespace, world: World) -> int:
     import torch
 
     from trigflow.models.model import load
-    from trigflow.progress import counted
     from trigflow.system.files import make_folder
+    from trigflow.training.progress import counted
 
     with world.together():
         model = load(args.model, world.device, args.trust_code, args.vae).in_precision(args.precision)

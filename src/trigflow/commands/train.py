@@ -33,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from trigflow import recipes
-    from trigflow.train import train
+    from trigflow.training.loop import train
 
     recipe = recipes.get(args.recipe, _overrides(args))
     folder = train(

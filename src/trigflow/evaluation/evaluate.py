@@ -45,13 +45,13 @@ from trigflow.evaluation.training_compute import training_forwards, training_sha
 from trigflow.metrics import Features, load_features
 from trigflow.models.model import Model, load
 from trigflow.models.pictures import drawable
-from trigflow.run_folder import stop_that_says_how_to_go_on
 from trigflow.system.config import Component
 from trigflow.system.devices import true_float32
 from trigflow.system.distributed import ALONE, World
 from trigflow.system.errors import UserError
 from trigflow.system.files import LOCK, is_leftover, is_occupied, locked, make_folder, must_be_writable
 from trigflow.system.machine import describe_machine
+from trigflow.training.run_folder import stop_that_says_how_to_go_on
 
 STEPS = (1, 2, 4)
 LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashion-MNIST has MNIST's form)

@@ -23,9 +23,9 @@ from trigflow.models.card import ModelCard, Stretch
 from trigflow.models.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
-from trigflow.synthetic import evaluations_per_sample
 from trigflow.system.config import Component, build, validate
 from trigflow.system.errors import UserError
+from trigflow.training.synthetic import evaluations_per_sample
 
 
 def training_forwards(model: Model, teacher: Model | None = None) -> float | None:

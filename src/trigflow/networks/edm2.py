@@ -25,7 +25,7 @@ class EDM2(nn.Module):
     stand in the middle. There are no biases: a channel of ones beside the data takes their place. The output's gain
     starts at zero, so F starts as 0.
 
-    A loop that trains it calls `normalize_weights` after each step of the optimiser, as `trigflow.train` does.
+    A loop that trains it calls `normalize_weights` after each step of the optimiser, as `trigflow.training.loop` does.
 
     Args:
         data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by 2^(levels - 1).

@@ -26,9 +26,9 @@ from trigflow.studies.outcome import (
 from trigflow.studies.scaling import ratio
 from trigflow.studies.study import Bench
 from trigflow.studies.trained import Pair, Runs, check_features
-from trigflow.synthetic import evaluations_per_sample
 from trigflow.system.config import build
 from trigflow.system.errors import UserError
+from trigflow.training.synthetic import evaluations_per_sample
 
 SHARES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # Samples of the teacher are part of a student's compute: 10,000 would be a third of a digits teacher's training.

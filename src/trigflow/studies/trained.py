@@ -24,7 +24,7 @@ from trigflow.studies.study import Bench
 from trigflow.system.config import to_json
 from trigflow.system.errors import Diverged, UserError, did_you_mean
 from trigflow.system.files import write_json
-from trigflow.train import train
+from trigflow.training.loop import train
 
 STEPS = (1, 2)
 BATCH = 250

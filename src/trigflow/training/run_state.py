@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from trigflow.core.precond import TrigFlowPrecond
-from trigflow.progress import Averages
 from trigflow.system.devices import seed_generators
 from trigflow.system.distributed import World
 from trigflow.system.errors import UserError
 from trigflow.system.tensors import below, load_tensors, prefixed
-from trigflow.trained import Trained
+from trigflow.training.progress import Averages
+from trigflow.training.trained import Trained
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from trigflow.models.storage import load_model, new_precond
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
 from trigflow.objectives.networks import check_guidance_input, networks_of
-from trigflow.optim import learning_rate
 from trigflow.recipes.schema import Recipe
-from trigflow.sharding import shard
 from trigflow.system.config import build, to_json
 from trigflow.system.devices import seed_generators
 from trigflow.system.distributed import ALONE, World, is_lost_connection
 from trigflow.system.errors import UserError, did_you_mean
 from trigflow.system.tensors import load_tensors
+from trigflow.training.optimisers import learning_rate
+from trigflow.training.sharding import shard
 
 
 @dataclass(frozen=True)

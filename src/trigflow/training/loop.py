@@ -10,27 +10,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trigflow.assembly import Parts, assemble
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import rows
-from trigflow.ema import EMASnapshot, follow
 from trigflow.models.card import ModelCard
 from trigflow.models.storage import read_card, save_model
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import Batch, LossOutput
 from trigflow.objectives.batch import guidance_scale, target_halflife
-from trigflow.progress import Averages, Reporter, Silent, stop_on_signals
 from trigflow.recipes.schema import EMAConfig, Recipe
-from trigflow.run_folder import RunFolder, open_run_of_all, stop_that_says_how_to_go_on
-from trigflow.run_state import RunState
-from trigflow.sharding import check_shares, reduce_over_replicas
-from trigflow.synthetic import synthetic_data
 from trigflow.system.config import to_json
 from trigflow.system.devices import generators_kept, products_in, seed_generators, true_float32
 from trigflow.system.distributed import ALONE, Strategy, World, open_world, whole
 from trigflow.system.errors import Diverged, UserError
-from trigflow.trained import Trained, new_trained
+from trigflow.training.assembly import Parts, assemble
+from trigflow.training.ema import EMASnapshot, follow
+from trigflow.training.progress import Averages, Reporter, Silent, stop_on_signals
+from trigflow.training.run_folder import RunFolder, open_run_of_all, stop_that_says_how_to_go_on
+from trigflow.training.run_state import RunState
+from trigflow.training.sharding import check_shares, reduce_over_replicas
+from trigflow.training.synthetic import synthetic_data
+from trigflow.training.trained import Trained, new_trained
 
 
 def train(

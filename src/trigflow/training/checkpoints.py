@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.checkpoint_shards import read_shards, remove, write_shards
 from trigflow.system.distributed import ALONE, World
 from trigflow.system.errors import UserError
 from trigflow.system.files import DamagedFile, clear_os_errors
 from trigflow.system.tensors import read_state, write_state
+from trigflow.training.checkpoint_shards import read_shards, remove, write_shards
 
 
 @dataclass(frozen=True)

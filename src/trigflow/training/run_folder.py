@@ -12,9 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trigflow.checkpoint_folder import CheckpointFolder
 from trigflow.data.autoencoder import FOLDER, Decoder, copy_autoencoder
-from trigflow.ema import EMASnapshot, reconstruct
 from trigflow.models.storage import read_card, save_model
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import first_difference, to_json, validate
@@ -34,6 +32,8 @@ from trigflow.system.files import (
     write_json,
 )
 from trigflow.system.tensors import read_state, write_state
+from trigflow.training.checkpoints import CheckpointFolder
+from trigflow.training.ema import EMASnapshot, reconstruct
 
 # Fields that may change when a run goes on. Of these its length alone moves the result, where a schedule looks at it.
 FREE = (

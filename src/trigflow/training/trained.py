@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.core.precond import TrigFlowPrecond
-from trigflow.ema import EMA, HalfLifeEMA, PowerEMA
-from trigflow.loss_scale import LossScale
-from trigflow.optim import (
+from trigflow.recipes.schema import EMAConfig, Recipe
+from trigflow.system.distributed import ALONE, World, is_sharded, own_part
+from trigflow.system.errors import UserError
+from trigflow.system.tensors import below, load_average, load_tensors, prefixed
+from trigflow.training.ema import EMA, HalfLifeEMA, PowerEMA
+from trigflow.training.loss_scale import LossScale
+from trigflow.training.optimisers import (
     learning_rate,
     load_optimizer_tensors,
     new_optimizer,
     optimizer_tensors,
     set_learning_rate,
 )
-from trigflow.progress import gradient_norm
-from trigflow.recipes.schema import EMAConfig, Recipe
-from trigflow.sharding import average_gradients, norm_of_parts
-from trigflow.system.distributed import ALONE, World, is_sharded, own_part
-from trigflow.system.errors import UserError
-from trigflow.system.tensors import below, load_average, load_tensors, prefixed
+from trigflow.training.progress import gradient_norm
+from trigflow.training.sharding import average_gradients, norm_of_parts
 
 
 @dataclass
