@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trigflow.dual import attention, value_and_tangent
-from trigflow.page import markdown_table
+from trigflow.evaluation.page import markdown_table
 from trigflow.system.devices import resolve_device, true_float32, wait_for
 from trigflow.system.machine import describe_machine
 
@@ -179,7 +179,9 @@ def measured(sizes: list[int], rounds: int, setting: Setting) -> list[dict[str, 
     if setting.device.type == "cuda":
         return [row for tokens in sizes for row in measure(tokens, rounds, setting, peak_of_the_gpu)]
     context = multiprocessing.get_context("forkserver")  # imports once, forks a fresh process for each row
-    context.set_forkserver_preload(["torch", "trigflow.dual", "trigflow.system.machine", "trigflow.page"])
+    context.set_forkserver_preload(
+        ["torch", "trigflow.dual", "trigflow.system.machine", "trigflow.evaluation.page"]
+    )
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
 
         def peak(way: str, tokens: int, setting: Setting) -> int:

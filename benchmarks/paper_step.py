@@ -23,12 +23,12 @@ import torch
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.data import Dataset
 from trigflow.data.codecs import IdentityCodec
+from trigflow.evaluation.page import markdown_table
 from trigflow.models.card import ModelCard, card_of
 from trigflow.models.storage import new_precond
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.networks import networks_of
-from trigflow.page import markdown_table
 from trigflow.plan import Layout, rehearse, sample_shape
 from trigflow.plan.memory import need
 from trigflow.recipes import get

@@ -30,9 +30,9 @@ from trigflow.core import flow
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.time_distributions import LogNormal
 from trigflow.dual import value_and_tangent
+from trigflow.evaluation.page import markdown_table
 from trigflow.networks import NETWORKS
 from trigflow.objectives.scm import consistency_tangent, normalize_tangent
-from trigflow.page import markdown_table
 from trigflow.system.devices import (
     PRECISIONS,
     Precision,

@@ -18,8 +18,8 @@ from typing import Any
 import trigflow
 from trigflow import cli
 from trigflow.evaluation.figures import in_steps
+from trigflow.evaluation.page import markdown_table
 from trigflow.models.shipped import SHIPPED
-from trigflow.page import markdown_table
 
 HERE = Path(__file__).parent
 COMMANDS = HERE / "commands.md"

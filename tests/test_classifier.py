@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import trigflow
-from trigflow.classifier import train_classifier
 from trigflow.data import Dataset, digits, mixture2d
-from trigflow.metrics.classifier_net import CARD, WEIGHTS, load_classifier
+from trigflow.evaluation.metrics.classifier_net import CARD, WEIGHTS, load_classifier
+from trigflow.evaluation.metrics.classifier_training import train_classifier
 from trigflow.system.errors import UserError
 
 

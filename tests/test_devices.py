@@ -11,7 +11,7 @@ from conftest import TINY
 
 import trigflow
 from trigflow import recipes
-from trigflow.metrics.features import extract_features, load_features
+from trigflow.evaluation.metrics.features import extract_features, load_features
 from trigflow.system.devices import resolve_device, true_float32
 from trigflow.system.errors import UserError
 from trigflow.training.loop import train

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trigflow.metrics import dinov2, published
-from trigflow.metrics.dinov2 import Block, DinoV2, Size, load_dinov2
-from trigflow.metrics.features import extract_features, load_features
+from trigflow.evaluation.metrics import dinov2, published
+from trigflow.evaluation.metrics.dinov2 import Block, DinoV2, Size, load_dinov2
+from trigflow.evaluation.metrics.features import extract_features, load_features
 from trigflow.system.errors import UserError
 
 TINY, TINY_GATED = Size(12, 2, 3, grid=37), Size(12, 2, 3, gated=True)

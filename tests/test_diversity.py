@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trigflow.metrics import classifier_score
+from trigflow.evaluation.metrics import classifier_score
 from trigflow.system.errors import UserError
 
 

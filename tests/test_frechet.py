@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from trigflow.metrics.frechet import (
+from trigflow.evaluation.metrics.frechet import (
     Moments,
     frechet_distance,
     frechet_distance_of_moments,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trigflow.metrics import extract_features, load_features
-from trigflow.metrics.features import class_logits
-from trigflow.metrics.inception import BlockA, BlockE, Inception, mean_pool
+from trigflow.evaluation.metrics import extract_features, load_features
+from trigflow.evaluation.metrics.features import class_logits
+from trigflow.evaluation.metrics.inception import BlockA, BlockE, Inception, mean_pool
 from trigflow.system.errors import UserError
 
 A = "branch1x1 branch5x5_1 branch5x5_2 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3 branch_pool"

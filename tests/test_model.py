@@ -15,7 +15,7 @@ from torch import nn
 from trigflow import recipes
 from trigflow.core.samplers import consistency_times
 from trigflow.data.codecs import IdentityCodec
-from trigflow.metrics import label_agreement, load_features
+from trigflow.evaluation.metrics import label_agreement, load_features
 from trigflow.models.model import Model, load
 from trigflow.models.shipped import SHIPPED, model_folder
 from trigflow.models.storage import new_precond, save_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trigflow.core.randomness import SampleRandom, hash_uniform
-from trigflow.metrics.sliced_wasserstein import sliced_wasserstein
+from trigflow.evaluation.metrics.sliced_wasserstein import sliced_wasserstein
 
 FROZEN_KEYS = [4105797329827204599, -1269098314845445228]
 FROZEN_UNIFORM = [0.7320492382018818, 0.5340333918703312]

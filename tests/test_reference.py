@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from trigflow.data import Dataset, cache, digits, load_data
 from trigflow.data.codecs import ImageCodec
 from trigflow.evaluation.evaluate import evaluate
+from trigflow.evaluation.metrics import Features, features, load_features
+from trigflow.evaluation.metrics.classifier_net import Classifier
+from trigflow.evaluation.metrics.dinov2 import DinoV2, Size, load_dinov2
+from trigflow.evaluation.metrics.features import of_classifier
 from trigflow.evaluation.reference import Reference, cache_key, data_digest, reference
-from trigflow.metrics import Features, features, load_features
-from trigflow.metrics.classifier_net import Classifier
-from trigflow.metrics.dinov2 import DinoV2, Size, load_dinov2
-from trigflow.metrics.features import of_classifier
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
 from trigflow.data import load_data
-from trigflow.metrics import extract_features, frechet_distance, label_agreement, load_features
-from trigflow.metrics.resnet_cifar import CifarResNet, _Block
+from trigflow.evaluation.metrics import extract_features, frechet_distance, label_agreement, load_features
+from trigflow.evaluation.metrics.resnet_cifar import CifarResNet, _Block
 
 SHARED = next(
     (up / "shared" for up in Path(__file__).parents if (up / "shared" / "weights").is_dir()), Path()

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from trigflow.metrics import PUBLISHED, load_features
-from trigflow.metrics.weights import fill, read_weights
+from trigflow.evaluation.metrics import PUBLISHED, load_features
+from trigflow.evaluation.metrics.weights import fill, read_weights
 from trigflow.system.errors import UserError
 
 STATE = nn.Linear(2, 3).state_dict()

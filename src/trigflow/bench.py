@@ -17,12 +17,12 @@ from trigflow.core.samplers import sample as run_sampler
 from trigflow.data.codecs import IdentityCodec
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import draw
+from trigflow.evaluation.page import markdown_table
 from trigflow.evaluation.training_compute import forward_flops
 from trigflow.models.card import ModelCard, card_of
 from trigflow.models.model import Model
 from trigflow.models.storage import new_precond
 from trigflow.objectives import OBJECTIVES, Objective
-from trigflow.page import markdown_table
 from trigflow.plan.shapes import sample_shape
 from trigflow.recipes import RECIPES, get
 from trigflow.recipes.schema import Recipe, SamplingConfig

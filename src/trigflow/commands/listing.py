@@ -26,8 +26,9 @@ def _describe(thing: object) -> str:
 
 
 def _tables() -> dict[str, Mapping[str, object]]:
-    from trigflow import data, metrics, networks, objectives, recipes, studies
+    from trigflow import data, networks, objectives, recipes, studies
     from trigflow.core import samplers
+    from trigflow.evaluation import metrics
     from trigflow.models import shipped
 
     return {

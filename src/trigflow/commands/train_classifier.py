@@ -29,8 +29,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trigflow.classifier import train_classifier
     from trigflow.data import load_data
+    from trigflow.evaluation.metrics.classifier_training import train_classifier
     from trigflow.system.devices import resolve_device
 
     device = resolve_device(args.device)

@@ -29,6 +29,7 @@ from trigflow.evaluation.measure import (
     score_held_out,
     seconds_per_sample,
 )
+from trigflow.evaluation.metrics import Features, load_features
 from trigflow.evaluation.real import (
     check_features,
     default_features,
@@ -42,7 +43,6 @@ from trigflow.evaluation.report import REPORT, write_report
 from trigflow.evaluation.rows import Row, beside, quality, row_of, spread
 from trigflow.evaluation.teacher import reference_teacher
 from trigflow.evaluation.training_compute import training_forwards, training_share
-from trigflow.metrics import Features, load_features
 from trigflow.models.model import Model, load
 from trigflow.models.pictures import drawable
 from trigflow.system.config import Component

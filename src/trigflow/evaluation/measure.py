@@ -17,13 +17,13 @@ from trigflow.core.randomness import generator_seed
 from trigflow.core.samplers import Plan
 from trigflow.data import Dataset, labels_like
 from trigflow.evaluation.kept_scores import Numbers, contender_key, kept
+from trigflow.evaluation.metrics.diversity import classifier_score
+from trigflow.evaluation.metrics.features import Features, class_logits, extract_features, share_of_labels
+from trigflow.evaluation.metrics.frechet import Moments, frechet_distance_of_moments, moments
+from trigflow.evaluation.metrics.kernel import kernel_distance
+from trigflow.evaluation.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
+from trigflow.evaluation.metrics.sliced_wasserstein import sliced_wasserstein
 from trigflow.evaluation.reference import MOST_NEIGHBOURS, cache_key, data_digest, reference
-from trigflow.metrics.diversity import classifier_score
-from trigflow.metrics.features import Features, class_logits, extract_features, share_of_labels
-from trigflow.metrics.frechet import Moments, frechet_distance_of_moments, moments
-from trigflow.metrics.kernel import kernel_distance
-from trigflow.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
-from trigflow.metrics.sliced_wasserstein import sliced_wasserstein
 from trigflow.models.model import Model
 from trigflow.system.distributed import ALONE, World
 from trigflow.system.errors import UserError

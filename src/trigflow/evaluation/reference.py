@@ -18,10 +18,16 @@ from tqdm import tqdm
 
 from trigflow.data import Dataset
 from trigflow.data.cache import cache_folder
-from trigflow.metrics import Features, classifier_score, extract_features, halves_distance, moments
-from trigflow.metrics.features import class_logits, share_of_labels
-from trigflow.metrics.frechet import Moments
-from trigflow.metrics.neighbours import NEIGHBOURS, radii
+from trigflow.evaluation.metrics import (
+    Features,
+    classifier_score,
+    extract_features,
+    halves_distance,
+    moments,
+)
+from trigflow.evaluation.metrics.features import class_logits, share_of_labels
+from trigflow.evaluation.metrics.frechet import Moments
+from trigflow.evaluation.metrics.neighbours import NEIGHBOURS, radii
 from trigflow.system.errors import UserError
 from trigflow.system.files import DamagedFile, make_folder
 from trigflow.system.tensors import read_state, tensors_digest, write_state

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from trigflow.evaluation.figures import CAPTIONS, draw_pictures, in_steps
-from trigflow.page import html_figure, html_page, html_table, markdown_table
+from trigflow.evaluation.page import html_figure, html_page, html_table, markdown_table
 from trigflow.system.files import make_folder, write_atomically, write_json
 
 Report = Mapping[str, Any]

@@ -14,8 +14,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from trigflow.evaluation.page import html_figure, html_page, html_table, markdown_table
 from trigflow.models.pictures import png
-from trigflow.page import html_figure, html_page, html_table, markdown_table
 from trigflow.system.files import write_atomically, write_json
 
 COLOURS = ("#2563a8", "#d1495b", "#2e8b57", "#b8860b", "#7b4fa3", "#777777")

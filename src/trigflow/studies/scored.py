@@ -9,10 +9,10 @@ from typing import Any
 from trigflow.data import Dataset
 from trigflow.evaluation.guidance import common_scale, student_contender
 from trigflow.evaluation.measure import SPLITS, Contender, Trial, new_trial, score_all
+from trigflow.evaluation.metrics import Features, load_features
 from trigflow.evaluation.real import default_features, real_data, trained_on
 from trigflow.evaluation.reference import cache_key
 from trigflow.evaluation.teacher import reference_teacher
-from trigflow.metrics import Features, load_features
 from trigflow.models.model import Model, load
 from trigflow.studies.folder import Cell
 from trigflow.studies.study import Bench

@@ -13,8 +13,8 @@ from typing import Any
 
 from trigflow import recipes
 from trigflow.evaluation.measure import Contender, Scores, Trial, contender, new_trial, score_all
+from trigflow.evaluation.metrics import load_features
 from trigflow.evaluation.real import default_features, real_data
-from trigflow.metrics import load_features
 from trigflow.models.model import Model, load
 from trigflow.recipes import RECIPES
 from trigflow.recipes.schema import Recipe

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trigflow.metrics.images import imagenet_standard, resized_bicubic, rgb
-from trigflow.metrics.weights import filled
+from trigflow.evaluation.metrics.images import imagenet_standard, resized_bicubic, rgb
+from trigflow.evaluation.metrics.weights import filled
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from trigflow.metrics.dinov2 import BASE, GIANT, LARGE, SMALL, Size, load_dinov2
-from trigflow.metrics.inception import Inception
-from trigflow.metrics.resnet_cifar import CifarResNet
-from trigflow.metrics.weights import filled
+from trigflow.evaluation.metrics.dinov2 import BASE, GIANT, LARGE, SMALL, Size, load_dinov2
+from trigflow.evaluation.metrics.inception import Inception
+from trigflow.evaluation.metrics.resnet_cifar import CifarResNet
+from trigflow.evaluation.metrics.weights import filled
 
 
 @dataclass(frozen=True)

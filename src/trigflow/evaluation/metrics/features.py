@@ -12,9 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trigflow.metrics.classifier_net import CARD, WEIGHTS, Classifier, load_classifier
-from trigflow.metrics.efficientnet import EfficientNetLite0
-from trigflow.metrics.published import PUBLISHED
+from trigflow.evaluation.metrics.classifier_net import CARD, WEIGHTS, Classifier, load_classifier
+from trigflow.evaluation.metrics.efficientnet import EfficientNetLite0
+from trigflow.evaluation.metrics.published import PUBLISHED
 from trigflow.system.config import look_up
 from trigflow.system.devices import true_float32
 from trigflow.system.errors import UserError, did_you_mean

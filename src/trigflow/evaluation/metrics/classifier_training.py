@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data import Dataset
-from trigflow.metrics.classifier_net import CARD, WEIGHTS, Classifier
+from trigflow.evaluation.metrics.classifier_net import CARD, WEIGHTS, Classifier
 from trigflow.system.devices import seed_generators, true_float32
 from trigflow.system.errors import UserError
 from trigflow.system.files import is_occupied, make_folder, write_atomically, write_json

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trigflow.metrics.images import imagenet_standard, rgb
+from trigflow.evaluation.metrics.images import imagenet_standard, rgb
 
 
 class _Block(nn.Module):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from trigflow.metrics.images import resized_bicubic, rgb
-from trigflow.metrics.weights import fill, read_weights
+from trigflow.evaluation.metrics.images import resized_bicubic, rgb
+from trigflow.evaluation.metrics.weights import fill, read_weights
 from trigflow.system.errors import UserError
 
 SIZE = 224

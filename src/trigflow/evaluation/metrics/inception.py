@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trigflow.metrics.images import rgb
+from trigflow.evaluation.metrics.images import rgb
 
 SIZE = 299
 
