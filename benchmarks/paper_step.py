@@ -29,13 +29,13 @@ from trigflow.models.storage import new_precond
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.networks import networks_of
-from trigflow.plan import Layout, rehearse, sample_shape
-from trigflow.plan.memory import need
 from trigflow.recipes import get
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component, build
 from trigflow.system.devices import resolve_device, true_float32, wait_for
 from trigflow.system.machine import describe_machine
+from trigflow.tools.plan import Layout, rehearse, sample_shape
+from trigflow.tools.plan.memory import need
 from trigflow.training.assembly import Parts
 from trigflow.training.loop import Run
 from trigflow.training.progress import Silent

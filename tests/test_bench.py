@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trigflow import bench, cli, recipes
+from trigflow import cli, recipes
 from trigflow.models.card import card_of
+from trigflow.tools import bench
 
 SMALL = ("network.width=16", "network.hidden=16", "network.depth=1")
 

@@ -16,7 +16,7 @@ from trigflow.dual import value_and_tangent
 from trigflow.networks import NETWORKS
 from trigflow.networks.blocks import blocks, checkpoint_blocks
 from trigflow.objectives import SCM, Batch, Diffusion, Objective
-from trigflow.plan import rehearse
+from trigflow.tools.plan import rehearse
 
 SMALL: dict[str, dict[str, Any]] = {
     "ddpmpp": {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_levels": (1,)},

@@ -10,9 +10,10 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from trigflow import demo, diagram, recipes
+from trigflow import recipes
 from trigflow.models.model import load
 from trigflow.system.errors import UserError
+from trigflow.tools import demo, diagram
 
 PLAN = demo.Plan(teacher=(*TINY, "sampling.steps=3"), student=TINY, num=20, steps=(1, 2))
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from broken_networks import MORE, PLANTED, SHAPE, Sound
 from torch import Tensor, nn
 
-from trigflow import doctor
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.networks import NETWORKS
 from trigflow.networks.foreign import DiffusersAdapter
 from trigflow.system.errors import UserError
+from trigflow.tools import doctor
 
 
 def examined(network: Any, **options: Any) -> doctor.Diagnosis:

@@ -18,7 +18,6 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset
 from trigflow.data.codecs import IdentityCodec
-from trigflow.doctor import diagnose
 from trigflow.dual import MODES, value_and_tangent
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.models.model import Model, load
@@ -28,6 +27,7 @@ from trigflow.networks.magnitude import MPGuidance
 from trigflow.objectives import SCM, Batch
 from trigflow.objectives.diffusion import sample_times
 from trigflow.system.errors import UserError
+from trigflow.tools.doctor import diagnose
 
 CPU = torch.device("cpu")
 ONE_OF_EACH = (

@@ -25,8 +25,8 @@ from trigflow.models.model import load
 from trigflow.models.storage import load_model, read_card
 from trigflow.networks import NETWORKS
 from trigflow.recipes.schema import Recipe
-from trigflow.studies.steps import Steps
 from trigflow.system.errors import UserError
+from trigflow.tools.studies.steps import Steps
 from trigflow.training.assembly import assemble
 from trigflow.training.loop import train
 from trigflow.training.synthetic import synthetic_data

@@ -24,13 +24,22 @@ from torch.profiler import ProfilerActivity, profile
 from trigflow import cli, recipes
 from trigflow.data import load_data
 from trigflow.dual import attention, attention_blocks
-from trigflow.plan import SHAPES, Footprint, Layout, Machine, make_plan, rehearse, report, sample_shape
-from trigflow.plan.memory import need
-from trigflow.plan.planning import divisors
-from trigflow.plan.report import duration
 from trigflow.recipes.imagenet import TABLES
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
+from trigflow.tools.plan import (
+    SHAPES,
+    Footprint,
+    Layout,
+    Machine,
+    make_plan,
+    rehearse,
+    report,
+    sample_shape,
+)
+from trigflow.tools.plan.memory import need
+from trigflow.tools.plan.planning import divisors
+from trigflow.tools.plan.report import duration
 from trigflow.training.loop import train
 
 BATCH = 16

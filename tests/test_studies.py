@@ -24,16 +24,16 @@ from trigflow.data import load_data
 from trigflow.evaluation.measure import Contender, Trial
 from trigflow.models.model import load
 from trigflow.recipes.schema import Recipe
-from trigflow.studies import STUDIES, ablation, carry_out, scaling, speed, trained
-from trigflow.studies.compute import forwards, scaled_to
-from trigflow.studies.folder import StudyFolder, open_study
-from trigflow.studies.outcome import Outcome, show, spread
-from trigflow.studies.scored import Scored
-from trigflow.studies.study import Bench
-from trigflow.studies.tangents import _terms, derivative_norms
-from trigflow.studies.trained import Pair
-from trigflow.studies.workers import _outcome, _Worker, run_all
 from trigflow.system.errors import UserError
+from trigflow.tools.studies import STUDIES, ablation, carry_out, scaling, speed, trained
+from trigflow.tools.studies.compute import forwards, scaled_to
+from trigflow.tools.studies.folder import StudyFolder, open_study
+from trigflow.tools.studies.outcome import Outcome, show, spread
+from trigflow.tools.studies.scored import Scored
+from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.tangents import _terms, derivative_norms
+from trigflow.tools.studies.trained import Pair
+from trigflow.tools.studies.workers import _outcome, _Worker, run_all
 
 TRAINED = (*(one for one in TINY if "width" not in one), "teacher.sampling.steps=2")
 TWO_SIZES = replace(scaling.SIZES["digits"], networks=(("network.width=8",), ("network.width=16",)))

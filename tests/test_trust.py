@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import trigflow
-from trigflow import doctor, recipes
+from trigflow import recipes
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.models.model import load
 from trigflow.system.errors import UserError
+from trigflow.tools import doctor
 from trigflow.training.assembly import assemble
 from trigflow.training.loop import train
 

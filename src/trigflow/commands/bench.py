@@ -32,11 +32,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trigflow import bench
     from trigflow.models.model import load
     from trigflow.system.devices import resolve_device
     from trigflow.system.errors import UserError
     from trigflow.system.files import write_json
+    from trigflow.tools import bench
 
     if args.random:
         recipe = bench.random_recipe(args.model, args.overrides)

@@ -14,7 +14,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trigflow import demo
+    from trigflow.tools import demo
 
     demo.run(args.out, device=args.device, seed=args.seed)
     return 0

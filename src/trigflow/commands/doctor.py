@@ -20,7 +20,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trigflow import doctor
+    from trigflow.tools import doctor
 
     shape = tuple(args.shape) if args.shape else None
     diagnosis = doctor.diagnose(args.model, data_shape=shape, device=args.device)

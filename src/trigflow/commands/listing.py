@@ -26,10 +26,11 @@ def _describe(thing: object) -> str:
 
 
 def _tables() -> dict[str, Mapping[str, object]]:
-    from trigflow import data, networks, objectives, recipes, studies
+    from trigflow import data, networks, objectives, recipes
     from trigflow.core import samplers
     from trigflow.evaluation import metrics
     from trigflow.models import shipped
+    from trigflow.tools import studies
 
     return {
         "models": shipped.SHIPPED,

@@ -35,8 +35,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trigflow import plan, recipes
+    from trigflow import recipes
     from trigflow.system.files import write_json
+    from trigflow.tools import plan
 
     machine = plan.Machine(gpus=args.gpus, memory=args.memory, throughput=args.throughput)
     made = plan.make_plan(

@@ -58,7 +58,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trigflow.studies import STUDIES, carry_out
+    from trigflow.tools.studies import STUDIES, carry_out
 
     if args.study not in STUDIES:
         hint = did_you_mean(args.study, STUDIES)

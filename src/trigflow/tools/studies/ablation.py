@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 from trigflow.data import load_data
 from trigflow.models.model import Model
 from trigflow.recipes import RECIPES
-from trigflow.studies.ablation_outcome import BASELINE, Row, outcome
-from trigflow.studies.folder import Cell
-from trigflow.studies.study import Bench
-from trigflow.studies.tangents import derivative_norms
-from trigflow.studies.trained import Pair, Runs, check_features, known
+from trigflow.tools.studies.ablation_outcome import BASELINE, Row, outcome
+from trigflow.tools.studies.folder import Cell
+from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.tangents import derivative_norms
+from trigflow.tools.studies.trained import Pair, Runs, check_features, known
 
 # The paper's stabilisers, all on (sections 4.1 and 4.2); with normalised tangents a student needs a rate that is small
 # beside the teacher's (docs/LOG.md).

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import TIMING_BATCH, TIMING_REPEATS, Contender, seconds_per_sample
 from trigflow.models.model import Model
-from trigflow.studies.folder import Cell
-from trigflow.studies.outcome import (
+from trigflow.system.errors import UserError
+from trigflow.system.machine import describe_machine
+from trigflow.tools.studies.folder import Cell
+from trigflow.tools.studies.outcome import (
     COLOURS,
     Outcome,
     Plot,
@@ -23,10 +25,8 @@ from trigflow.studies.outcome import (
     plain_ticks,
     show,
 )
-from trigflow.studies.scored import Scored, Setting, check_setting, scored
-from trigflow.studies.study import Bench
-from trigflow.system.errors import UserError
-from trigflow.system.machine import describe_machine
+from trigflow.tools.studies.scored import Scored, Setting, check_setting, scored
+from trigflow.tools.studies.study import Bench
 
 HEUN_STEPS = 32  # 63 evaluations, as the paper samples its teachers
 GUIDANCE = 1.5  # where none is given: a guided evaluation costs two, whatever the scale

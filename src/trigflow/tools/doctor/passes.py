@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trigflow.doctor.diagnosis import Finding
-from trigflow.doctor.patient import Patient
-from trigflow.doctor.trace import Trace, difference, floats, traced
+from trigflow.tools.doctor.diagnosis import Finding
+from trigflow.tools.doctor.patient import Patient
+from trigflow.tools.doctor.trace import Trace, difference, floats, traced
 
 # What a user's network may raise when it is run in a way that its author did not think of.
 NETWORK_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trigflow.plan.planning import GIB, USABLE, Choice, Plan
+from trigflow.tools.plan.planning import GIB, USABLE, Choice, Plan
 
 _ROWS = {
     "weights": "weights",

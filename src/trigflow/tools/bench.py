@@ -23,13 +23,13 @@ from trigflow.models.card import ModelCard, card_of
 from trigflow.models.model import Model
 from trigflow.models.storage import new_precond
 from trigflow.objectives import OBJECTIVES, Objective
-from trigflow.plan.shapes import sample_shape
 from trigflow.recipes import RECIPES, get
 from trigflow.recipes.schema import Recipe, SamplingConfig
 from trigflow.system.config import build
 from trigflow.system.devices import products_in, true_float32, wait_for
 from trigflow.system.machine import describe_machine
 from trigflow.system.timing import in_turn
+from trigflow.tools.plan.shapes import sample_shape
 
 
 @dataclass(frozen=True)

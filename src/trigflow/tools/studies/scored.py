@@ -14,12 +14,12 @@ from trigflow.evaluation.real import default_features, real_data, trained_on
 from trigflow.evaluation.reference import cache_key
 from trigflow.evaluation.teacher import reference_teacher
 from trigflow.models.model import Model, load
-from trigflow.studies.folder import Cell
-from trigflow.studies.study import Bench
-from trigflow.studies.trained import BATCH, score_cell, score_name
 from trigflow.system.config import to_json
 from trigflow.system.errors import UserError
 from trigflow.system.tensors import tensors_digest
+from trigflow.tools.studies.folder import Cell
+from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.trained import BATCH, score_cell, score_name
 
 
 @dataclass(frozen=True)

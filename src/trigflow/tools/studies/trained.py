@@ -18,12 +18,12 @@ from trigflow.evaluation.real import default_features, real_data
 from trigflow.models.model import Model, load
 from trigflow.recipes import RECIPES
 from trigflow.recipes.schema import Recipe
-from trigflow.studies.folder import Cell, StudyFolder
-from trigflow.studies.outcome import lasting
-from trigflow.studies.study import Bench
 from trigflow.system.config import to_json
 from trigflow.system.errors import Diverged, UserError, did_you_mean
 from trigflow.system.files import write_json
+from trigflow.tools.studies.folder import Cell, StudyFolder
+from trigflow.tools.studies.outcome import lasting
+from trigflow.tools.studies.study import Bench
 from trigflow.training.loop import train
 
 STEPS = (1, 2)

@@ -11,7 +11,9 @@ from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
 from trigflow.objectives.warmup import stretched
 from trigflow.recipes.schema import Recipe
-from trigflow.studies.outcome import (
+from trigflow.system.config import build
+from trigflow.system.errors import UserError
+from trigflow.tools.studies.outcome import (
     COLOURS,
     Outcome,
     Plot,
@@ -23,11 +25,9 @@ from trigflow.studies.outcome import (
     show,
     stored,
 )
-from trigflow.studies.scaling import ratio
-from trigflow.studies.study import Bench
-from trigflow.studies.trained import Pair, Runs, check_features
-from trigflow.system.config import build
-from trigflow.system.errors import UserError
+from trigflow.tools.studies.scaling import ratio
+from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.trained import Pair, Runs, check_features
 from trigflow.training.synthetic import evaluations_per_sample
 
 SHARES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

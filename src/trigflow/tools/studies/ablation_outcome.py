@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trigflow.evaluation.figures import in_steps
-from trigflow.studies.folder import Cell
-from trigflow.studies.outcome import (
+from trigflow.tools.studies.folder import Cell
+from trigflow.tools.studies.outcome import (
     COLOURS,
     Outcome,
     Plot,
@@ -25,8 +25,8 @@ from trigflow.studies.outcome import (
     show,
     stored,
 )
-from trigflow.studies.scaling import ratio
-from trigflow.studies.trained import STEPS, Runs
+from trigflow.tools.studies.scaling import ratio
+from trigflow.tools.studies.trained import STEPS, Runs
 
 BASELINE = "baseline: all on"
 EXPECTATION = (

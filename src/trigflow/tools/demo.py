@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trigflow import diagram, recipes
+from trigflow import recipes
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.report import to_markdown, write_report
@@ -22,6 +22,7 @@ from trigflow.models.pictures import panels, png
 from trigflow.system.config import first_difference
 from trigflow.system.errors import UserError
 from trigflow.system.files import make_folder, must_be_folder, read_json, write_atomically, write_json
+from trigflow.tools import diagram
 from trigflow.training.loop import train
 
 STATE = "demo.json"

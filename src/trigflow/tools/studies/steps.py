@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trigflow.evaluation.figures import in_steps
-from trigflow.studies.folder import Cell
-from trigflow.studies.outcome import (
+from trigflow.tools.studies.folder import Cell
+from trigflow.tools.studies.outcome import (
     COLOURS,
     Outcome,
     Plot,
@@ -19,8 +19,8 @@ from trigflow.studies.outcome import (
     plain_ticks,
     show,
 )
-from trigflow.studies.scored import Scored, Setting, check_setting, scored
-from trigflow.studies.study import Bench
+from trigflow.tools.studies.scored import Scored, Setting, check_setting, scored
+from trigflow.tools.studies.study import Bench
 
 TEACHER_NFE = (9, 15, 21, 31, 63)  # Heun in n steps takes 2n - 1
 EXPECTATION = (

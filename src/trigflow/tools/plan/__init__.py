@@ -4,11 +4,11 @@ The step of the training is rehearsed on tensors without numbers (`rehearsal`), 
 layouts over GPUs share it out (`memory`); `report` says whether it fits and what to change.
 """
 
-from trigflow.plan.memory import Layout, Need
-from trigflow.plan.planning import Machine, Plan, make_plan
-from trigflow.plan.rehearsal import Course, Footprint, rehearse
-from trigflow.plan.report import report
-from trigflow.plan.shapes import SHAPES, sample_shape
+from trigflow.tools.plan.memory import Layout, Need
+from trigflow.tools.plan.planning import Machine, Plan, make_plan
+from trigflow.tools.plan.rehearsal import Course, Footprint, rehearse
+from trigflow.tools.plan.report import report
+from trigflow.tools.plan.shapes import SHAPES, sample_shape
 
 __all__ = [
     "SHAPES",

@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from trigflow.studies.folder import StudyFolder, open_study
-from trigflow.studies.outcome import Outcome, to_markdown, write_outcome
-from trigflow.studies.workers import Task, run_all
 from trigflow.system.devices import resolve_device, true_float32
 from trigflow.system.files import LOCK, locked
 from trigflow.system.machine import describe_machine
 from trigflow.system.version import __version__
+from trigflow.tools.studies.folder import StudyFolder, open_study
+from trigflow.tools.studies.outcome import Outcome, to_markdown, write_outcome
+from trigflow.tools.studies.workers import Task, run_all
 from trigflow.training.run_folder import stop_that_says_how_to_go_on
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trigflow.studies.ablation import Ablation
-from trigflow.studies.compute import Compute
-from trigflow.studies.scaling import Scaling
-from trigflow.studies.speed import Speed
-from trigflow.studies.steps import Steps
-from trigflow.studies.study import Study, carry_out
+from trigflow.tools.studies.ablation import Ablation
+from trigflow.tools.studies.compute import Compute
+from trigflow.tools.studies.scaling import Scaling
+from trigflow.tools.studies.speed import Speed
+from trigflow.tools.studies.steps import Steps
+from trigflow.tools.studies.study import Study, carry_out
 
 STUDIES: dict[str, Callable[..., Any]] = {
     study.name: study for study in (Steps, Speed, Scaling, Ablation, Compute)

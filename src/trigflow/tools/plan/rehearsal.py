@@ -25,11 +25,11 @@ from trigflow.networks import NETWORKS
 from trigflow.networks.blocks import blocks, checkpoint_blocks
 from trigflow.objectives import OBJECTIVES, Batch, Objective
 from trigflow.objectives.networks import check_guidance_input, networks_of
-from trigflow.plan.tracker import Tracker
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component, build, look_up
 from trigflow.system.devices import products_in
 from trigflow.system.errors import UserError
+from trigflow.tools.plan.tracker import Tracker
 from trigflow.training.optimisers import new_optimizer, optimizer_tensors
 from trigflow.training.progress import gradient_norm
 from trigflow.training.trained import new_ema

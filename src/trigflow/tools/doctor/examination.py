@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from trigflow.doctor.diagnosis import Diagnosis, Fault, Finding, ModeReport, Verdict
-from trigflow.doctor.passes import NETWORK_ERRORS, graph_lost_at, line, writes_and_draws
-from trigflow.doctor.patient import Patient, admit
-from trigflow.doctor.trace import (
+from trigflow.dual import MODES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks, value_and_tangent
+from trigflow.system.devices import resolve_device, true_float32
+from trigflow.system.timing import in_turn
+from trigflow.tools.doctor.diagnosis import Diagnosis, Fault, Finding, ModeReport, Verdict
+from trigflow.tools.doctor.passes import NETWORK_ERRORS, graph_lost_at, line, writes_and_draws
+from trigflow.tools.doctor.patient import Patient, admit
+from trigflow.tools.doctor.trace import (
     Call,
     Trace,
     against_differences,
@@ -22,9 +25,6 @@ from trigflow.doctor.trace import (
     tangents,
     traced,
 )
-from trigflow.dual import MODES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks, value_and_tangent
-from trigflow.system.devices import resolve_device, true_float32
-from trigflow.system.timing import in_turn
 
 _ROUNDS = 3
 

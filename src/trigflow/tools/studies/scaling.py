@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from trigflow.studies.outcome import (
+from trigflow.system.errors import UserError, did_you_mean
+from trigflow.tools.studies.outcome import (
     COLOURS,
     Outcome,
     Plot,
@@ -20,9 +21,8 @@ from trigflow.studies.outcome import (
     spread,
     stored,
 )
-from trigflow.studies.study import Bench
-from trigflow.studies.trained import Pair, Runs, check_features, known
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.trained import Pair, Runs, check_features, known
 
 EXPECTATION = (
     "the ratio of sCD to its own teacher is the same at every size, so both fall with the same slope. ImageNet "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trigflow.plan.memory import Layout, Need, need
-from trigflow.plan.rehearsal import Footprint, rehearse
-from trigflow.plan.shapes import sample_shape
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
+from trigflow.tools.plan.memory import Layout, Need, need
+from trigflow.tools.plan.rehearsal import Footprint, rehearse
+from trigflow.tools.plan.shapes import sample_shape
 
 GIB = 2**30
 # The rest is left to the driver, the libraries' workspaces and holes between tensors.

@@ -1,0 +1,1 @@
+"""Tools around models: studies, plan, doctor, bench, demo."""
