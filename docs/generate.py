@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import trigflow
-from trigflow import cli
+from trigflow.commands import cli
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.page import markdown_table
 from trigflow.models.shipped import SHIPPED

@@ -107,7 +107,7 @@ def _train(recipe: Recipe, options: dict[str, Any]) -> int:
 def _main(path: str) -> int:
     import torch
 
-    from trigflow.cli import main, told
+    from trigflow.commands.cli import main, told
     from trigflow.system.config import validate
 
     torch.set_num_threads(1)

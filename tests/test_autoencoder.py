@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from small_autoencoders import write_dc, write_kl
 
-from trigflow import cli
+from trigflow.commands import cli
 from trigflow.data.autoencoder import Decoder, copy_autoencoder, find, load_autoencoder, weights_digest
 from trigflow.system.errors import UserError
 

@@ -14,7 +14,7 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file, save_file
 
-from trigflow import cli
+from trigflow.commands import cli
 
 Refused = Callable[..., str]
 

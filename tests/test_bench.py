@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trigflow import cli, recipes
+from trigflow import recipes
+from trigflow.commands import cli
 from trigflow.models.card import card_of
 from trigflow.tools import bench
 

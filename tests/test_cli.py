@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import trigflow
-from trigflow import cli
 from trigflow.__main__ import interrupt
+from trigflow.commands import cli
 from trigflow.system.errors import UserError
 
 # Others rely on these: a change here is a change of the interface.

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from trigflow import cli
+from trigflow.commands import cli
 from trigflow.models.model import load
 from trigflow.tools import demo
 from trigflow.training.progress import counted

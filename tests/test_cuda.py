@@ -18,7 +18,8 @@ from test_networks import CASES
 from test_precision import on_a_path
 from torch import Tensor, nn
 
-from trigflow import cli, load, recipes
+from trigflow import load, recipes
+from trigflow.commands import cli
 from trigflow.core.randomness import SampleRandom
 from trigflow.dual import value_and_tangent
 from trigflow.system.devices import PRECISIONS, Precision, products_in, true_float32

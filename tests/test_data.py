@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from trigflow import cli
+from trigflow.commands import cli
 from trigflow.core import oracles
 from trigflow.data import Dataset, exact_teacher, load_data, rows
 from trigflow.data.codecs import IdentityCodec, ImageCodec, VectorCodec

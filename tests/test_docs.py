@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trigflow import cli, recipes
+from trigflow import recipes
+from trigflow.commands import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,7 +16,7 @@ import torch
 from gaussian_models import S_0, SIGMA_DATA, Student, Teacher, gaussian_model
 from test_idx import idx
 
-from trigflow import cli
+from trigflow.commands import cli
 from trigflow.data import Dataset, digits, load_data
 from trigflow.data.codecs import IdentityCodec, ImageCodec
 from trigflow.evaluation import evaluate as evaluate_module

@@ -38,5 +38,5 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_importing_the_package_and_its_command_does_not_import_torch() -> None:
     heavy = "{'torch', 'numpy', 'pydantic'}"
-    program = f"import sys, trigflow, trigflow.cli; sys.exit(bool({heavy} & sys.modules.keys()))"
+    program = f"import sys, trigflow, trigflow.commands.cli; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

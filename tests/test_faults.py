@@ -18,7 +18,7 @@ from test_archive import archive, npy
 from test_idx import idx
 from test_picture_formats import PNGS, table, write_arrow, write_cifar, write_folder, write_parquet, write_tar
 
-from trigflow import cli
+from trigflow.commands import cli
 from trigflow.data import DATASETS, load_collection, load_data
 from trigflow.data.autoencoder import load_autoencoder
 from trigflow.data.prepare.encode import Encoding, encode

@@ -14,7 +14,8 @@ import torch
 from conftest import TINY
 from torch import Tensor
 
-from trigflow import cli, recipes
+from trigflow import recipes
+from trigflow.commands import cli
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import load_data
 from trigflow.evaluation.evaluate import evaluate

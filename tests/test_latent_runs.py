@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from small_autoencoders import write_kl
 
-from trigflow import cli, load, recipes
+from trigflow import load, recipes
+from trigflow.commands import cli
 from trigflow.data import load_collection, load_data
 from trigflow.data.autoencoder import load_autoencoder
 from trigflow.data.codecs import LatentCodec, codec_from_json

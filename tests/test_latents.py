@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from small_autoencoders import write_dc, write_kl
 
-from trigflow import cli
+from trigflow.commands import cli
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset, cache, load_collection, load_data
 from trigflow.data.autoencoder import Autoencoder, load_autoencoder

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from trigflow import cli, recipes
+from trigflow import recipes
+from trigflow.commands import cli
 from trigflow.data import load_data
 from trigflow.dual import attention, attention_blocks
 from trigflow.recipes.imagenet import TABLES
@@ -302,7 +303,7 @@ def test_a_network_that_reads_numbers_is_told() -> None:
 def test_the_largest_recipe_is_planned_in_little_memory() -> None:
     """Under 2 GB, where the weights alone are 6 GB, for size XXL of ImageNet-512."""
     program = (
-        "import pathlib, resource, sys; from trigflow import cli; code = cli.main(['plan', 'imagenet512-xxl-scd'])\n"
+        "import pathlib, resource, sys; from trigflow.commands import cli; code = cli.main(['plan', 'imagenet512-xxl-scd'])\n"
         "used, status = resource.getrusage(resource.RUSAGE_SELF), pathlib.Path('/proc/self/status')\n"
         # Linux hands the peak of the process that started this one down in ru_maxrss, but not in VmHWM.
         "lines = status.read_text().splitlines() if status.exists() else []\n"

@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import TINY
 
-from trigflow import cli, recipes
+from trigflow import recipes
+from trigflow.commands import cli
 from trigflow.models.storage import read_card
 from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, TrainConfig
 from trigflow.system.config import Component, to_json, validate

@@ -21,7 +21,7 @@ from conftest import TINY
 from test_train import metrics, tiny, trained, weights
 
 from trigflow import recipes
-from trigflow.cli import main
+from trigflow.commands.cli import main
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.models.storage import read_card

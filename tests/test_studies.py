@@ -19,7 +19,7 @@ import torch
 from conftest import TINY
 
 from trigflow import recipes
-from trigflow.cli import main
+from trigflow.commands.cli import main
 from trigflow.data import load_data
 from trigflow.evaluation.measure import Contender, Trial
 from trigflow.models.model import load

@@ -13,7 +13,7 @@ def run() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody has it ignored
         signal.signal(signal.SIGINT, interrupt)
     try:
-        from trigflow.cli import main
+        from trigflow.commands.cli import main
         from trigflow.system.launch import is_launched
 
         code = main()
