@@ -15,7 +15,7 @@ from trigflow.data.formats.idx import read_idx
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 5, 4), dtype=np.uint8)
 LABELS = (np.arange(20) % 10).astype(np.uint8)
 

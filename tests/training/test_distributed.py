@@ -27,7 +27,7 @@ from trigflow.system.errors import UserError
 from trigflow.training.checkpoint_shards import read_shards
 from trigflow.training.loop import train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 STEPS, BATCH = 20, 8
 QUIET = (

@@ -15,7 +15,7 @@ from PIL import Image
 from trigflow.data import Dataset, load_data
 from trigflow.system.errors import UserError
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "cifar10-test-32x32.zip"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "cifar10-test-32x32.zip"
 RGB = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), dtype=np.uint8)
 NAMES = [f"{row // 4:05d}/img{row:08d}" for row in range(6)]
 LABELS = json.dumps({"labels": [[f"{name}.png", row % 3] for row, name in enumerate(NAMES)]}).encode()

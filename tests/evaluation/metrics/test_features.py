@@ -24,7 +24,7 @@ from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 from trigflow.system.files import sha256_of
 
-MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+MNIST = Path(__file__).parents[4] / "shared" / "data" / "mnist"
 
 
 class Mean(nn.Module):
