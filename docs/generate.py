@@ -1,7 +1,7 @@
 """Writes what the documentation takes from elsewhere: `make docs`. A test holds it up to date.
 
 docs/commands.md comes from the parser; the tables in README.md, benchmarks/README.md and pages of docs/, between
-`<!-- NAME -->` and `<!-- end -->`, from results/; the cards of the shipped models, src/trigflow/pretrained/README.md,
+`<!-- NAME -->` and `<!-- end -->`, from results/; the cards of the shipped models, pretrained/README.md,
 from their files and results/; the list of these, results/README.md, from the files themselves.
 """
 
@@ -31,7 +31,7 @@ SCALE = HERE / "scale.md"
 ATTENTION = HERE / "attention.md"
 BENCHMARKS = HERE.parent / "benchmarks" / "README.md"
 RESULTS = HERE.parent / "results"
-CARDS = HERE.parent / "src" / "trigflow" / "pretrained" / "README.md"
+CARDS = HERE.parent / "src" / "trigflow" / "models" / "pretrained" / "README.md"
 
 
 def describe(action: argparse.Action) -> str:

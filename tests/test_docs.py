@@ -69,7 +69,9 @@ def test_the_tables_are_those_of_the_results() -> None:
 
 def test_the_cards_of_the_shipped_models_are_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "generate.py"))["cards"]()
-    assert (ROOT / "src" / "trigflow" / "pretrained" / "README.md").read_text() == made, "run `make docs`"
+    assert (ROOT / "src" / "trigflow" / "models" / "pretrained" / "README.md").read_text() == made, (
+        "run `make docs`"
+    )
 
 
 def test_the_list_of_results_is_up_to_date() -> None:

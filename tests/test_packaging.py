@@ -16,7 +16,7 @@ import pytest
 import trigflow
 
 ROOT = Path(__file__).parent.parent
-PRETRAINED = Path(trigflow.__file__).parent / "pretrained"
+PRETRAINED = Path(trigflow.__file__).parent / "models" / "pretrained"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,8 @@ def test_the_wheel_holds_every_module_the_type_marker_and_the_licence(wheel: zip
 
 def test_the_wheel_holds_the_shipped_models(wheel: zipfile.ZipFile) -> None:
     shipped = {
-        f"trigflow/pretrained/{path.relative_to(PRETRAINED)}" for path in PRETRAINED.rglob("*.safetensors")
+        f"trigflow/models/pretrained/{path.relative_to(PRETRAINED)}"
+        for path in PRETRAINED.rglob("*.safetensors")
     }
     assert shipped
     assert shipped <= set(wheel.namelist())

@@ -3,8 +3,8 @@
 >>> import trigflow
 >>> images = trigflow.load("digits").sample(16, steps=2, seed=0)  # (16, 1, 8, 8) uint8
 
-For a training loop of your own take the parts: `trigflow.core.flow` (the mathematics), `trigflow.objectives`,
-`trigflow.core.samplers`, `trigflow.networks`, `trigflow.dual` (the derivative). They are imported when they are first
+For a training loop of your own take the parts: `trigflow.flow` (the mathematics), `trigflow.objectives`,
+`trigflow.samplers`, `trigflow.networks`, `trigflow.dual` (the derivative). They are imported when they are first
 touched, so that the command answers `--help` without waiting for torch.
 """
 
@@ -38,20 +38,26 @@ __all__ = [
     "samplers",
 ]
 
+# The file of each name; a module is named by itself.
 _HOME = {
-    "Model": "model",
-    "SampleRandom": "randomness",
-    "TrigFlowPrecond": "precond",
-    "load": "model",
+    "Model": "models.model",
+    "SampleRandom": "core.randomness",
+    "TrigFlowPrecond": "core.precond",
+    "dual": "dual",
+    "flow": "core.flow",
+    "load": "models.model",
+    "networks": "networks",
+    "objectives": "objectives",
+    "oracles": "core.oracles",
+    "samplers": "core.samplers",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"trigflow.{_HOME[name]}"), name)
-    if name in __all__:
-        return importlib.import_module(f"trigflow.{name}")
-    raise AttributeError(f"module 'trigflow' has no attribute '{name}'")
+    if name not in _HOME:
+        raise AttributeError(f"module 'trigflow' has no attribute '{name}'")
+    module = importlib.import_module(f"trigflow.{_HOME[name]}")
+    return module if _HOME[name].split(".")[-1] == name else getattr(module, name)
 
 
 def __dir__() -> list[str]:

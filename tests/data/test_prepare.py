@@ -169,8 +169,8 @@ def test_two_runs_do_not_write_one_archive(
 def test_a_terminated_run_says_how_to_go_on(photos: Path) -> None:
     """And leaves no lock."""
     line = ["data", "prepare", str(photos), "--out", str(photos.parent / "p.zip"), "--size", "8"]
-    kill = "import os, sys; from trigflow.commands import cli; from trigflow.data import prepare\n"
-    kill += "prepare._finish = lambda *_: os.kill(os.getpid(), 15)\nsys.exit(cli.main(sys.argv[1:]))"
+    kill = "import os, sys; from trigflow.commands import cli; from trigflow.data.prepare import images\n"
+    kill += "images._finish = lambda *_: os.kill(os.getpid(), 15)\nsys.exit(cli.main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", kill, *line], capture_output=True, text=True, check=False)
     assert done.returncode == 130 and "--resume goes on" in done.stderr.splitlines()[-1], done.stderr
     assert cli.main([*line, "--resume"]) == 0

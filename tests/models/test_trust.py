@@ -18,7 +18,7 @@ from trigflow.tools import doctor
 from trigflow.training.assembly import assemble
 from trigflow.training.loop import train
 
-PRETRAINED = Path(trigflow.__file__).parent / "pretrained"
+PRETRAINED = Path(trigflow.__file__).parent / "models" / "pretrained"
 
 
 def test_a_folder_does_not_run_code_unasked(tmp_path: Path) -> None:

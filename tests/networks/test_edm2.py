@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_loop import new_run, trained, weights
 from test_networks import EDM2 as TINY
-from test_train import new_run, trained, weights
 from torch import Tensor, nn
 
 from trigflow import recipes

@@ -1,6 +1,6 @@
 """A plan says what a training really takes: its peaks are compared with those of torch's own allocator.
 
-The reference is independent of the plan: `trigflow.training.loop` itself runs under torch's profiler, which reports every
+The reference is independent of the plan: `training.loop` itself runs under torch's profiler, which reports every
 allocation of the CPU's allocator, those inside of kernels included. The resident memory of a process would also count
 the interpreter and what malloc keeps, which at these sizes is more than the training.
 """
@@ -303,7 +303,8 @@ def test_a_network_that_reads_numbers_is_told() -> None:
 def test_the_largest_recipe_is_planned_in_little_memory() -> None:
     """Under 2 GB, where the weights alone are 6 GB, for size XXL of ImageNet-512."""
     program = (
-        "import pathlib, resource, sys; from trigflow.commands import cli; code = cli.main(['plan', 'imagenet512-xxl-scd'])\n"
+        "import pathlib, resource, sys; from trigflow.commands.cli import main\n"
+        "code = main(['plan', 'imagenet512-xxl-scd'])\n"
         "used, status = resource.getrusage(resource.RUSAGE_SELF), pathlib.Path('/proc/self/status')\n"
         # Linux hands the peak of the process that started this one down in ru_maxrss, but not in VmHWM.
         "lines = status.read_text().splitlines() if status.exists() else []\n"

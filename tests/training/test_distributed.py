@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from processes import Job, run, run_commands, start
-from test_train import metrics, weights
+from test_loop import metrics, weights
 
 from trigflow import recipes
 from trigflow.core.randomness import SampleRandom

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_loop import metrics, new_run, parameters, tiny, trained
 from test_resume import Change, same, signalled, without_times
-from test_train import metrics, new_run, parameters, tiny, trained
 from torch import nn
 
 from trigflow.core.precond import TrigFlowPrecond

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
-from test_train import metrics, tiny, trained, weights
+from test_loop import metrics, tiny, trained, weights
 
 from trigflow import recipes
 from trigflow.commands.cli import main

@@ -48,17 +48,6 @@ def _mix_number(value: int) -> int:
     return value ^ value >> 31
 
 
-def generator_seed(seed: int) -> int:
-    """A seed in [0, 2^32) for torch's own generators, of which that of the CPU reads no more bits.
-
-    A seed in that range stays; those that differ in their high word alone become different ones.
-
-    Args:
-        seed: any int in [-2^63, 2^63).
-    """
-    return (seed ^ (seed >> 32) * (_GOLDEN & 0xFFFFFFFF)) & 0xFFFFFFFF
-
-
 def hash_uniform(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform numbers in [0, 1), one stream of prod(shape) elements for each key.
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.core.randomness import generator_seed
 from trigflow.core.samplers import Plan
 from trigflow.data import Dataset, labels_like
 from trigflow.evaluation.kept_scores import Numbers, contender_key, kept
@@ -25,6 +24,7 @@ from trigflow.evaluation.metrics.neighbours import NEIGHBOURS, PrecisionRecall, 
 from trigflow.evaluation.metrics.sliced_wasserstein import sliced_wasserstein
 from trigflow.evaluation.reference import MOST_NEIGHBOURS, cache_key, data_digest, reference
 from trigflow.models.model import Model
+from trigflow.system.devices import generator_seed
 from trigflow.system.distributed import ALONE, World
 from trigflow.system.errors import UserError
 from trigflow.system.timing import in_turn

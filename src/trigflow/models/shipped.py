@@ -22,7 +22,7 @@ def model_folder(name: str | Path) -> Path:
         UserError: neither a shipped model nor a folder.
     """
     if str(name) in SHIPPED:
-        return Path(str(resources.files("trigflow"))) / "pretrained" / str(name)
+        return Path(str(resources.files("trigflow"))) / "models" / "pretrained" / str(name)
     if not Path(name).is_dir():
         hint = did_you_mean(str(name), SHIPPED)
         raise UserError(f"no model '{name}'{hint}: give the folder of a run, or one of {', '.join(SHIPPED)}")

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from trigflow.core.randomness import generator_seed
 from trigflow.system.errors import UserError, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -45,6 +44,22 @@ def _named(name: str) -> torch.device:
     if not _available(kind) or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
         raise UserError(f"this machine has no device '{name}': take --device auto or --device cpu")
     return torch.device(name)
+
+
+_GOLDEN_LOW = (
+    0x7F4A7C15  # the low half of SplitMix64's increment: odd, so that no two high words give the same
+)
+
+
+def generator_seed(seed: int) -> int:
+    """A seed in [0, 2^32) for torch's own generators, of which that of the CPU reads no more bits.
+
+    A seed in that range stays; those that differ in their high word alone become different ones.
+
+    Args:
+        seed: any int in [-2^63, 2^63).
+    """
+    return (seed ^ (seed >> 32) * _GOLDEN_LOW) & 0xFFFFFFFF
 
 
 def wait_for(device: torch.device) -> None:

@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone(tmp
 
 @pytest.mark.parametrize(("name", "num"), [("digits-classifier", 1_797), ("mnist-classifier", 60_000)])
 def test_the_shipped_classifiers_meet_their_promises(name: str, num: int) -> None:
-    folder = Path(trigflow.__path__[0]) / "pretrained" / name
+    folder = Path(trigflow.__path__[0]) / "models" / "pretrained" / name
     card = json.loads((folder / CARD).read_text())
     assert card["score"]["held_out_accuracy"] >= 0.99
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 500_000

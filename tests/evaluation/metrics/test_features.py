@@ -120,7 +120,7 @@ def test_a_module_of_the_users() -> None:
     ],
 )
 def test_a_classifiers_card_out_of_range(key: str, value: object, tmp_path: Path) -> None:
-    shipped = Path(trigflow.__path__[0]) / "pretrained" / "digits-classifier"
+    shipped = Path(trigflow.__path__[0]) / "models" / "pretrained" / "digits-classifier"
     (tmp_path / WEIGHTS).write_bytes((shipped / WEIGHTS).read_bytes())
     card = json.loads((shipped / CARD).read_text())
     card["network"][key] = value
@@ -130,7 +130,7 @@ def test_a_classifiers_card_out_of_range(key: str, value: object, tmp_path: Path
 
 
 def test_a_classifier_by_its_folder_or_file(tmp_path: Path) -> None:
-    shipped = Path(trigflow.__path__[0]) / "pretrained" / "digits-classifier"
+    shipped = Path(trigflow.__path__[0]) / "models" / "pretrained" / "digits-classifier"
     folder = tmp_path / "mine"
     folder.mkdir()
     for name in (WEIGHTS, CARD):

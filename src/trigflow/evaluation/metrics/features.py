@@ -94,7 +94,7 @@ def shipped_classifier(name: str, images: str) -> Callable[[torch.device | str],
     """
 
     def features(device: torch.device | str = "cpu") -> Features:
-        with resources.as_file(resources.files("trigflow") / "pretrained" / name) as folder:
+        with resources.as_file(resources.files("trigflow") / "models" / "pretrained" / name) as folder:
             return of_classifier(name, load_classifier(folder, device)[0], device)
 
     features.__doc__ = f"The 64 features of the classifier of {images} that comes with the package."

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from trigflow.core.randomness import generator_seed
+from trigflow.system.devices import generator_seed
 from trigflow.system.errors import UserError
 
 
