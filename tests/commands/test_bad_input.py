@@ -273,7 +273,7 @@ def test_options_of_data_reach_every_command(refused: Refused, tmp_path: Path) -
         "evaluate digits --test-data two.npz test_data.key=b --out a --teacher none", "test data two", "(3,)"
     )
     refused("evaluate digits data.split=test --out a", "--data, which is missing")
-    refused("evaluate digits --data digits data=5 --out a", "data = 5: should be")
+    refused("evaluate digits --data digits data=5 --out a", "unknown data '5'")
     refused("evaluate digits split=test --out a", "unknown key 'split'; there are: data, test_data")
 
 
