@@ -33,7 +33,7 @@ from trigflow.networks import NETWORKS
 from trigflow.objectives import Batch
 from trigflow.objectives.diffusion import Diffusion
 from trigflow.system.machine import describe_machine
-from trigflow.system.timing import in_turn
+from trigflow.system.timing import time_in_turn
 
 BATCH = 128
 AIM = 3.0
@@ -103,7 +103,7 @@ def measure(side: int, folder: Path, repetitions: int) -> list[dict[str, object]
     }
     cases["step"] = training(sets["memory"])
     batches = {name: 1 if name == "step" else 10 for name in cases}
-    seconds = in_turn(cases, repetitions)
+    seconds = time_in_turn(cases, repetitions)
     rate = {name: batches[name] * BATCH / statistics.median(times) for name, times in seconds.items()}
     return [
         {

@@ -36,7 +36,7 @@ from trigflow.system.devices import resolve_device, true_float32, wait_for
 from trigflow.system.machine import describe_machine
 from trigflow.tools.plan import Layout, rehearse, sample_shape
 from trigflow.tools.plan.memory import need
-from trigflow.training.assembly import Parts
+from trigflow.training.assembly import RunParts
 from trigflow.training.loop import Run
 from trigflow.training.progress import Silent
 from trigflow.training.run_folder import RunFolder
@@ -51,7 +51,7 @@ def new_net(card: ModelCard, device: torch.device, **options: Any) -> TrigFlowPr
         return new_precond(ModelCard(**{**vars(card), "network": network})).to(device)
 
 
-def new_parts(recipe: Recipe, device: torch.device) -> Parts:
+def new_parts(recipe: Recipe, device: torch.device) -> RunParts:
     """What `trigflow train` works with, on data and a teacher of noise."""
     data_shape, num_classes = sample_shape(recipe)
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
@@ -64,7 +64,7 @@ def new_parts(recipe: Recipe, device: torch.device) -> Parts:
         own = {"guidance_input": False} if "guidance_input" in card.network.options else {}
         teacher = new_net(card, device, **own).eval().requires_grad_(False)
     nets = networks_of(objective, lambda: new_net(card, device), teacher)
-    return Parts(dataset, objective, nets, card)
+    return RunParts(dataset, objective, nets, card)
 
 
 def new_run(recipe: Recipe, device: torch.device, checkpointing: bool) -> Run:

@@ -107,7 +107,7 @@ def _train(recipe: Recipe, options: dict[str, Any]) -> int:
 def _main(path: str) -> int:
     import torch
 
-    from trigflow.commands.cli import main, told
+    from trigflow.commands.cli import main, run_and_report_errors
     from trigflow.system.config import validate
 
     torch.set_num_threads(1)
@@ -122,7 +122,7 @@ def _main(path: str) -> int:
         if machine := job.pop("machine"):
             os.environ["LOCAL_WORLD_SIZE"] = str(machine)
         recipe = validate(Recipe, job.pop("recipe"))
-        code = told(partial(_train, recipe, job))
+        code = run_and_report_errors(partial(_train, recipe, job))
         if code:
             return code
     return 0

@@ -163,7 +163,7 @@ def test_doctor_builds_a_network_with_the_given_shape(capsys: pytest.CaptureFixt
 def test_demo_hands_on_its_arguments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = demo.Plan(teacher=(*TINY, "sampling.steps=2"), student=TINY, num=4, steps=(1,))
-    monkeypatch.setattr(demo, "Plan", lambda: plan)
+    plan = demo.DemoSettings(teacher=(*TINY, "sampling.steps=2"), student=TINY, num=4, steps=(1,))
+    monkeypatch.setattr(demo, "DemoSettings", lambda: plan)
     run(capsys, "demo", "--out", tmp_path / "demo", "--seed", 4, "--device", "cpu")
     assert json.loads((tmp_path / "demo" / "demo.json").read_text())["seed"] == 4

@@ -22,7 +22,7 @@ from trigflow.data.codecs import IdentityCodec, ImageCodec
 from trigflow.evaluation import evaluate as evaluate_module
 from trigflow.evaluation import measure
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.evaluation.kept_scores import kept
+from trigflow.evaluation.kept_scores import cached_scores
 from trigflow.evaluation.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.evaluation.metrics import Features, load_features
 from trigflow.evaluation.real import with_noise
@@ -293,11 +293,11 @@ def test_files_of_others_are_left_alone(student_folder: Path, tmp_path: Path) ->
 )
 def test_scores_that_are_not_whole_are_measured_again(content: str, tmp_path: Path) -> None:
     numbers = {"fd": 2.0, "kernel": 3.0}
-    assert kept(tmp_path, "key", 0, lambda: numbers) == (numbers, False)
-    assert kept(tmp_path, "key", 0, lambda: {}) == (numbers, True)
+    assert cached_scores(tmp_path, "key", 0, lambda: numbers) == (numbers, False)
+    assert cached_scores(tmp_path, "key", 0, lambda: {}) == (numbers, True)
     (file,) = tmp_path.iterdir()
     file.write_text(content)
-    assert kept(tmp_path, "key", 0, lambda: numbers) == (numbers, False)
+    assert cached_scores(tmp_path, "key", 0, lambda: numbers) == (numbers, False)
 
 
 def test_data_that_is_not_here_can_be_named(student_folder: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from trigflow.evaluation.metrics import Features, features, load_features
 from trigflow.evaluation.metrics.classifier_net import Classifier
 from trigflow.evaluation.metrics.dinov2 import DinoV2, Size, load_dinov2
 from trigflow.evaluation.metrics.features import of_classifier
-from trigflow.evaluation.reference import Reference, cache_key, data_digest, reference
+from trigflow.evaluation.reference import Reference, data_digest, reference, reference_key
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,7 @@ def test_features_of_unknown_identity_are_not_kept(kept: Path) -> None:
 
 
 def key(dataset: Dataset | None = None, known: Features | None = None, splits: int = 3) -> str:
-    return cache_key(dataset or images(), known or load_features("pixels"), splits)
+    return reference_key(dataset or images(), known or load_features("pixels"), splits)
 
 
 def test_equal_data_and_features_have_one_key() -> None:

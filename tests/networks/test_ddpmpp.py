@@ -17,10 +17,10 @@ from trigflow.networks.ddpmpp import DDPMpp
 from trigflow.networks.ddpmpp_blocks import (
     NORMALIZATIONS,
     Attention,
-    Block,
+    DDPMppBlock,
+    DDPMppLayout,
     GroupNorm,
     Modulation,
-    Plan,
     WaveEmbedding,
 )
 
@@ -112,7 +112,7 @@ def resampled(x: np.ndarray, how: str) -> np.ndarray:
     return x.repeat(2, axis=1).repeat(2, axis=2) if how == "double" else x
 
 
-def reference(x: np.ndarray, emb: np.ndarray, block: Block, how: str, heads: int) -> np.ndarray:
+def reference(x: np.ndarray, emb: np.ndarray, block: DDPMppBlock, how: str, heads: int) -> np.ndarray:
     h = convolved(resampled(silu(normed(x, block.norm, len(x) // 4)), how), block.conv_1)
     h = convolved(silu(modulated(h, emb, block.modulation, 2)), block.conv_2)
     shortcut = resampled(x, how)
@@ -128,8 +128,8 @@ def reference(x: np.ndarray, emb: np.ndarray, block: Block, how: str, heads: int
     [(8, "keep", 0), (12, "keep", 2), (8, "halve", 0), (8, "double", 1), (20, "keep", 0)],
 )
 def test_a_block_is_the_papers(normalization: str, c_in: int, how: Any, heads: int) -> None:
-    plan = Plan(2, (8,), (True,), 1, 5, normalization, heads, 0.0)
-    block = randomized(Block(c_in, 8, plan, resample=how, attention=heads > 0))
+    plan = DDPMppLayout(2, (8,), (True,), 1, 5, normalization, heads, 0.0)
+    block = randomized(DDPMppBlock(c_in, 8, plan, resample=how, attention=heads > 0))
     x = torch.randn(2, c_in, 4, 4, dtype=torch.float64)
     emb = torch.randn(2, 5, dtype=torch.float64)
     expected = [reference(a.numpy(), e.numpy(), block, how, heads) for a, e in zip(x, emb, strict=True)]
@@ -267,11 +267,11 @@ def test_forward_writes_no_weight_and_no_input(form: str) -> None:
 
 @each_form
 def test_a_fresh_block_is_its_shortcut(form: str) -> None:
-    plan = Plan(2, (8,), (True,), 1, 16, FORMS[form].get("normalization", "double"), 1, 0.0)
+    plan = DDPMppLayout(2, (8,), (True,), 1, 16, FORMS[form].get("normalization", "double"), 1, 0.0)
     x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 16)
-    torch.testing.assert_close(Block(8, 8, plan, attention=True)(x, emb), x / 2)
-    torch.testing.assert_close(Block(8, 8, plan)(x, emb), x / math.sqrt(2))
-    changing = Block(8, 12, plan)
+    torch.testing.assert_close(DDPMppBlock(8, 8, plan, attention=True)(x, emb), x / 2)
+    torch.testing.assert_close(DDPMppBlock(8, 8, plan)(x, emb), x / math.sqrt(2))
+    changing = DDPMppBlock(8, 12, plan)
     torch.testing.assert_close(changing(x, emb), changing.skip(x) / math.sqrt(2))
 
 
@@ -312,8 +312,8 @@ def test_the_double_norm_starts_near_the_plain_one() -> None:
 # Layout and size.
 
 
-def blocks(net: DDPMpp) -> dict[str, Block]:
-    return {name: module for name, module in net.named_modules() if isinstance(module, Block)}
+def blocks(net: DDPMpp) -> dict[str, DDPMppBlock]:
+    return {name: module for name, module in net.named_modules() if isinstance(module, DDPMppBlock)}
 
 
 def on_meta(num_classes: int = 0, **options: Any) -> DDPMpp:

@@ -18,7 +18,7 @@ from trigflow.dual import MODES, fallbacks, value_and_tangent
 from trigflow.models.storage import load_model
 from trigflow.networks.dit import DIT_SIZES, DiT
 from trigflow.networks.edm2 import EDM2, EDM2_SIZES
-from trigflow.networks.edm2_blocks import Block, Plan
+from trigflow.networks.edm2_blocks import EDM2Block, EDM2Layout
 from trigflow.networks.layers import Dropout
 from trigflow.networks.magnitude import MPConv, MPEmbedding, mp_cat, mp_silu, mp_sum
 from trigflow.recipes.schema import Recipe
@@ -122,7 +122,7 @@ def modulated(h: np.ndarray, emb: np.ndarray, layer: Any) -> np.ndarray:
     return pixels(h) * normalized(s)[:, None, None] + normalized(b)[:, None, None]
 
 
-def reference(x: np.ndarray, emb: np.ndarray, block: Block, resample: str, heads: int) -> np.ndarray:
+def reference(x: np.ndarray, emb: np.ndarray, block: EDM2Block, resample: str, heads: int) -> np.ndarray:
     if resample == "halve":
         x = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
     if resample == "double":
@@ -143,8 +143,10 @@ def reference(x: np.ndarray, emb: np.ndarray, block: Block, resample: str, heads
 )
 def test_a_block_is_the_papers(normalization: str, c_in: int, down: bool, resample: Any, heads: int) -> None:
     c_out = 8
-    plan = Plan(2, (5,), (True,), (0.0,), 1, normalization, c_out // max(heads, 1), 0.3, 0.3, clip_act=2.0)
-    block = Block(c_in, c_out, plan, down=down, resample=resample, attention=heads > 0).double()
+    plan = EDM2Layout(
+        2, (5,), (True,), (0.0,), 1, normalization, c_out // max(heads, 1), 0.3, 0.3, clip_act=2.0
+    )
+    block = EDM2Block(c_in, c_out, plan, down=down, resample=resample, attention=heads > 0).double()
     if block.branch.modulation.gain is not None:
         nn.init.constant_(block.branch.modulation.gain, 0.7)
     x = torch.randn(2, c_in, 4, 4, dtype=torch.float64)
@@ -200,7 +202,7 @@ def test_magnitudes_stay_through_a_deep_random_network(form: str) -> None:
     nn.init.ones_(net.gain_out)
     found: dict[str, float] = {}
     for name, module in net.named_modules():
-        if isinstance(module, Block):
+        if isinstance(module, EDM2Block):
             module.register_forward_hook(lambda _, __, y, name=name: found.update({name: y.std().item()}))
     with torch.no_grad():
         output = net(torch.randn(8, 3, 16, 16), torch.linspace(0.1, 1.5, 8), torch.arange(8) % 3)

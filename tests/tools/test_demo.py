@@ -15,7 +15,7 @@ from trigflow.models.model import load
 from trigflow.system.errors import UserError
 from trigflow.tools import demo, diagram
 
-PLAN = demo.Plan(teacher=(*TINY, "sampling.steps=3"), student=TINY, num=20, steps=(1, 2))
+PLAN = demo.DemoSettings(teacher=(*TINY, "sampling.steps=3"), student=TINY, num=20, steps=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_stopped_demo_goes_on_with_what_it_has(
 def test_paths_end_where_the_samples_are(teacher_folder: Path, student_folder: Path) -> None:
     """The diagram shows the models' own samples: same noises, and the first jump is the one-step sample."""
     teacher, student = load(teacher_folder, "cpu"), load(student_folder, "cpu")
-    paths = demo.follow(teacher, student, seed=3, num=4)
+    paths = demo.draw_paths(teacher, student, seed=3, num=4)
     assert paths.ts[-1] == 0
     assert torch.equal(paths.pictures[-1], teacher.sample(4, seed=3))
     assert torch.equal(paths.jump_pictures[0], student.sample(4, steps=1, seed=3))
@@ -103,7 +103,7 @@ def test_ctrl_c_while_training_says_how_to_go_on(tmp_path: Path, monkeypatch: py
 
 def test_the_default_plan_leaves_the_warm_up() -> None:
     """The student is trained with the whole tangent for most of its time, and on samples of its teacher."""
-    recipe = recipes.get("digits-scd", demo.Plan().student)
+    recipe = recipes.get("digits-scd", demo.DemoSettings().student)
     assert recipe.objective.options["warmup"] <= recipe.train.total_nimg / 3  # type: ignore[operator]
     assert recipe.objective.options["warmup_unit"] == "images"
     assert 0 < recipe.train.synthetic <= 20_000

@@ -30,7 +30,7 @@ from trigflow.tools.studies.compute import forwards, scaled_to
 from trigflow.tools.studies.folder import StudyFolder, open_study
 from trigflow.tools.studies.outcome import Outcome, show, spread
 from trigflow.tools.studies.scored import Scored
-from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.study import StudyContext
 from trigflow.tools.studies.tangents import _terms, derivative_norms
 from trigflow.tools.studies.trained import Pair
 from trigflow.tools.studies.workers import _outcome, _Worker, run_all
@@ -172,7 +172,7 @@ def test_speed_leaves_guidance_out_where_the_teacher_cannot(
 def test_one_process_at_a_time_has_a_study(
     student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(self: speed.Speed, bench: Bench) -> Outcome:
+    def measure(self: speed.Speed, bench: StudyContext) -> Outcome:
         with pytest.raises(UserError, match="in use by another study"):
             study("speed", student_folder, tmp_path / "out")
         raise KeyboardInterrupt
@@ -357,7 +357,7 @@ def test_the_plot_of_speed_has_each_setting_of_the_teacher_once() -> None:
 
 def test_rivals_come_in_the_order_of_their_evaluations(teacher_folder: Path, tmp_path: Path) -> None:
     teacher = load(teacher_folder, "cpu")
-    bench = Bench(StudyFolder(tmp_path), torch.device("cpu"))
+    bench = StudyContext(StudyFolder(tmp_path), torch.device("cpu"))
     ready = Scored(teacher, teacher, cast(Trial, None), bench)
     ways = list(speed.rivals(ready, 2.0))
     nfe = [way.nfe for way in ways]

@@ -136,10 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(words)
         return COMMANDS[args.command].run(args)
 
-    return told(work, debug)
+    return run_and_report_errors(work, debug)
 
 
-def told(work: Callable[[], int], debug: bool = False) -> int:
+def run_and_report_errors(work: Callable[[], int], debug: bool = False) -> int:
     """The exit code of some work, whose mistakes are told in one line; of several processes, by the first."""
     try:
         code = work()

@@ -95,9 +95,9 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f"data {action}: --{flag.replace('_', '-')} is for {others}; leave it out")
     if action == "inspect":
         return _inspect(args)
-    from trigflow.training.run_folder import stop_that_says_how_to_go_on
+    from trigflow.training.run_folder import interrupt_with_resume_hint
 
-    with stop_that_says_how_to_go_on():
+    with interrupt_with_resume_hint():
         return (_prepare if action == "prepare" else _encode)(args)
 
 

@@ -48,7 +48,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """How a batch is sampled: every choice made, defaults filled in."""
 
     sampler: str

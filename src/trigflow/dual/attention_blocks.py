@@ -67,7 +67,7 @@ class Pattern:
 
 
 @dataclass(frozen=True)
-class Parts:
+class AttentionParts:
     """The factors of S = a b^T, of dS = left right^T, and the values; each (B x H, N or M, width), None: no motion."""
 
     a: Tensor
@@ -119,7 +119,7 @@ def tangent_by_blocks(
 
 def _parts(
     q: Tensor, k: Tensor, v: Tensor, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, scale: float
-) -> Parts:
+) -> AttentionParts:
     """dS = scale (dq k^T + q dk^T), as one product of twice the width where both move."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     a, b, left, right = _flat(q, dtype) * scale, _flat(k, dtype), None, None
@@ -127,7 +127,7 @@ def _parts(
     moving += [(a, _flat(dk, dtype))] if dk is not None else []
     if moving:
         left, right = (torch.cat(factors, dim=-1) for factors in zip(*moving, strict=True))
-    return Parts(a, b, left, right, _flat(v, dtype), None if dv is None else _flat(dv, dtype))
+    return AttentionParts(a, b, left, right, _flat(v, dtype), None if dv is None else _flat(dv, dtype))
 
 
 def _flat(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -150,7 +150,9 @@ def _slices(size: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, size))
 
 
-def _rows(parts: Parts, pattern: Pattern, y: Tensor, group: slice, rows: slice, columns: int) -> Tensor:
+def _rows(
+    parts: AttentionParts, pattern: Pattern, y: Tensor, group: slice, rows: slice, columns: int
+) -> Tensor:
     """The tangent of some queries of some heads, (group, rows, e); y is their output."""
     a, left = parts.a[group, rows], None if parts.left is None else parts.left[group, rows]
     # Below every score and yet finite, so that a query which sees no key gets weights e^-inf = 0, not NaN.

@@ -51,7 +51,7 @@ from trigflow.system.distributed import ALONE, World
 from trigflow.system.errors import UserError
 from trigflow.system.files import LOCK, is_leftover, is_occupied, locked, make_folder, must_be_writable
 from trigflow.system.machine import describe_machine
-from trigflow.training.run_folder import stop_that_says_how_to_go_on
+from trigflow.training.run_folder import interrupt_with_resume_hint
 
 STEPS = (1, 2, 4)
 LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashion-MNIST has MNIST's form)
@@ -236,7 +236,7 @@ def _report_folder(out: Path | str | None, world: World) -> Iterator[Path | None
         yield None
         return
     folder = Path(out)
-    with stop_that_says_how_to_go_on(), contextlib.ExitStack() as stack:
+    with interrupt_with_resume_hint(), contextlib.ExitStack() as stack:
         with world.together():
             if world.is_first:
                 make_folder(folder / SCORES)

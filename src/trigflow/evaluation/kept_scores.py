@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trigflow.core.samplers import Plan
+from trigflow.core.samplers import SamplingPlan
 from trigflow.data.codecs import codec_to_json
 from trigflow.models.model import Model
 from trigflow.system.config import to_json
@@ -31,7 +31,7 @@ _NEEDED = {"fd", "kernel"}  # of every score
 _OURS = re.compile(r"[0-9a-f]{32}\.json")
 
 
-def contender_key(trial_key: str, model: Model, plan: Plan, num: int) -> str | None:
+def contender_key(trial_key: str, model: Model, plan: SamplingPlan, num: int) -> str | None:
     """What the scores of a model depend on, but for the seed; None where that cannot be told.
 
     Args:
@@ -52,7 +52,7 @@ def contender_key(trial_key: str, model: Model, plan: Plan, num: int) -> str | N
     return repr((__version__, trial_key, weights, sorted(asdict(plan).items()), num))
 
 
-def kept(
+def cached_scores(
     folder: Path | None,
     key: str | None,
     seed: int,
@@ -95,5 +95,5 @@ def _whole(path: Path) -> Numbers | None:
 
 
 def holds_scores(folder: Path) -> bool:
-    """Whether there is anything that `kept` has written; other files in the folder are somebody's."""
+    """Whether there is anything that `cached_scores` has written; other files in the folder are somebody's."""
     return is_occupied(folder, but=lambda name: not _OURS.fullmatch(name))

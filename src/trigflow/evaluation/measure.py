@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.core.samplers import Plan
+from trigflow.core.samplers import SamplingPlan
 from trigflow.data import Dataset, labels_like
-from trigflow.evaluation.kept_scores import Numbers, contender_key, kept
+from trigflow.evaluation.kept_scores import Numbers, cached_scores, contender_key
 from trigflow.evaluation.metrics.diversity import classifier_score
 from trigflow.evaluation.metrics.features import Features, class_logits, extract_features, share_of_labels
 from trigflow.evaluation.metrics.frechet import Moments, frechet_distance_of_moments, moments
 from trigflow.evaluation.metrics.kernel import kernel_distance
 from trigflow.evaluation.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
 from trigflow.evaluation.metrics.sliced_wasserstein import sliced_wasserstein
-from trigflow.evaluation.reference import MOST_NEIGHBOURS, cache_key, data_digest, reference
+from trigflow.evaluation.reference import MOST_NEIGHBOURS, data_digest, reference, reference_key
 from trigflow.models.model import Model
 from trigflow.system.devices import generator_seed
 from trigflow.system.distributed import ALONE, World
 from trigflow.system.errors import UserError
-from trigflow.system.timing import in_turn
+from trigflow.system.timing import time_in_turn
 
 SPLITS = 5
 TIMING_BATCH, TIMING_REPEATS = 64, 5
@@ -43,7 +43,7 @@ class Contender:
     """
 
     model: Model
-    plan: Plan
+    plan: SamplingPlan
     nfe: int
 
     @property
@@ -198,7 +198,9 @@ def score_all(
         world: processes that all draw samples; the first scores them, those of the others are nothing.
     """
     total = sum(one.nfe for one in contenders) * trial.num * trial.seeds
-    trial_key = cache_key(trial.dataset, trial.features, SPLITS) if folder and trial.features.identity else ""
+    trial_key = (
+        reference_key(trial.dataset, trial.features, SPLITS) if folder and trial.features.identity else ""
+    )
     with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=not progress) as bar:
         return [_score(trial, one, bar, folder, trial_key, world) for one in contenders]
 
@@ -211,7 +213,7 @@ def _score(
     scores = Scores([], [], [], [], [], [])
     for seed in range(trial.seeds):
         measure = partial(_score_seed, trial, one, seed, bar, world)
-        numbers, was_kept = kept(folder, key, seed, measure, world)
+        numbers, was_kept = cached_scores(folder, key, seed, measure, world)
         if world.is_first:
             scores.add(numbers)
         bar.update(one.nfe * trial.num if was_kept else 0)
@@ -295,10 +297,10 @@ def seconds_per_sample(contenders: Sequence[Contender], batch: int = TIMING_BATC
     if batch < 1:
         raise UserError(f"batch is {batch}: give 1 or more")
     calls = {number: partial(draw, one.model, one.plan, batch) for number, one in enumerate(contenders)}
-    return [statistics.median(taken) / batch for taken in in_turn(calls, TIMING_REPEATS).values()]
+    return [statistics.median(taken) / batch for taken in time_in_turn(calls, TIMING_REPEATS).values()]
 
 
-def draw(model: Model, plan: Plan, batch: int, seed: int) -> None:
+def draw(model: Model, plan: SamplingPlan, batch: int, seed: int) -> None:
     """A whole sampling call, to be timed; its samples end on the CPU."""
     for _ in model.sample_batches(batch, plan, seed=seed, batch=batch):
         pass

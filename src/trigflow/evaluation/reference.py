@@ -77,7 +77,7 @@ def reference(dataset: Dataset, features: Features, splits: int, progress: bool 
         )
     if not features.identity:
         return _measured(dataset, features, splits, progress)
-    path = cache_folder() / f"reference-{cache_key(dataset, features, splits)}.safetensors"
+    path = cache_folder() / f"reference-{reference_key(dataset, features, splits)}.safetensors"
     with contextlib.suppress(DamagedFile, UserError, LookupError):  # none yet, or a damaged one
         return _unpacked(*read_state(path))
     found = _measured(dataset, features, splits, progress)
@@ -101,7 +101,7 @@ def data_digest(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def cache_key(dataset: Dataset, features: Features, splits: int) -> str:
+def reference_key(dataset: Dataset, features: Features, splits: int) -> str:
     """The name of what is measured of this data in these features; another one as soon as anything of it changes."""
     tensors = {} if features.network is None else features.network.state_dict()
     origin = (

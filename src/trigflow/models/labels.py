@@ -12,7 +12,7 @@ from trigflow.system.errors import UserError
 Labels = int | Sequence[int] | Tensor | None
 
 
-def in_turn(n: int, labels: Labels, num_classes: int, model: str) -> Tensor:
+def cycle_labels(n: int, labels: Labels, num_classes: int, model: str) -> Tensor:
     """(n,) int64: the given classes in turn, all of them by default.
 
     Args:

@@ -14,12 +14,12 @@ from torch import Tensor
 from trigflow.core.guidance import ConditionalVelocity, autoguided, guided
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
-from trigflow.core.samplers import SAMPLERS, CountNFE, OnStep, Plan, Trajectory
+from trigflow.core.samplers import SAMPLERS, CountNFE, OnStep, SamplingPlan, Trajectory
 from trigflow.core.samplers import sample as run_sampler
 from trigflow.data.autoencoder import FOLDER, Decoder, find
 from trigflow.data.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
 from trigflow.models.card import ModelCard
-from trigflow.models.labels import Labels, in_turn
+from trigflow.models.labels import Labels, cycle_labels
 from trigflow.models.shipped import model_folder
 from trigflow.models.storage import load_model
 from trigflow.system.devices import Precision, check_precision, products_in, resolve_device, true_float32
@@ -140,7 +140,7 @@ class Model:
 
     def plan(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
-    ) -> Plan:
+    ) -> SamplingPlan:
         """These choices, completed by the card's.
 
         Raises:
@@ -162,7 +162,7 @@ class Model:
         if not isinstance(scale, int | float):
             raise UserError(f"guidance_scale is {scale}: give one number, the same for all samples")
         self._check_scale(scale)
-        return Plan(chosen, steps, scale, own.t_mid)
+        return SamplingPlan(chosen, steps, scale, own.t_mid)
 
     def _check_scale(self, scale: float) -> None:
         if self.guidance_range is not None:
@@ -197,7 +197,7 @@ class Model:
     def sample_batches(
         self,
         n: int,
-        plan: Plan,
+        plan: SamplingPlan,
         labels: Labels = None,
         seed: int = 0,
         batch: int = 256,
@@ -251,9 +251,9 @@ class Model:
             if labels is not None:
                 raise UserError(f"model '{self.name}' knows no classes: leave the labels out")
             return None
-        return in_turn(n, labels, classes, self.name)
+        return cycle_labels(n, labels, classes, self.name)
 
-    def count_nfe(self, plan: Plan) -> int:
+    def count_nfe(self, plan: SamplingPlan) -> int:
         """Evaluations of the network for a sample, counted by sampling one."""
         counter = CountNFE(self.precond.velocity)
         self._x_0(plan, SampleRandom(0, torch.arange(1)), self.labels(1), counter)
@@ -305,7 +305,7 @@ class Model:
     @true_float32()
     def _x_0(
         self,
-        plan: Plan,
+        plan: SamplingPlan,
         random: SampleRandom,
         labels: Tensor | None,
         counter: CountNFE | None = None,

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.networks.ddpmpp_blocks import NORMALIZATIONS, Block, GroupNorm, Plan, WaveEmbedding, xavier_init
+from trigflow.networks.ddpmpp_blocks import (
+    NORMALIZATIONS,
+    DDPMppBlock,
+    DDPMppLayout,
+    GroupNorm,
+    WaveEmbedding,
+    xavier_init,
+)
 from trigflow.networks.layers import (
     CONVS,
     MEMORY_FORMATS,
@@ -78,7 +85,7 @@ class DDPMpp(nn.Module):
         positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
         halving_levels("ddpmpp", data_shape, len(channel_mult), attention_levels)
         self.num_classes, self.guidance_input = num_classes, guidance_input
-        plan = Plan(
+        plan = DDPMppLayout(
             dims,
             widths=tuple(channels * mult for mult in channel_mult),
             attends=tuple(level in attention_levels for level in range(len(channel_mult))),
@@ -109,11 +116,11 @@ class DDPMpp(nn.Module):
         return output
 
 
-def _down(plan: Plan, channels: int) -> tuple[nn.ModuleList, list[int]]:
+def _down(plan: DDPMppLayout, channels: int) -> tuple[nn.ModuleList, list[int]]:
     """Blocks of the way down, attention in all of a level that has it; and the channels that the way up will join."""
     places, skips = way_down(plan.widths, channels, plan.num_blocks)
     blocks = nn.ModuleList(
-        Block(
+        DDPMppBlock(
             *(one.c_in, one.c_out, plan),
             resample=one.resample,
             attention=plan.attends[one.level] and one.resample == "keep",
@@ -123,16 +130,16 @@ def _down(plan: Plan, channels: int) -> tuple[nn.ModuleList, list[int]]:
     return blocks, skips
 
 
-def _middle(plan: Plan) -> nn.ModuleList:
+def _middle(plan: DDPMppLayout) -> nn.ModuleList:
     """Two blocks at the lowest level, the first with attention."""
     width = plan.widths[-1]
-    return nn.ModuleList(Block(width, width, plan, attention=attends) for attends in (True, False))
+    return nn.ModuleList(DDPMppBlock(width, width, plan, attention=attends) for attends in (True, False))
 
 
-def _up(plan: Plan, skips: list[int]) -> nn.ModuleList:
+def _up(plan: DDPMppLayout, skips: list[int]) -> nn.ModuleList:
     """Blocks of the way up, attention in the last of a level that has it."""
     return nn.ModuleList(
-        Block(
+        DDPMppBlock(
             *(one.c_in, one.c_out, plan),
             resample=one.resample,
             attention=plan.attends[one.level] and one.last,

@@ -34,7 +34,7 @@ _MAX_GROUPS, _MIN_CHANNELS = 32, 4
 
 
 @dataclass(frozen=True)
-class Plan:
+class DDPMppLayout:
     """What all blocks of one network have in common; of the levels, the highest resolution first."""
 
     dims: int
@@ -159,7 +159,7 @@ class Attention(nn.Module):
         return (x + branch) * _SKIP_SCALE
 
 
-class Block(nn.Module):
+class DDPMppBlock(nn.Module):
     """x -> sqrt(1/2) (skip(x) + conv(dropout(silu(modulation(conv(silu(norm(x))), emb))))), then attention.
 
     Where the size changes, it does in front of the first convolution and in the shortcut. The shortcut has a 1x1
@@ -177,7 +177,7 @@ class Block(nn.Module):
         self,
         c_in: int,
         c_out: int,
-        plan: Plan,
+        plan: DDPMppLayout,
         *,
         resample: Resample = "keep",
         attention: bool = False,

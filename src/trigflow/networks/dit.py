@@ -31,7 +31,7 @@ DIT_SIZES: dict[str, dict[str, int]] = {
 """Options of the published sizes (arXiv 2212.09748, table 1); docs/networks.md has the counts."""
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """x -> x + attention(norm(x, emb)) -> x + mlp(norm(x, emb)) on tokens (B, N, C); both branches start at zero."""
 
     def __init__(
@@ -120,7 +120,7 @@ class DiT(nn.Module):
         self.patchify = unit_init(CONVS[dims](data_shape[0], width, patch, stride=patch))
         self.position = nn.Parameter(torch.randn(1, math.prod(self.grid), width) / math.sqrt(2))
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio * width, emb_channels, normalization, dropout, qk_norm)
+            DiTBlock(width, heads, mlp_ratio * width, emb_channels, normalization, dropout, qk_norm)
             for _ in range(depth)
         )
         self.norm_out = ModulatedNorm(width, emb_channels, normalization, dim=-1)

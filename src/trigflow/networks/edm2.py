@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trigflow.networks.edm2_blocks import NORMALIZATIONS, Block, Plan
+from trigflow.networks.edm2_blocks import NORMALIZATIONS, EDM2Block, EDM2Layout
 from trigflow.networks.layers import MEMORY_FORMATS, halving_levels, one_of, positive, share, spatial_dims
 from trigflow.networks.magnitude import MPConv, MPEmbedding, mp_cat, normalize_weights
 from trigflow.networks.u_shape import Place, through, way_down, way_up
@@ -87,7 +87,7 @@ class EDM2(nn.Module):
             raise UserError(f"clip_act must be a positive number, not {clip_act}")
         self.num_classes, self.guidance_input = num_classes, guidance_input
         self.concat_balance = concat_balance
-        plan = Plan(
+        plan = EDM2Layout(
             dims,
             widths=tuple(channels * mult for mult in channel_mult),
             attends=tuple(level in attention_levels for level in range(len(channel_mult))),
@@ -136,10 +136,10 @@ def _dropouts(dropout: float, resolution: int | None, size: int, levels: int) ->
     )
 
 
-def _blocks(places: Sequence[Place], plan: Plan, down: bool) -> nn.ModuleList:
+def _blocks(places: Sequence[Place], plan: EDM2Layout, down: bool) -> nn.ModuleList:
     """Those of one way; attention in all of a level that has it."""
     return nn.ModuleList(
-        Block(
+        EDM2Block(
             *(one.c_in, one.c_out, plan),
             down=down,
             resample=one.resample,
@@ -151,9 +151,10 @@ def _blocks(places: Sequence[Place], plan: Plan, down: bool) -> nn.ModuleList:
     )
 
 
-def _middle(plan: Plan) -> nn.ModuleList:
+def _middle(plan: EDM2Layout) -> nn.ModuleList:
     """Two blocks at the lowest level, the first with attention; they are built as those of the way up."""
     width, dropout = plan.widths[-1], plan.dropouts[-1]
     return nn.ModuleList(
-        Block(width, width, plan, down=False, attention=attends, dropout=dropout) for attends in (True, False)
+        EDM2Block(width, width, plan, down=False, attention=attends, dropout=dropout)
+        for attends in (True, False)
     )

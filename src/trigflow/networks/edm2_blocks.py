@@ -17,7 +17,7 @@ NORMALIZATIONS = ("double", "edm2")
 
 
 @dataclass(frozen=True)
-class Plan:
+class EDM2Layout:
     """What all blocks of one network have in common; of the levels, the highest resolution first."""
 
     dims: int
@@ -73,7 +73,7 @@ class Modulation(nn.Module):
 class Branch(nn.Module):
     """The residual branch: conv(dropout(mp_silu(modulation(conv(mp_silu(x)), emb))))."""
 
-    def __init__(self, c_in: int, c_out: int, plan: Plan, dropout: float) -> None:
+    def __init__(self, c_in: int, c_out: int, plan: EDM2Layout, dropout: float) -> None:
         super().__init__()
         self.conv_1 = MPConv(c_in, c_out, plan.kernel(3))
         self.modulation = Modulation(c_out, plan.emb_channels, plan.normalization)
@@ -89,7 +89,7 @@ class Branch(nn.Module):
 class CosineAttention(nn.Module):
     """x -> mp_sum(x, attention(x)) over all positions; queries, keys and values are vectors of magnitude 1."""
 
-    def __init__(self, channels: int, plan: Plan) -> None:
+    def __init__(self, channels: int, plan: EDM2Layout) -> None:
         super().__init__()
         self.heads = max(1, channels // plan.head_channels)
         if channels % self.heads:
@@ -109,7 +109,7 @@ class CosineAttention(nn.Module):
         return mp_sum(x, self.out(y), self.balance)
 
 
-class Block(nn.Module):
+class EDM2Block(nn.Module):
     """Resample, residual branch, attention, clip.
 
     On the way down the shortcut (with its 1x1 convolution where the channels change) and the branch both start from the
@@ -129,7 +129,7 @@ class Block(nn.Module):
         self,
         c_in: int,
         c_out: int,
-        plan: Plan,
+        plan: EDM2Layout,
         *,
         down: bool,
         resample: Resample = "keep",

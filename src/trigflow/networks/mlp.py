@@ -21,7 +21,7 @@ from trigflow.system.errors import UserError
 MAX_DEPTH = 10_000
 
 
-class Block(nn.Module):
+class MLPBlock(nn.Module):
     """Residual block: h -> h + linear(dropout(silu(linear(norm(h, emb))))), its last layer zero at first."""
 
     def __init__(
@@ -94,7 +94,7 @@ class MLP(nn.Module):
         )
         self.linear_in = unit_init(nn.Linear(size, width))
         self.blocks = nn.ModuleList(
-            Block(width, hidden, emb_channels, normalization, dropout) for _ in range(depth)
+            MLPBlock(width, hidden, emb_channels, normalization, dropout) for _ in range(depth)
         )
         self.linear_out = zero_init(nn.Linear(width, size))
 

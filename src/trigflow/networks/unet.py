@@ -29,10 +29,10 @@ from trigflow.networks.patches import depth_to_space, space_to_depth
 from trigflow.system.devices import without_autocast
 
 
-class Block(nn.Module):
+class UNetBlock(nn.Module):
     """x -> skip(x) + conv(dropout(silu(norm(conv(silu(pnorm(x))), emb)))), the last convolution zero at first."""
 
-    def __init__(self, c_in: int, c_out: int, plan: Plan) -> None:
+    def __init__(self, c_in: int, c_out: int, plan: UNetLayout) -> None:
         super().__init__()
         conv = CONVS[plan.dims]
         self.conv_1 = unit_init(conv(c_in, c_out, 3, padding=1))
@@ -51,7 +51,7 @@ class Block(nn.Module):
 class AttentionBlock(nn.Module):
     """x -> x + attention(pnorm(x)) over all positions of the image."""
 
-    def __init__(self, channels: int, plan: Plan) -> None:
+    def __init__(self, channels: int, plan: UNetLayout) -> None:
         super().__init__()
         self.attention = SelfAttention(channels, max(1, channels // plan.head_channels), plan.qk_norm)
 
@@ -64,9 +64,9 @@ class AttentionBlock(nn.Module):
 class Stage(nn.Module):
     """A residual block, followed by attention where `attention` says so."""
 
-    def __init__(self, c_in: int, c_out: int, plan: Plan, attention: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, plan: UNetLayout, attention: bool) -> None:
         super().__init__()
-        self.block = Block(c_in, c_out, plan)
+        self.block = UNetBlock(c_in, c_out, plan)
         self.attention = AttentionBlock(c_out, plan) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class InputGain(nn.Module):
 
 
 @dataclass(frozen=True)
-class Plan:
+class UNetLayout:
     """What all blocks of one U-Net have in common."""
 
     dims: int
@@ -178,7 +178,7 @@ class UNet(nn.Module):
         self.embedding = Embedding(
             channels, emb_channels, num_classes, time_embedding, fourier_scale, guidance_input
         )
-        plan = Plan(self.dims, emb_channels, normalization, dropout, head_channels, qk_norm)
+        plan = UNetLayout(self.dims, emb_channels, normalization, dropout, head_channels, qk_norm)
         widths = [channels * mult for mult in channel_mult]
         attends = [level in attention_levels for level in range(len(widths))]
         self.conv_in = unit_init(CONVS[self.dims](values, channels, 3, padding=1))
@@ -225,7 +225,7 @@ class UNet(nn.Module):
 
 
 def _way_down(
-    channels: int, widths: list[int], num_blocks: int, attends: list[bool], plan: Plan
+    channels: int, widths: list[int], num_blocks: int, attends: list[bool], plan: UNetLayout
 ) -> tuple[nn.ModuleList, list[int]]:
     """Stages of each level, and the channels of the activations that the way up will join, in order of appearance."""
     levels, skips = nn.ModuleList(), [channels]
@@ -241,7 +241,7 @@ def _way_down(
 
 
 def _way_up(
-    skips: list[int], widths: list[int], num_blocks: int, attends: list[bool], plan: Plan
+    skips: list[int], widths: list[int], num_blocks: int, attends: list[bool], plan: UNetLayout
 ) -> nn.ModuleList:
     """Stages of each level, lowest first; each takes the last activation of the way down that is left."""
     levels, width, skips = nn.ModuleList(), widths[-1], list(skips)

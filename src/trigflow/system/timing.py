@@ -9,7 +9,7 @@ from typing import TypeVar
 Name = TypeVar("Name", bound=Hashable)
 
 
-def in_turn(
+def time_in_turn(
     calls: Mapping[Name, Callable[[int], object]], rounds: int, after: Callable[[], object] = lambda: None
 ) -> dict[Name, list[float]]:
     """Seconds of each call, a value of each round; a round before them warms up and is not counted.

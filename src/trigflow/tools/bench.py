@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from trigflow.core.guidance import guided
-from trigflow.core.samplers import CountNFE, Plan
+from trigflow.core.samplers import CountNFE, SamplingPlan
 from trigflow.core.samplers import sample as run_sampler
 from trigflow.data.codecs import IdentityCodec
 from trigflow.evaluation.figures import in_steps
@@ -28,7 +28,7 @@ from trigflow.recipes.schema import Recipe, SamplingConfig
 from trigflow.system.config import build
 from trigflow.system.devices import products_in, true_float32, wait_for
 from trigflow.system.machine import describe_machine
-from trigflow.system.timing import in_turn
+from trigflow.system.timing import time_in_turn
 from trigflow.tools.plan.shapes import sample_shape
 
 
@@ -132,7 +132,7 @@ def measure(model: Model, steps: Sequence[int], batch: int, rounds: int, progres
     calls: dict[int, Callable[[int], object]] = {0: lambda _: _evaluate(model, batch)}
     calls |= {n: partial(draw, model, _plan(model, n), batch) for n in steps}
     with tqdm(total=(1 + rounds) * len(calls), unit="call", disable=not progress) as bar:
-        taken = in_turn(calls, rounds, after=bar.update)
+        taken = time_in_turn(calls, rounds, after=bar.update)
     return Timing(
         model=model.name,
         parameters=model.num_parameters,
@@ -165,10 +165,10 @@ def teacher_nfe(card: ModelCard) -> int:
     return counter.nfe
 
 
-def _plan(model: Model, steps: int) -> Plan:
+def _plan(model: Model, steps: int) -> SamplingPlan:
     """Consistency steps of any network, an evaluation each: a teacher's is as fast as its student's."""
     scale = model.card.sampling.guidance_scale if model.guidance_range else 1.0
-    return Plan("consistency", steps, scale, model.card.sampling.t_mid)
+    return SamplingPlan("consistency", steps, scale, model.card.sampling.t_mid)
 
 
 @torch.no_grad()

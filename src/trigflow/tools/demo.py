@@ -33,7 +33,7 @@ HONESTY = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class DemoSettings:
     """How much the demo does: what fits into five minutes.
 
     Args:
@@ -57,7 +57,7 @@ class Plan:
 
 
 def run(
-    out: Path, device: str = "auto", seed: int = 0, plan: Plan | None = None, progress: bool = True
+    out: Path, device: str = "auto", seed: int = 0, plan: DemoSettings | None = None, progress: bool = True
 ) -> None:
     """Trains a teacher and its student, scores both, draws them.
 
@@ -71,7 +71,7 @@ def run(
     Raises:
         UserError: the folder holds something else, or the demo of another seed; no space, no permission.
     """
-    plan = plan or Plan()
+    plan = plan or DemoSettings()
     if not _begin(out, seed, plan):
         print(f"{out} holds a finished demo, see {out}/report/report.html: for a new one give another --out")
         return
@@ -85,7 +85,7 @@ def run(
     print(f"drawing, and scoring {plan.num} samples of each")
     samples = _samples(teacher, student, plan, seed)
     write_atomically(out / "samples.png", png(panels(samples)))
-    diagram.draw(follow(teacher, student, seed), out / "path.png")
+    diagram.draw(draw_paths(teacher, student, seed), out / "path.png")
     scores = evaluate(student, plan.steps, plan.num, plan.seeds, teacher=teacher, progress=progress)
     scores["notes"] = [HONESTY, *scores["notes"]]
     write_report(scores, samples, out / "report")
@@ -95,7 +95,7 @@ def run(
     print(f"done in {minutes:.1f} minutes: {out}/report/report.html, {out}/samples.png, {out}/path.png")
 
 
-def follow(teacher: Model, student: Model, seed: int = 0, num: int = 10) -> diagram.Paths:
+def draw_paths(teacher: Model, student: Model, seed: int = 0, num: int = 10) -> diagram.Paths:
     """The teacher's paths from a few noises, and the student's jumps from every point of them."""
     path = teacher.trajectory(num, seed=seed)
     times = path.ts.tolist()
@@ -110,11 +110,11 @@ def follow(teacher: Model, student: Model, seed: int = 0, num: int = 10) -> diag
     )
 
 
-def _state(seed: int, plan: Plan) -> dict[str, object]:
+def _state(seed: int, plan: DemoSettings) -> dict[str, object]:
     return {"seed": seed, "teacher": list(plan.teacher), "student": list(plan.student), "num": plan.num}
 
 
-def _begin(out: Path, seed: int, plan: Plan) -> bool:
+def _begin(out: Path, seed: int, plan: DemoSettings) -> bool:
     """Whether there is something to do; makes the folder where it is new."""
     must_be_folder(out)
     if not (out / STATE).exists():
@@ -141,7 +141,9 @@ def _train(name: str, folder: Path, overrides: Sequence[str], device: str, progr
     return replace(load(folder, device), name=f"demo {folder.name}")
 
 
-def _samples(teacher: Model, student: Model, plan: Plan, seed: int, num: int = 50) -> dict[str, Tensor]:
+def _samples(
+    teacher: Model, student: Model, plan: DemoSettings, seed: int, num: int = 50
+) -> dict[str, Tensor]:
     """The same noises and labels by the student in each number of steps, and by the teacher."""
     samples = {f"student, {in_steps(n)}": student.sample(num, n, seed=seed) for n in plan.steps}
     nfe = teacher.count_nfe(teacher.plan())

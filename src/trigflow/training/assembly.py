@@ -34,7 +34,7 @@ from trigflow.training.sharding import shard
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunParts:
     """What the loop needs.
 
     Args:
@@ -74,7 +74,7 @@ class Source:
         )
 
 
-def assemble(recipe: Recipe, device: torch.device, world: World = ALONE) -> Parts:
+def assemble(recipe: Recipe, device: torch.device, world: World = ALONE) -> RunParts:
     """Builds and checks everything; of several processes, each has its share of the networks' weights.
 
     Raises:
@@ -92,7 +92,7 @@ def assemble(recipe: Recipe, device: torch.device, world: World = ALONE) -> Part
     return parts
 
 
-def _built(recipe: Recipe, device: torch.device, blank: bool) -> Parts:
+def _built(recipe: Recipe, device: torch.device, blank: bool) -> RunParts:
     """Everything, in this process; blank networks are filled by the first process's."""
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
     _check_names(recipe, objective)
@@ -127,7 +127,7 @@ def _built(recipe: Recipe, device: torch.device, blank: bool) -> Parts:
             f"train.synthetic = {recipe.train.synthetic}: there is no teacher model to sample from; set it to 0"
         )
     measure = _flow_map_error(recipe, objective, dataset, device)
-    return Parts(dataset.to(device), objective, nets, card, model, measure)
+    return RunParts(dataset.to(device), objective, nets, card, model, measure)
 
 
 def _check_drawable(recipe: Recipe, dataset: Dataset) -> None:

@@ -120,7 +120,7 @@ class HalfLifeEMA:
 
 
 @torch.no_grad()
-def follow(target: nn.Module, net: nn.Module, halflife_nimg: float, nimg: int, batch: int) -> None:
+def update_target(target: nn.Module, net: nn.Module, halflife_nimg: float, nimg: int, batch: int) -> None:
     """Takes net's weights, after a step of `batch` images that ended at nimg, into a target network's average of them.
 
     As in HalfLifeEMA, the half-life is at most a twentieth of the images seen.

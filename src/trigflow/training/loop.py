@@ -23,10 +23,10 @@ from trigflow.system.config import to_json
 from trigflow.system.devices import generators_kept, products_in, seed_generators, true_float32
 from trigflow.system.distributed import ALONE, Strategy, World, open_world, whole
 from trigflow.system.errors import Diverged, UserError
-from trigflow.training.assembly import Parts, assemble
-from trigflow.training.ema import EMASnapshot, follow
+from trigflow.training.assembly import RunParts, assemble
+from trigflow.training.ema import EMASnapshot, update_target
 from trigflow.training.progress import Averages, Reporter, Silent, stop_on_signals
-from trigflow.training.run_folder import RunFolder, open_run_of_all, stop_that_says_how_to_go_on
+from trigflow.training.run_folder import RunFolder, interrupt_with_resume_hint, open_run_of_all
 from trigflow.training.run_state import RunState
 from trigflow.training.sharding import check_shares, reduce_over_replicas
 from trigflow.training.synthetic import synthetic_data
@@ -73,7 +73,7 @@ def train(
         if checkpointing:
             _checkpoint_blocks(parts)
         with (
-            stop_that_says_how_to_go_on(),
+            interrupt_with_resume_hint(),
             open_run_of_all(Path(run_dir), recipe, resume, world, _by_batch(parts), say) as folder,
         ):
             world.by_first(folder.keep_autoencoder, parts.dataset.decoder)
@@ -82,12 +82,12 @@ def train(
     return folder.path
 
 
-def _by_batch(parts: Parts) -> bool:
+def _by_batch(parts: RunParts) -> bool:
     """Whether the loss of an image depends on those beside it in a pass."""
     return bool(getattr(parts.objective, "stable_target", False))
 
 
-def _checkpoint_blocks(parts: Parts) -> None:
+def _checkpoint_blocks(parts: RunParts) -> None:
     if getattr(parts.objective, "compile", False):
         raise UserError(
             "--checkpointing: objective.compile = true decides itself what to keep; give one of both"
@@ -97,8 +97,8 @@ def _checkpoint_blocks(parts: Parts) -> None:
 
 
 def _with_synthetic_data(
-    parts: Parts, recipe: Recipe, folder: RunFolder, progress: bool, world: World
-) -> Parts:
+    parts: RunParts, recipe: Recipe, folder: RunFolder, progress: bool, world: World
+) -> RunParts:
     """The same parts; with samples of the teacher for data, where the recipe wants them."""
     if not recipe.train.synthetic or parts.teacher is None:
         return parts
@@ -127,7 +127,7 @@ class Run:
     """
 
     def __init__(
-        self, recipe: Recipe, parts: Parts, folder: RunFolder, device: torch.device, world: World = ALONE
+        self, recipe: Recipe, parts: RunParts, folder: RunFolder, device: torch.device, world: World = ALONE
     ) -> None:
         self.recipe, self.parts, self.folder, self.device, self.world = recipe, parts, folder, device, world
         self.nimg = 0
@@ -243,7 +243,7 @@ class Run:
         self.nimg += batch
         if self.target is not None:
             halflife = target_halflife(self.parts.objective)
-            follow(self.target, self.main.net, halflife, self.nimg, batch)
+            update_target(self.target, self.main.net, halflife, self.nimg, batch)
         for trained in self.trained.values():  # also those that stood still: the average is one over time
             trained.ema.update(trained.net, self.nimg, batch)
         self.averages.add({self._of("grad_norm", name): norm for name, norm in norms.items()})

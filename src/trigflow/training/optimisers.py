@@ -17,7 +17,7 @@ from trigflow.system.errors import UserError
 
 # A schedule gives the factor of the learning rate: (nimg before the step, images in a step, total_nimg) -> [0, 1].
 Schedule = Callable[[int, int, int], float]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 _STATE = {"step", "exp_avg", "exp_avg_sq"}  # what Adam keeps for each parameter
 
 
@@ -31,12 +31,12 @@ def inverse_sqrt(t_ref: Annotated[float, Field(gt=0)]) -> Schedule:
     return lambda nimg, batch, total_nimg: 1 / math.sqrt(max(nimg / (t_ref * batch), 1))
 
 
-def linear(final: Fraction = 0.0) -> Schedule:
+def linear(final: UnitInterval = 0.0) -> Schedule:
     """Falls linearly to the share `final`."""
     return lambda nimg, batch, total_nimg: 1 - (1 - final) * min(nimg / total_nimg, 1)
 
 
-def cosine(final: Fraction = 0.0) -> Schedule:
+def cosine(final: UnitInterval = 0.0) -> Schedule:
     """Falls along half a cosine to the share `final`."""
 
     def factor(nimg: int, batch: int, total_nimg: int) -> float:

@@ -191,7 +191,7 @@ def open_run_of_all(
 
 
 @contextlib.contextmanager
-def stop_that_says_how_to_go_on() -> Iterator[None]:
+def interrupt_with_resume_hint() -> Iterator[None]:
     """Ctrl-C and SIGTERM before (and after) the loop, which has its own way, stop at once, with a line that helps."""
     in_main = threading.current_thread() is threading.main_thread()
     former = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.evaluation.metrics import dinov2, published
-from trigflow.evaluation.metrics.dinov2 import Block, DinoV2, Size, load_dinov2
+from trigflow.evaluation.metrics.dinov2 import DinoV2, Size, TransformerBlock, load_dinov2
 from trigflow.evaluation.metrics.features import extract_features, load_features
 from trigflow.system.errors import UserError
 
@@ -59,7 +59,7 @@ def plain_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight + norm.bias
 
 
-def plain_block(block: Block, x: Tensor, heads: int) -> Tensor:
+def plain_block(block: TransformerBlock, x: Tensor, heads: int) -> Tensor:
     """Tokens (L, width), head by head."""
     width = x.shape[1] // heads
     q, k, v = (plain_norm(block.norm1, x) @ block.attn.qkv.weight.T + block.attn.qkv.bias).chunk(3, dim=1)

@@ -95,7 +95,7 @@ class _Scale(nn.Module):
         return x * self.gamma
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """x + gamma_1 attention(norm_1(x)), then x + gamma_2 mlp(norm_2(x)); tokens (B, L, width)."""
 
     def __init__(self, size: Size) -> None:
@@ -131,7 +131,7 @@ class DinoV2(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + size.grid**2, size.width))
         self.patch_embed = _Patches(size)
-        self.blocks = nn.Sequential(*(Block(size) for _ in range(size.depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(size) for _ in range(size.depth)))
         self.norm = nn.LayerNorm(size.width, eps=1e-6)
 
     @property

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from trigflow.dual import MODES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks, value_and_tangent
 from trigflow.system.devices import resolve_device, true_float32
-from trigflow.system.timing import in_turn
+from trigflow.system.timing import time_in_turn
 from trigflow.tools.doctor.diagnosis import Diagnosis, Fault, Finding, ModeReport, Verdict
 from trigflow.tools.doctor.passes import NETWORK_ERRORS, graph_lost_at, line, writes_and_draws
-from trigflow.tools.doctor.patient import Patient, admit
+from trigflow.tools.doctor.patient import Subject, load_subject
 from trigflow.tools.doctor.trace import (
     Call,
     Trace,
@@ -30,7 +30,7 @@ _ROUNDS = 3
 
 
 @dataclass
-class Trial:
+class DerivativeCheck:
     """One mode along one direction, in float64."""
 
     tangent: Tensor | None = None
@@ -66,7 +66,7 @@ def diagnose(
     Raises:
         UserError: the model cannot be found or built.
     """
-    patient = admit(model, data_shape, inputs, cond)
+    patient = load_subject(model, data_shape, inputs, cond)
     body = patient.like(torch.float64, torch.device("cpu"))
     with _seeds_kept():
         findings = writes_and_draws(body)
@@ -104,7 +104,7 @@ _STOPS: dict[Fault, str] = {
 
 
 def _diagnosis(
-    patient: Patient, modes: tuple[ModeReport, ...], findings: list[Finding], names: tuple[str, ...]
+    patient: Subject, modes: tuple[ModeReport, ...], findings: list[Finding], names: tuple[str, ...]
 ) -> Diagnosis:
     count = sum(parameter.numel() for parameter in patient.network.parameters())
     return Diagnosis(patient.name, count, modes, tuple(findings), names)
@@ -121,7 +121,7 @@ def _seeds_kept() -> Iterator[None]:
 # Derivatives along t alone and along x alone.
 
 
-def _along(body: Patient, direction: str) -> Callable[[float], list[Tensor]]:
+def _along(body: Subject, direction: str) -> Callable[[float], list[Tensor]]:
     """The output as a function of the distance gone in t, or in x."""
 
     def evaluate(step: float) -> list[Tensor]:
@@ -132,7 +132,7 @@ def _along(body: Patient, direction: str) -> Callable[[float], list[Tensor]]:
     return evaluate
 
 
-def _trials(body: Patient, mode: str) -> dict[str, Trial]:
+def _trials(body: Subject, mode: str) -> dict[str, DerivativeCheck]:
     """Along t and along x; what does not move is no primal, so that it is nobody's Dual."""
     return {
         "t": _trial(lambda t: body.at(body.x, t), body, mode, "t"),
@@ -140,8 +140,8 @@ def _trials(body: Patient, mode: str) -> dict[str, Trial]:
     }
 
 
-def _trial(function: Callable[[Tensor], Tensor], body: Patient, mode: str, direction: str) -> Trial:
-    trial = Trial()
+def _trial(function: Callable[[Tensor], Tensor], body: Subject, mode: str, direction: str) -> DerivativeCheck:
+    trial = DerivativeCheck()
     primal, tangent = (body.t, body.dt) if direction == "t" else (body.x, body.dx)
     try:
         with traced(body.network) as trial.trace:
@@ -156,7 +156,7 @@ def _trial(function: Callable[[Tensor], Tensor], body: Patient, mode: str, direc
     return trial
 
 
-def _gradient_is_lost(body: Patient, output: Dual) -> bool:
+def _gradient_is_lost(body: Subject, output: Dual) -> bool:
     """Whether the weights get another gradient through the value than through a plain pass."""
     weights = [parameter for parameter in body.network.parameters() if parameter.requires_grad]
     probe = torch.sin(torch.arange(output.value.numel(), dtype=output.value.dtype)).reshape(
@@ -178,7 +178,9 @@ def _gradient_is_lost(body: Patient, output: Dual) -> bool:
 # The module that breaks it.
 
 
-def _lost(body: Patient, trials: dict[str, dict[str, Trial]], known: list[Finding]) -> list[Finding]:
+def _lost(
+    body: Subject, trials: dict[str, dict[str, DerivativeCheck]], known: list[Finding]
+) -> list[Finding]:
     """Why an exact mode fails or is wrong; the first module. Nothing where the cause is known already."""
     if known:
         return []
@@ -201,7 +203,7 @@ def _lost(body: Patient, trials: dict[str, dict[str, Trial]], known: list[Findin
 _REFUSALS: dict[type[Exception], Fault] = {NoDerivative: "no_derivative", NumberRead: "number"}
 
 
-def _refusals(trials: dict[str, dict[str, Trial]]) -> list[Finding]:
+def _refusals(trials: dict[str, dict[str, DerivativeCheck]]) -> list[Finding]:
     """The dual's own refusals, or an error that stops both exact modes."""
     for direction in ("t", "x"):
         trial, other = trials["dual"][direction], trials["func"][direction]
@@ -217,7 +219,7 @@ def _refusals(trials: dict[str, dict[str, Trial]]) -> list[Finding]:
     return []
 
 
-def _broken_here(body: Patient, call: Call, direction: str) -> Finding | None:
+def _broken_here(body: Subject, call: Call, direction: str) -> Finding | None:
     """Whether the derivative of this one module is wrong along the tangents of its inputs."""
     if not any(isinstance(item, Dual) for item in (*call.args, *call.kwargs.values())):
         return None
@@ -238,7 +240,11 @@ def _broken_here(body: Patient, call: Call, direction: str) -> Finding | None:
 
 
 def _mode_report(
-    body: Patient, mode: str, trials: dict[str, dict[str, Trial]], findings: list[Finding], names: list[str]
+    body: Subject,
+    mode: str,
+    trials: dict[str, dict[str, DerivativeCheck]],
+    findings: list[Finding],
+    names: list[str],
 ) -> ModeReport:
     own = trials[mode]
     failed = next((trial for trial in own.values() if trial.error is not None), None)
@@ -251,7 +257,7 @@ def _mode_report(
     return ModeReport(mode, verdict, error, None, "; ".join(notes))
 
 
-def _error(body: Patient, mode: str, direction: str, trials: dict[str, dict[str, Trial]]) -> float:
+def _error(body: Subject, mode: str, direction: str, trials: dict[str, dict[str, DerivativeCheck]]) -> float:
     """To the exact mode that fits finite differences best, other than this one; else to the differences themselves."""
     own = trials[mode][direction]
     others = [trials[m][direction] for m in ("func", "dual") if m != mode]
@@ -263,7 +269,12 @@ def _error(body: Patient, mode: str, direction: str, trials: dict[str, dict[str,
 
 
 def _verdict(
-    body: Patient, mode: str, error: float, own: dict[str, Trial], findings: list[Finding], names: list[str]
+    body: Subject,
+    mode: str,
+    error: float,
+    own: dict[str, DerivativeCheck],
+    findings: list[Finding],
+    names: list[str],
 ) -> Verdict:
     stopped = any(finding.fault not in ("no_derivative", "number") for finding in findings)
     if stopped or max(trial.fits for trial in own.values()) > body.approximate:
@@ -275,12 +286,12 @@ def _verdict(
     return "exact" if error <= body.exact or error == max(trial.fits for trial in own.values()) else "broken"
 
 
-def _note(trial: Trial) -> str:
+def _note(trial: DerivativeCheck) -> str:
     where = f" (in '{trial.trace.where}')" if trial.trace.where else ""
     return f"{line(trial.error)}{where}" if trial.error is not None else ""
 
 
-def _costs(patient: Patient, modes: list[str]) -> dict[str, float]:
+def _costs(patient: Subject, modes: list[str]) -> dict[str, float]:
     """Seconds of each mode with its backward pass over those of a plain pass: medians of steps that take turns."""
 
     def plain() -> Tensor:
@@ -302,6 +313,6 @@ def _costs(patient: Patient, modes: list[str]) -> dict[str, float]:
 
         return run
 
-    seconds = in_turn({name: step(forward) for name, forward in passes.items()}, _ROUNDS)
+    seconds = time_in_turn({name: step(forward) for name, forward in passes.items()}, _ROUNDS)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     return {mode: medians[mode] / medians["plain"] for mode in modes}

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trigflow.tools.doctor.diagnosis import Finding
-from trigflow.tools.doctor.patient import Patient
+from trigflow.tools.doctor.patient import Subject
 from trigflow.tools.doctor.trace import Trace, difference, floats, traced
 
 # What a user's network may raise when it is run in a way that its author did not think of.
 NETWORK_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
 
 
-def writes_and_draws(body: Patient) -> list[Finding]:
+def writes_and_draws(body: Subject) -> list[Finding]:
     findings = _batch_norms(body.network)
     writes = _Writes(body)
     traces = []
@@ -40,7 +40,7 @@ def writes_and_draws(body: Patient) -> list[Finding]:
     return findings
 
 
-def _output(body: Patient, output: Any, trace: Trace) -> list[Finding]:
+def _output(body: Subject, output: Any, trace: Trace) -> list[Finding]:
     """What is wrong with the output itself."""
     if not isinstance(output, Tensor):
         return [Finding("output", "", f"the network returns a {type(output).__name__}, not one tensor")]
@@ -82,7 +82,7 @@ _BATCH_NORM = "BatchNorm ties the images of a batch together and writes its runn
 class _Writes:
     """Notices the first module in whose forward a weight, a buffer or an input of the network is written."""
 
-    def __init__(self, body: Patient) -> None:
+    def __init__(self, body: Subject) -> None:
         self.findings: list[Finding] = []
         self._inputs = {"x": body.x, "t": body.t, **body.cond}
         self._modules = {

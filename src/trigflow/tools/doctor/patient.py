@@ -19,7 +19,7 @@ _SEED = 1234
 
 
 @dataclass(frozen=True)
-class Patient:
+class Subject:
     """A network with everything that a pass needs.
 
     Args:
@@ -55,7 +55,7 @@ class Patient:
         output: Tensor = self.network(x, t, **self.cond)
         return output
 
-    def like(self, dtype: torch.dtype, device: torch.device) -> Patient:
+    def like(self, dtype: torch.dtype, device: torch.device) -> Subject:
         """A copy in another precision, on another device."""
 
         def cast(tensor: Tensor) -> Tensor:
@@ -63,15 +63,15 @@ class Patient:
 
         network = copy.deepcopy(self.network).to(device=device, dtype=dtype)
         cond = {name: cast(tensor) for name, tensor in self.cond.items()}
-        return Patient(self.name, network, cast(self.x), cast(self.t), cast(self.dx), cast(self.dt), cond)
+        return Subject(self.name, network, cast(self.x), cast(self.t), cast(self.dx), cast(self.dt), cond)
 
 
-def admit(
+def load_subject(
     model: str | nn.Module,
     data_shape: tuple[int, ...] | None,
     inputs: tuple[Tensor, Tensor] | None,
     cond: Mapping[str, Tensor] | None,
-) -> Patient:
+) -> Subject:
     """The patient for a shipped model, a run's folder, "package.module:Class", or a module, always as a copy."""
     name = model if isinstance(model, str) else type(model).__name__
     network, own_shape = _network(model, data_shape) if isinstance(model, str) else (model, None)
@@ -85,7 +85,7 @@ def admit(
         )
     dx = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     cond = dict(cond) if cond is not None else _conditions(network, len(x), generator)
-    return Patient(name, network, x.double(), t.double(), dx, torch.ones_like(t).double(), cond)
+    return Subject(name, network, x.double(), t.double(), dx, torch.ones_like(t).double(), cond)
 
 
 def _network(name: str, data_shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...] | None]:

@@ -5,7 +5,7 @@ layouts over GPUs share it out (`memory`); `report` says whether it fits and wha
 """
 
 from trigflow.tools.plan.memory import Layout, Need
-from trigflow.tools.plan.planning import Machine, Plan, make_plan
+from trigflow.tools.plan.planning import Machine, TrainingPlan, make_plan
 from trigflow.tools.plan.rehearsal import Course, Footprint, rehearse
 from trigflow.tools.plan.report import report
 from trigflow.tools.plan.shapes import SHAPES, sample_shape
@@ -17,7 +17,7 @@ __all__ = [
     "Layout",
     "Machine",
     "Need",
-    "Plan",
+    "TrainingPlan",
     "make_plan",
     "rehearse",
     "report",

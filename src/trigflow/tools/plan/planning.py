@@ -60,7 +60,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A recipe on a machine.
 
     Args:
@@ -125,7 +125,7 @@ class Plan:
 
 def make_plan(
     recipe: Recipe, machine: Machine, microbatch: int | None = None, checkpointing: bool = False
-) -> Plan:
+) -> TrainingPlan:
     """Plans a training.
 
     Args:
@@ -154,7 +154,7 @@ def make_plan(
         (Layout("DDP", gpus), Layout("FSDP", gpus, sharded=True)) if gpus > 1 else (Layout("one GPU", 1),)
     )
     choices = tuple(_choice(footprint, layout, share, wanted, machine.usable) for layout in layouts)
-    return Plan(recipe, machine, data_shape, num_classes, checkpointing, footprint, choices)
+    return TrainingPlan(recipe, machine, data_shape, num_classes, checkpointing, footprint, choices)
 
 
 def _choice(footprint: Footprint, layout: Layout, share: int, wanted: int | None, usable: float) -> Choice:

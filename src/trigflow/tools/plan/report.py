@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trigflow.tools.plan.planning import GIB, USABLE, Choice, Plan
+from trigflow.tools.plan.planning import GIB, USABLE, Choice, TrainingPlan
 
 _ROWS = {
     "weights": "weights",
@@ -19,12 +19,12 @@ _ROWS = {
 }
 
 
-def report(plan: Plan) -> str:
+def report(plan: TrainingPlan) -> str:
     """The plan as text of some thirty lines."""
     return "\n\n".join(["\n".join(_head(plan)), _table(plan), "\n".join(_verdict(plan))])
 
 
-def _head(plan: Plan) -> list[str]:
+def _head(plan: TrainingPlan) -> list[str]:
     recipe, machine, print_ = plan.recipe, plan.machine, plan.footprint
     passes = print_.training_flops / print_.forward_flops if print_.forward_flops else 0
     gpus = "1 GPU" if machine.gpus == 1 else f"{machine.gpus} GPUs"
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-def _table(plan: Plan) -> str:
+def _table(plan: TrainingPlan) -> str:
     """Rows of memory on one GPU, a column for each layout."""
     most = max(choice.need.total for choice in plan.choices)
     unit, size = ("GiB", GIB) if most >= GIB else ("MiB", 2**20)
@@ -75,7 +75,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _verdict(plan: Plan) -> list[str]:
+def _verdict(plan: TrainingPlan) -> list[str]:
     fitting = [choice for choice in plan.choices if choice.fits]
     lines = [_fit(plan, fitting)]
     if not fitting:
@@ -85,7 +85,7 @@ def _verdict(plan: Plan) -> list[str]:
     return lines
 
 
-def _how(plan: Plan, choice: Choice) -> str:
+def _how(plan: TrainingPlan, choice: Choice) -> str:
     """What to add to the command of the training."""
     words = [f"train.microbatch={choice.microbatch}"] if choice.passes > 1 else []
     words += ["--checkpointing"] if plan.checkpointing else []
@@ -95,7 +95,7 @@ def _how(plan: Plan, choice: Choice) -> str:
     return f"`torchrun -m trigflow train` (docs/scale.md) and {' '.join(words)}"
 
 
-def _fit(plan: Plan, fitting: Sequence[Choice]) -> str:
+def _fit(plan: TrainingPlan, fitting: Sequence[Choice]) -> str:
     within = f"{USABLE:.0%} of {plan.machine.memory:g} GiB; the rest is for driver, workspaces and holes"
     if not fitting:
         return f"It does not fit ({within}). What to change:"
@@ -105,7 +105,7 @@ def _fit(plan: Plan, fitting: Sequence[Choice]) -> str:
     return f"{where} ({within}).{f' {missed} does not: share out the weights (FSDP).' if missed else ''}"
 
 
-def advice(plan: Plan) -> list[str]:
+def advice(plan: TrainingPlan) -> list[str]:
     """What to change where no layout fits, the cheapest first."""
     train, lines = plan.recipe.train, []
     if smaller := [choice for choice in plan.choices if choice.largest]:

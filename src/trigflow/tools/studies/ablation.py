@@ -14,9 +14,9 @@ from trigflow.models.model import Model
 from trigflow.recipes import RECIPES
 from trigflow.tools.studies.ablation_outcome import BASELINE, Row, outcome
 from trigflow.tools.studies.folder import Cell
-from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.study import StudyContext
 from trigflow.tools.studies.tangents import derivative_norms
-from trigflow.tools.studies.trained import Pair, Runs, check_features, known
+from trigflow.tools.studies.trained import Pair, Runs, check_feature_name, known
 
 # The paper's stabilisers, all on (sections 4.1 and 4.2); with normalised tangents a student needs a rate that is small
 # beside the teacher's (docs/LOG.md).
@@ -115,10 +115,10 @@ class Ablation:
 
     def plan(self) -> dict[str, Any]:
         known(self.data, "teacher")
-        check_features(self.features)
+        check_feature_name(self.features)
         return {row: pair.check() for row, (_, pair) in self.pairs().items()}
 
-    def measure(self, bench: Bench) -> Any:
+    def measure(self, bench: StudyContext) -> Any:
         runs, rows = Runs(bench, self.num, self.features), []
         pairs = self.pairs()
         for number, (label, (teacher, pair)) in enumerate(pairs.items()):

@@ -26,8 +26,8 @@ from trigflow.tools.studies.outcome import (
     stored,
 )
 from trigflow.tools.studies.scaling import ratio
-from trigflow.tools.studies.study import Bench
-from trigflow.tools.studies.trained import Pair, Runs, check_features
+from trigflow.tools.studies.study import StudyContext
+from trigflow.tools.studies.trained import Pair, Runs, check_feature_name
 from trigflow.training.synthetic import evaluations_per_sample
 
 SHARES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -69,10 +69,10 @@ class Compute:
     def plan(self) -> dict[str, Any]:
         if len({_share_name(share) for share in self.shares}) < len(self.shares) or min(self.shares) <= 0:
             raise UserError(f"shares {list(self.shares)}: give numbers above 0, each of them once")
-        check_features(self.features)
+        check_feature_name(self.features)
         return self._pair().check()
 
-    def measure(self, bench: Bench) -> Outcome:
+    def measure(self, bench: StudyContext) -> Outcome:
         pair, runs = self._pair(), Runs(bench, self.num, self.features)
         teachers = [runs.add_teacher("whole", pair, seed) for seed in range(self.seeds)]
         runs.do()

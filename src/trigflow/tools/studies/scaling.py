@@ -21,8 +21,8 @@ from trigflow.tools.studies.outcome import (
     spread,
     stored,
 )
-from trigflow.tools.studies.study import Bench
-from trigflow.tools.studies.trained import Pair, Runs, check_features, known
+from trigflow.tools.studies.study import StudyContext
+from trigflow.tools.studies.trained import Pair, Runs, check_feature_name, known
 
 EXPECTATION = (
     "the ratio of sCD to its own teacher is the same at every size, so both fall with the same slope. ImageNet "
@@ -109,10 +109,10 @@ class Scaling:
         return [base.changed(network) for network in sizes.networks]
 
     def plan(self) -> dict[str, Any]:
-        check_features(self.features)
+        check_feature_name(self.features)
         return {"sizes": [pair.check() for pair in self._pairs()]}
 
-    def measure(self, bench: Bench) -> Outcome:
+    def measure(self, bench: StudyContext) -> Outcome:
         runs = Runs(bench, self.num, self.features)
         names = []
         for size, pair in enumerate(self._pairs()):

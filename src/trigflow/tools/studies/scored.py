@@ -11,14 +11,14 @@ from trigflow.evaluation.guidance import common_scale, student_contender
 from trigflow.evaluation.measure import SPLITS, Contender, Trial, new_trial, score_all
 from trigflow.evaluation.metrics import Features, load_features
 from trigflow.evaluation.real import default_features, real_data, trained_on
-from trigflow.evaluation.reference import cache_key
+from trigflow.evaluation.reference import reference_key
 from trigflow.evaluation.teacher import reference_teacher
 from trigflow.models.model import Model, load
 from trigflow.system.config import to_json
 from trigflow.system.errors import UserError
 from trigflow.system.tensors import tensors_digest
 from trigflow.tools.studies.folder import Cell
-from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.study import StudyContext
 from trigflow.tools.studies.trained import BATCH, score_cell, score_name
 
 
@@ -61,7 +61,7 @@ class Scored:
     student: Model
     teacher: Model
     trial: Trial
-    bench: Bench
+    bench: StudyContext
     scale: float | None = None
 
     def of_student(self, steps: int) -> Contender:
@@ -122,7 +122,7 @@ def check_setting(setting: Setting) -> dict[str, Any]:
         "student_weights": _digest(student),
         "teacher": teacher.name,
         "teacher_weights": _digest(teacher),
-        "reference": cache_key(dataset, features, SPLITS),
+        "reference": reference_key(dataset, features, SPLITS),
         **({} if teacher.guide is None else {"guide_weights": _digest(teacher.guide)}),
     }
 
@@ -150,7 +150,7 @@ def _models(setting: Setting, device: Any) -> tuple[Model, Model]:
     return student, teacher
 
 
-def scored(setting: Setting, bench: Bench) -> Scored:
+def scored(setting: Setting, bench: StudyContext) -> Scored:
     """Models and trial, loaded.
 
     Raises:

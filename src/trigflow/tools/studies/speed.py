@@ -26,7 +26,7 @@ from trigflow.tools.studies.outcome import (
     show,
 )
 from trigflow.tools.studies.scored import Scored, Setting, check_setting, scored
-from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.study import StudyContext
 
 HEUN_STEPS = 32  # 63 evaluations, as the paper samples its teachers
 GUIDANCE = 1.5  # where none is given: a guided evaluation costs two, whatever the scale
@@ -56,7 +56,7 @@ class Speed(Setting):
             raise UserError(f"steps {list(self.steps)}: study speed compares with 2 steps, give them too")
         return {"heun_steps": HEUN_STEPS, "rival_steps": COUNTS, **check_setting(self)}
 
-    def measure(self, bench: Bench) -> Outcome:
+    def measure(self, bench: StudyContext) -> Outcome:
         ready = scored(self, bench)
         scale = _guided_scale(ready.teacher, ready.scale)
         ways = {f"student, {in_steps(n)}": ready.of_student(n) for n in self.steps}
@@ -132,7 +132,7 @@ def _score_of_rival(ready: Scored, way: Contender, goal: float) -> Cell:
     return ready.score(name, way)
 
 
-def _timed(ways: dict[str, Contender], bench: Bench) -> Cell:
+def _timed(ways: dict[str, Contender], bench: StudyContext) -> Cell:
     """Seconds a sample of all, interleaved, in one run."""
     seconds = {
         str(batch): dict(zip(ways, seconds_per_sample(list(ways.values()), batch=batch), strict=True))

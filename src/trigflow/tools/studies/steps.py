@@ -20,7 +20,7 @@ from trigflow.tools.studies.outcome import (
     show,
 )
 from trigflow.tools.studies.scored import Scored, Setting, check_setting, scored
-from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.study import StudyContext
 
 TEACHER_NFE = (9, 15, 21, 31, 63)  # Heun in n steps takes 2n - 1
 EXPECTATION = (
@@ -42,7 +42,7 @@ class Steps(Setting):
     def plan(self) -> dict[str, Any]:
         return {"teacher_nfe": TEACHER_NFE, **check_setting(self)}
 
-    def measure(self, bench: Bench) -> Outcome:
+    def measure(self, bench: StudyContext) -> Outcome:
         ready = scored(self, bench)
         scale = ready.teacher.card.sampling.guidance_scale if ready.scale is None else ready.scale
         students = {

@@ -18,11 +18,11 @@ from trigflow.system.version import __version__
 from trigflow.tools.studies.folder import StudyFolder, open_study
 from trigflow.tools.studies.outcome import Outcome, to_markdown, write_outcome
 from trigflow.tools.studies.workers import Task, run_all
-from trigflow.training.run_folder import stop_that_says_how_to_go_on
+from trigflow.training.run_folder import interrupt_with_resume_hint
 
 
 @dataclass(frozen=True)
-class Bench:
+class StudyContext:
     """Where a study works.
 
     Args:
@@ -66,7 +66,7 @@ class Study(Protocol):
             UserError: a mistake that can be told before anything is written.
         """
 
-    def measure(self, bench: Bench) -> Outcome:
+    def measure(self, bench: StudyContext) -> Outcome:
         """Everything that is not measured yet, and what came out."""
 
 
@@ -95,8 +95,8 @@ def carry_out(
         jobs = (os.cpu_count() or 1) if place.type == "cpu" else 1
     with locked(out / LOCK, f"{out} is in use by another study: give another --out, or wait for that one"):
         try:
-            with stop_that_says_how_to_go_on():  # SIGTERM as Ctrl-C, so that the trainings hear of it
-                outcome = study.measure(Bench(folder, place, jobs, progress))
+            with interrupt_with_resume_hint():  # SIGTERM as Ctrl-C, so that the trainings hear of it
+                outcome = study.measure(StudyContext(folder, place, jobs, progress))
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped, all saved: the same command goes on") from None
         about = {**config, "command": command_of(study, out), "machine": describe_machine(place)}

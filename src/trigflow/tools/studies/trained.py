@@ -23,7 +23,7 @@ from trigflow.system.errors import Diverged, UserError, did_you_mean
 from trigflow.system.files import write_json
 from trigflow.tools.studies.folder import Cell, StudyFolder
 from trigflow.tools.studies.outcome import lasting
-from trigflow.tools.studies.study import Bench
+from trigflow.tools.studies.study import StudyContext
 from trigflow.training.loop import train
 
 STEPS = (1, 2)
@@ -92,7 +92,7 @@ def known(data: str, role: str) -> str:
     return f"{data}-{role}"
 
 
-def check_features(name: str | None) -> None:
+def check_feature_name(name: str | None) -> None:
     """Before anything is trained: raises a UserError for features that cannot be had."""
     if name is not None:
         load_features(name)
@@ -192,7 +192,7 @@ class Runs:
         students: name -> (recipe, name of its teacher).
     """
 
-    bench: Bench
+    bench: StudyContext
     num: int
     features: str | None
     teachers: dict[str, Recipe] = field(default_factory=dict)
