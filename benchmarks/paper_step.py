@@ -34,7 +34,7 @@ from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component, build
 from trigflow.system.devices import resolve_device, true_float32, wait_for
 from trigflow.system.machine import describe_machine
-from trigflow.tools.plan import Layout, rehearse, sample_shape
+from trigflow.tools.plan import Layout, dry_run_step, sample_shape
 from trigflow.tools.plan.memory import need
 from trigflow.training.assembly import RunParts
 from trigflow.training.loop import Run
@@ -95,7 +95,7 @@ def measured(recipe: Recipe, device: torch.device, rounds: int, checkpointing: b
 
 def planned(recipe: Recipe, checkpointing: bool) -> dict[str, Any]:
     """What `trigflow plan` says of the same step on one GPU."""
-    footprint = rehearse(recipe, *sample_shape(recipe), checkpointing)
+    footprint = dry_run_step(recipe, *sample_shape(recipe), checkpointing)
     batch = recipe.train.batch
     size = recipe.train.microbatch or batch
     needed = need(footprint, Layout("one GPU", 1), size, batch // size)

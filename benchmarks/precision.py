@@ -114,7 +114,7 @@ def errors(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, floa
 
 
 def times(batch: int) -> Tensor:
-    """Evenly over the quantiles of the paper's proposal (P_mean -1, P_std 1.4), (B,)."""
+    """Evenly over the quantiles of the paper's time distribution (P_mean -1, P_std 1.4), (B,)."""
     u = (torch.arange(batch, dtype=torch.float64) + 0.5) / batch
     return LogNormal(P_mean=-1.0, P_std=1.4, sigma_data=0.5)(u).float()
 

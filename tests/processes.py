@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 class Job:
     """A training: what `trigflow.training.loop.train` is given; `machine` processes are said to be on one machine.
 
-    A process alone is given no strategy.
+    A single process is given no strategy.
     """
 
     recipe: Recipe

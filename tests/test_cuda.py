@@ -130,7 +130,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_samples_are_those_of_the_cpu(name: str) -> None:
     here, there = (load(name, device).sample(8, seed=4, steps=2).float() for device in ("cpu", "cuda"))
-    assert (here - there.cpu()).abs().max() < 2e-2  # of grey levels: they are the same
+    assert (here - there.cpu()).abs().max() < 2e-2  # of pixel values: they are the same
 
 
 def test_an_evaluation(tmp_path: Path) -> None:

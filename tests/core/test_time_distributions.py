@@ -14,9 +14,9 @@ from trigflow.system.errors import UserError
 
 def test_log_sigma_is_normal() -> None:
     """At the quantiles: the log of sigma_data tan t at u = Phi(k) is P_mean + k P_std."""
-    proposal = LogNormal(P_mean=-0.8, P_std=1.6, sigma_data=0.3)
+    distribution = LogNormal(P_mean=-0.8, P_std=1.6, sigma_data=0.3)
     k = torch.linspace(-4, 4, 17, dtype=torch.float64)
-    t = proposal(torch.special.ndtr(k))
+    t = distribution(torch.special.ndtr(k))
     torch.testing.assert_close(sigma_from_t(t, 0.3).log(), -0.8 + 1.6 * k, rtol=0, atol=1e-9)
 
 
@@ -28,14 +28,16 @@ def test_many_draws_have_the_mean_and_the_std(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("proposal", [LogNormal(), LogNormal(2.0, 3.0), Uniform(), Uniform(0.2, 1.0)])
-def test_times_keep_dtype_and_range_at_the_ends(proposal: LogNormal | Uniform, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("distribution", [LogNormal(), LogNormal(2.0, 3.0), Uniform(), Uniform(0.2, 1.0)])
+def test_times_keep_dtype_and_range_at_the_ends(
+    distribution: LogNormal | Uniform, dtype: torch.dtype
+) -> None:
     u = torch.tensor([0.0, 0.5, 1 - torch.finfo(dtype).eps / 2], dtype=dtype)
-    t = proposal(u)
+    t = distribution(u)
     assert t.dtype == dtype and t.shape == (3,)
     assert (t.diff() > 0).all()
     assert t[0] >= 0 and t[-1] <= torch.tensor(T_MAX, dtype=dtype)
-    if isinstance(proposal, LogNormal):
+    if isinstance(distribution, LogNormal):
         assert t[0] > 0, "a weight of 1/sigma would be infinite"
 
 

@@ -14,7 +14,7 @@ from trigflow.data.codecs import (
     VectorCodec,
     codec_from_json,
     codec_to_json,
-    grey_levels,
+    count_pixel_values,
     sample_shape,
 )
 from trigflow.system.errors import UserError
@@ -135,7 +135,7 @@ def test_counted_grey_levels_give_the_same_codec(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("trigflow.data.codecs._CHUNK", 200)  # in several parts
     monkeypatch.setattr("trigflow.data.codecs.MOST_FLOATS", 1)
     stored = images()
-    assert sum(grey_levels(stored)) == stored.numel()
+    assert sum(count_pixel_values(stored)) == stored.numel()
     counted = ImageCodec.measure(stored)
     assert counted.mean[0] == stored.double().mean().item()
     assert counted.std[0] == pytest.approx(stored.double().std(correction=0).item(), rel=1e-14)

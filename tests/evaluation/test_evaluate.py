@@ -21,8 +21,8 @@ from trigflow.data import Dataset, digits, load_data
 from trigflow.data.codecs import IdentityCodec, ImageCodec
 from trigflow.evaluation import evaluate as evaluate_module
 from trigflow.evaluation import measure
+from trigflow.evaluation.cached_scores import cached_scores
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.evaluation.kept_scores import cached_scores
 from trigflow.evaluation.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.evaluation.metrics import Features, load_features
 from trigflow.evaluation.real import with_noise
@@ -185,7 +185,7 @@ def test_noise_is_of_its_level_and_the_same_again() -> None:
         dataclasses.replace(grey, data=torch.full((4, 1, 8, 8), 255, dtype=torch.uint8)), 10
     ).data
     assert white.max() == 255 and white.min() > 200  # clipped, not wrapped around
-    with pytest.raises(UserError, match="grey levels"):
+    with pytest.raises(UserError, match="pixel values"):
         with_noise(gaussian_data(), 10)
 
 

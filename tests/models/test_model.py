@@ -168,15 +168,15 @@ def test_samples_that_are_not_finite_are_no_pictures() -> None:
         model.sample(2)
 
 
-@pytest.mark.parametrize(("precision", "grey_levels"), [("bfloat16", 2.0), ("float16", 0.4)])
+@pytest.mark.parametrize(("precision", "count_pixel_values"), [("bfloat16", 2.0), ("float16", 0.4)])
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_samples_in_half_precision_are_the_same_pictures(
-    name: str, precision: Precision, grey_levels: float
+    name: str, precision: Precision, count_pixel_values: float
 ) -> None:
-    """Root mean square of the difference in grey levels (found: 0.90 and 0.18)."""
+    """Root mean square of the difference in pixel values (found: 0.90 and 0.18)."""
     model = load(name, "cpu")
     exact, low = model.sample(20), model.in_precision(precision).sample(20)
-    assert 0 < (low.float() - exact.float()).square().mean().sqrt() < grey_levels
+    assert 0 < (low.float() - exact.float()).square().mean().sqrt() < count_pixel_values
     jumped = model.in_precision(precision).jump(torch.zeros(2, *model.card.data_shape), 1.0)
     assert jumped.dtype == torch.float32
 

@@ -16,7 +16,7 @@ from trigflow.dual import value_and_tangent
 from trigflow.networks import NETWORKS
 from trigflow.networks.blocks import blocks, checkpoint_blocks
 from trigflow.objectives import SCM, Batch, Diffusion, Objective
-from trigflow.tools.plan import rehearse
+from trigflow.tools.plan import dry_run_step
 
 SMALL: dict[str, dict[str, Any]] = {
     "ddpmpp": {"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_levels": (1,)},
@@ -97,7 +97,7 @@ def test_a_checkpointed_consistency_step_needs_little_more_than_a_diffusion_step
     ]
     peaks = {}
     for recipe in ("digits-teacher", "digits-sct"):
-        made = rehearse(recipes.get(recipe, options), (1, 16, 16), 10, checkpointing=True)
+        made = dry_run_step(recipes.get(recipe, options), (1, 16, 16), 10, checkpointing=True)
         peaks[recipe] = sum(made.course(128).peak())
     assert peaks["digits-sct"] <= 1.15 * peaks["digits-teacher"], peaks
 

@@ -33,8 +33,8 @@ from trigflow.tools.plan import (
     Footprint,
     Layout,
     Machine,
+    dry_run_step,
     make_plan,
-    rehearse,
     report,
     sample_shape,
 )
@@ -69,7 +69,7 @@ def measured_peak(run: Callable[[], object]) -> int:
 
 
 def planned_peak(recipe: Recipe) -> int:
-    footprint = rehearse(recipe, *sample_shape(recipe))
+    footprint = dry_run_step(recipe, *sample_shape(recipe))
     size = recipe.train.microbatch or recipe.train.batch
     return need(footprint, Layout("one GPU", 1), size, recipe.train.batch // size).total
 
@@ -103,17 +103,17 @@ def test_peaks_are_those_of_real_trainings(
 def test_the_tracker_sees_what_the_tangent_costs(small_images: Path) -> None:
     """The single pass keeps what plain training keeps; its tangents come and go."""
     own = [f"data={small_images}", *NETWORKS["dit"]]
-    diffusion = rehearse(recipes.get("cifar10-small-teacher", own), (3, 16, 16), 10).course(64)
+    diffusion = dry_run_step(recipes.get("cifar10-small-teacher", own), (3, 16, 16), 10).course(64)
     student = replace(recipes.get("cifar10-small-scd", [*own, "objective.target_halflife=0"]), init="scratch")
     sct = replace(student, objective=replace(student.objective, name="sct"))
-    consistency = rehearse(sct, (3, 16, 16), 10).course(64)
+    consistency = dry_run_step(sct, (3, 16, 16), 10).course(64)
     assert consistency.kept == pytest.approx(diffusion.kept, rel=0.05)
     assert max(consistency.work) > 1.02 * max(diffusion.work)
 
 
 def tiny_footprint(*overrides: str, **options: bool) -> Footprint:
     recipe = recipes.get("digits-teacher", [*NETWORKS["dit"], *overrides])
-    return rehearse(recipe, (1, 8, 8), 10, **options)
+    return dry_run_step(recipe, (1, 8, 8), 10, **options)
 
 
 def test_checkpointing_keeps_less_and_computes_more() -> None:
@@ -126,11 +126,11 @@ def test_checkpointing_keeps_less_and_computes_more() -> None:
 def test_a_tangent_that_goes_in_parts_is_planned_by_its_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention's tangent takes some heads of some samples at a time: how many times, depends on the batch."""
     recipe = recipes.get("digits-scd", NETWORKS["dit"])
-    whole = rehearse(recipe, (1, 8, 8), 10)
+    whole = dry_run_step(recipe, (1, 8, 8), 10)
     monkeypatch.setattr(attention, "FULL_MATRIX", 0)
     monkeypatch.setattr(attention_blocks, "ELEMENTS", 2**8)
     monkeypatch.setenv("TRIGFLOW_TRITON", "0")
-    parts = rehearse(recipe, (1, 8, 8), 10)
+    parts = dry_run_step(recipe, (1, 8, 8), 10)
     assert len({len(course.work) for course in whole.courses}) == 1
     assert len({len(course.work) for course in parts.courses}) == 2
     assert parts.course(64).kept == whole.course(64).kept
@@ -148,7 +148,7 @@ def test_what_lasts_is_counted_exactly() -> None:
 
 def test_a_target_network_is_an_average_more() -> None:
     without, with_it = (
-        rehearse(recipes.get("mixture2d-scd", [f"objective.target_halflife={halflife}"]), (2,), 0)
+        dry_run_step(recipes.get("mixture2d-scd", [f"objective.target_halflife={halflife}"]), (2,), 0)
         for halflife in (0, 64)
     )
     assert with_it.averages == without.averages + with_it.weights
@@ -157,14 +157,14 @@ def test_a_target_network_is_an_average_more() -> None:
 
 def test_scales_and_guides_are_planned() -> None:
     """A student that is told the scale, of a teacher that is not; a guide, which is a network more."""
-    plain = rehearse(recipes.get("mnist-scd"), (1, 28, 28), 10)
+    plain = dry_run_step(recipes.get("mnist-scd"), (1, 28, 28), 10)
     scaled = ["network.guidance_input=true", "objective.guidance_scale=[1,2]"]
-    told = rehearse(recipes.get("mnist-scd", scaled), (1, 28, 28), 10)
+    told = dry_run_step(recipes.get("mnist-scd", scaled), (1, 28, 28), 10)
     assert told.weights > plain.weights and told.teacher == plain.teacher
-    guided = rehearse(recipes.get("mnist-scd", ["guide=mnist-teacher"]), (1, 28, 28), 10)
+    guided = dry_run_step(recipes.get("mnist-scd", ["guide=mnist-teacher"]), (1, 28, 28), 10)
     assert guided.teacher == 2 * plain.teacher and guided.training_flops == plain.training_flops
     with pytest.raises(UserError, match=r"guidance_input = true: objective 'scd' draws no scale"):
-        rehearse(recipes.get("mnist-scd", scaled[:1]), (1, 28, 28), 10)
+        dry_run_step(recipes.get("mnist-scd", scaled[:1]), (1, 28, 28), 10)
 
 
 def test_sharding_divides_what_lasts_and_gathers_blocks() -> None:
@@ -180,7 +180,7 @@ def test_sharding_divides_what_lasts_and_gathers_blocks() -> None:
 
 def test_flops_are_exact_and_count_attention() -> None:
     """Of a network of one linear layer by hand; of the DiT more than its linear layers."""
-    made = rehearse(recipes.get("mixture2d-scd", ["network.width=16", "network.depth=1"]), (2,), 0)
+    made = dry_run_step(recipes.get("mixture2d-scd", ["network.width=16", "network.depth=1"]), (2,), 0)
     assert made.training_flops == 5 * made.forward_flops  # an exact teacher counts as one pass
     assert made.teacher == 0
     width, tokens, depth = 64, 16, 3
@@ -208,7 +208,7 @@ def test_time_and_sums() -> None:
 def test_the_largest_microbatch_fits_and_the_next_does_not() -> None:
     recipe = recipes.get("digits-teacher", ["network=unet", "network.channels=32", "train.batch=4096"])
     (choice,) = make_plan(recipe, Machine(gpus=1, memory=0.5)).choices
-    footprint = rehearse(recipe, (1, 8, 8), 10)
+    footprint = dry_run_step(recipe, (1, 8, 8), 10)
     assert 1 <= choice.largest == choice.microbatch < 4096
     usable = Machine(gpus=1, memory=0.5).usable
     following = need(footprint, choice.layout, 2 * choice.largest, 4096 // choice.largest // 2)
@@ -297,7 +297,7 @@ class ReadsANumber(nn.Module):
 def test_a_network_that_reads_numbers_is_told() -> None:
     recipe = recipes.get("digits-teacher", ["network=test_plan:ReadsANumber"])
     with pytest.raises(UserError, match="cannot be gone through without numbers"):
-        rehearse(recipe, (1, 8, 8), 10)
+        dry_run_step(recipe, (1, 8, 8), 10)
 
 
 def test_the_largest_recipe_is_planned_in_little_memory() -> None:

@@ -22,7 +22,7 @@ from trigflow.core.randomness import SampleRandom
 from trigflow.objectives import Batch, Diffusion, LossOutput, Nets
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component
-from trigflow.system.distributed import ALONE
+from trigflow.system.distributed import SINGLE_PROCESS
 from trigflow.system.errors import UserError
 from trigflow.training.checkpoint_shards import read_shards
 from trigflow.training.loop import train
@@ -70,7 +70,7 @@ def trainings(folder: Path) -> dict[str, Recipe]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def is_single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of one process, in float64."""
     folder = tmp_path_factory.mktemp("alone")
     run(1, [Job(recipe, folder / name) for name, recipe in trainings(folder).items()], float64=True)
@@ -142,10 +142,10 @@ def test_a_run_goes_on_in_another_number_of_processes(alone: Path, tmp_path: Pat
     same_curve(alone / "scd", tmp_path / "damaged")
 
     whole = max((tmp_path / "damaged" / "checkpoints").iterdir())
-    read_shards(whole, ALONE)
+    read_shards(whole, SINGLE_PROCESS)
     shutil.copy(part, whole / "copy.safetensors")
     with pytest.raises(UserError, match=r"do not belong to it \(copy\.safetensors\)"):
-        read_shards(whole, ALONE)
+        read_shards(whole, SINGLE_PROCESS)
 
 
 @pytest.mark.slow

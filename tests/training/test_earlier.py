@@ -29,7 +29,7 @@ STUDENT = (
     ),
     *("train.batch=32", "train.log_nimg=32", "train.tensorboard=false", "sampling.grid_nimg=0"),
     *("train.total_nimg=640", "train.checkpoint_nimg=320", "teacher=teacher", "train.synthetic=0"),
-    *("objective.warmup=10", "objective.proposal=lognormal", "--out", "student", "--device", "cpu"),
+    *("objective.warmup=10", "objective.time_distribution=lognormal", "--out", "student", "--device", "cpu"),
 )
 
 

@@ -18,8 +18,8 @@ from trigflow import recipes
 from trigflow.commands import cli
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import load_data
+from trigflow.evaluation.cached_scores import contender_key
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.evaluation.kept_scores import contender_key
 from trigflow.evaluation.measure import contender
 from trigflow.evaluation.training_compute import forward_flops, training_forwards
 from trigflow.models.model import load

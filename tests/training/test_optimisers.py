@@ -16,6 +16,7 @@ from trigflow.training.optimisers import (
     load_optimizer_tensors,
     new_optimizer,
     optimizer_tensors,
+    rectify,
     set_learning_rate,
 )
 
@@ -53,6 +54,11 @@ def test_radam_is_torchs_radam(beta_2: float) -> None:
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
     assert optimizers[0].param_groups[0]["lr"] == 1e-2
+
+
+def test_rectification_starts_after_a_few_steps_and_ends_at_one() -> None:
+    assert [rectify(t, 0.99) > 0 for t in range(1, 8)] == [False] * 5 + [True] * 2
+    assert rectify(100_000, 0.99) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", ["adam", "radam"])

@@ -61,7 +61,7 @@ def smallest_eigenvalue(log_weight_of_tau: Tensor, tau: Tensor, r: float = 1.0) 
 TAU = torch.linspace(-7.25, 10, 4001, dtype=torch.float64)
 
 
-def proposal(P_mean: float, P_std: float) -> Tensor:
+def time_distribution(P_mean: float, P_std: float) -> Tensor:
     return -((TAU - P_mean) ** 2) / (2 * P_std**2)
 
 
@@ -73,7 +73,7 @@ def falls(log_weight_of_tau: Tensor, r: float = 1.0) -> bool:
 
 @pytest.mark.parametrize("P_mean", [-2.0, -1.2, -0.8])
 def test_a_falling_weight_contracts(P_mean: float) -> None:
-    weight = proposal(P_mean, 1.8)
+    weight = time_distribution(P_mean, 1.8)
     assert falls(weight)
     assert smallest_eigenvalue(weight, TAU) > -1e-9
 
@@ -88,14 +88,14 @@ def test_a_falling_weight_contracts(P_mean: float) -> None:
     ],
 )
 def test_a_weight_lifted_towards_noise_does_not(lift: Tensor) -> None:
-    weight = proposal(-0.8, 1.8) + lift
+    weight = time_distribution(-0.8, 1.8) + lift
     assert not falls(weight)
     assert smallest_eigenvalue(weight, TAU) < -1e-3
 
 
 def test_a_partial_warmup_contracts_where_a_full_one_does_not() -> None:
-    """A narrow proposal has few of the small times: its weight rises from them on."""
-    weight = proposal(-0.8, 0.9)
+    """A narrow time distribution has few of the small times: its weight rises from them on."""
+    weight = time_distribution(-0.8, 0.9)
     assert not falls(weight) and falls(weight, r=0.2)
     assert smallest_eigenvalue(weight, TAU) < -1e-4
     assert smallest_eigenvalue(weight, TAU, r=0.2) > -1e-9
@@ -130,4 +130,4 @@ def test_a_partial_warmup_averages_the_denoiser_over_the_path(r: float) -> None:
 def test_the_weights_of_our_recipes_fall(name: str) -> None:
     options = recipes.get(name).objective.options
     assert options["normalization"] == "none" and options["adaptive_weight"] is False
-    assert falls(proposal(options["P_mean"], options["P_std"]))  # type: ignore[arg-type]
+    assert falls(time_distribution(options["P_mean"], options["P_std"]))  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from trigflow.commands import (
 )
 from trigflow.commands.command import Command
 from trigflow.system.errors import OwnMistake, UserError, did_you_mean, printable
-from trigflow.system.launch import is_first
+from trigflow.system.launch import is_main
 from trigflow.system.version import __version__
 
 COMMANDS: dict[str, Command] = {
@@ -176,7 +176,7 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 def _complain(line: str, by_all: bool = False) -> int:
     """Of several processes, the first speaks for all, unless each has something of its own to say."""
-    if is_first() or by_all:
+    if is_main() or by_all:
         print(f"trigflow: {printable(line)}", file=sys.stderr, flush=True)
     else:
         time.sleep(1)  # torchrun stops all processes as soon as one has ended: the first must have spoken

@@ -60,7 +60,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="SDS",
         help="rows that tell what a distance means: the held-out images with noise of these standard deviations, in "
-        "grey levels of 0..255, e.g. 5,10",
+        "pixel values of 0..255, e.g. 5,10",
     )
     parser.add_argument(
         "--guidance-scale",
@@ -120,7 +120,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> int:
         world=world,
         vae=args.vae,
     )
-    if world.is_first:
+    if world.is_main:
         print(to_markdown(report))
         if args.out is not None:
             print(f"report: {args.out / 'report.html'}")

@@ -93,8 +93,8 @@ def _sample(args: argparse.Namespace, world: World) -> int:
         raise UserError(f"--guide {args.guide}: a guidance scale of 1 is none; give --guidance-scale")
     labels = model.labels(args.num, args.labels)
     batches = model.sample_batches(args.num, plan, labels, args.seed, latents=args.latents, world=world)
-    samples = torch.cat(list(counted(batches, args.num, "samples", progress=world.is_first)))
-    if world.is_first:
+    samples = torch.cat(list(counted(batches, args.num, "samples", progress=world.is_main)))
+    if world.is_main:
         make_folder(args.out.parent)
         _write(samples, labels, args.out)
         print(

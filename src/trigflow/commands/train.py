@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from trigflow.commands.command import Command, add_device, add_out_folder, integer
-from trigflow.system.launch import is_first
+from trigflow.system.launch import is_main
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
         parallel=args.parallel,
         checkpointing=args.checkpointing,
     )
-    if is_first():
+    if is_main():
         print(f"{folder} holds the model; see what it makes: trigflow sample {folder} --out samples.png")
     return 0
 

@@ -1,4 +1,4 @@
-"""Proposals: at which times a training step looks. Each is a pure function of given uniform numbers.
+"""Time distributions: at which times a training step looks. Each is a pure function of given uniform numbers.
 
 Taking uniforms instead of drawing them keeps the time of an image the same on one process and on eight.
 """
@@ -6,6 +6,7 @@ Taking uniforms instead of drawing them keeps the time of an image the same on o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,13 @@ class Uniform:
     def __call__(self, u: Tensor) -> Tensor:
         """Times from uniforms in [0, 1), same shape and dtype."""
         return (self.t_min + (self.t_max - self.t_min) * _wide(u)).to(u.dtype)
+
+
+# By the name in an objective's `time_distribution`, from its P_mean, P_std and the data's sigma_data.
+TIME_DISTRIBUTIONS: dict[str, Callable[[float, float, float], Callable[[Tensor], Tensor]]] = {
+    "lognormal": LogNormal,
+    "uniform": lambda P_mean, P_std, sigma_data: Uniform(),
+}
 
 
 def _wide(u: Tensor) -> Tensor:

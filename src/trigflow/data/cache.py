@@ -93,8 +93,8 @@ def _write(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> 
             file.write(image.tobytes())
 
 
-def cached_levels(key: str, size: int) -> list[int] | None:
-    """How often each grey level occurs among the `size` pixels of the images under this key, if it was kept."""
+def cached_pixel_counts(key: str, size: int) -> list[int] | None:
+    """How often each pixel value occurs among the `size` pixels of the images under this key, if it was kept."""
     try:
         levels = json.loads((cache_folder() / f"{key}.json").read_text())["levels"]
         whole = len(levels) == 256 and all(type(n) is int and n >= 0 for n in levels) and sum(levels) == size
@@ -103,7 +103,7 @@ def cached_levels(key: str, size: int) -> list[int] | None:
     return levels if whole else None
 
 
-def keep_levels(key: str, levels: list[int]) -> None:
-    """Keeps them for cached_levels; without room for so little, they are counted again next time."""
+def cache_pixel_counts(key: str, levels: list[int]) -> None:
+    """Keeps them for cached_pixel_counts; without room for so little, they are counted again next time."""
     with contextlib.suppress(UserError):
         write_atomically(cache_folder() / f"{key}.json", json.dumps({"levels": levels}).encode())

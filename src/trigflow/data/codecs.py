@@ -16,7 +16,7 @@ from trigflow.system.errors import UserError, did_you_mean
 
 Positive = Annotated[float, Field(gt=0)]
 
-MOST_FLOATS = 2**28  # pixels: more are counted by grey level, since a float64 copy of them would not fit
+MOST_FLOATS = 2**28  # pixels: more are counted by pixel value, since a float64 copy of them would not fit
 _CHUNK = 2**22  # pixels
 _HUGE = 1e30  # beyond it, float32 overflows soon
 
@@ -48,8 +48,8 @@ def _measured_std(std: Tensor) -> tuple[float, ...]:
     return tuple(std.tolist())
 
 
-def grey_levels(images: Tensor) -> list[int]:
-    """How often each of the 256 grey levels occurs in uint8 images (N, ...), which may be mapped from a file."""
+def count_pixel_values(images: Tensor) -> list[int]:
+    """How often each of the 256 pixel values occurs in uint8 images (N, ...), which may be mapped from a file."""
     rows = max(1, _CHUNK // max(1, images[:1].numel()))
     counts = torch.zeros(256, dtype=torch.int64)
     for part in torch.split(images, rows):
@@ -63,7 +63,7 @@ class ImageCodec:
     """uint8 images (N, C, ...) in 0..255: x_0 = sigma_data (image - mean) / std.
 
     Args:
-        mean, std: in grey levels, one for each channel (or one for all).
+        mean, std: in pixel values, one for each channel (or one for all).
         sigma_data: standard deviation of x_0.
     """
 
@@ -75,13 +75,13 @@ class ImageCodec:
     def measure(cls, images: Tensor, sigma_data: float = 0.5) -> ImageCodec:
         """Mean and standard deviation of all pixels together (uint8 images (N, C, ...))."""
         if images.numel() > MOST_FLOATS:
-            return cls.of_levels(grey_levels(images), sigma_data)
+            return cls.from_pixel_counts(count_pixel_values(images), sigma_data)
         pixels = images.double()
         return cls((pixels.mean().item(),), _measured_std(pixels.std(correction=0)[None]), sigma_data)
 
     @classmethod
-    def of_levels(cls, levels: Sequence[int], sigma_data: float = 0.5) -> ImageCodec:
-        """The same from how often each grey level 0..255 occurs."""
+    def from_pixel_counts(cls, levels: Sequence[int], sigma_data: float = 0.5) -> ImageCodec:
+        """The same from how often each pixel value 0..255 occurs."""
         counts, grey = torch.tensor(levels, dtype=torch.float64), torch.arange(256, dtype=torch.float64)
         mean = (counts * grey).sum() / counts.sum()
         variance = (counts * (grey - mean).square()).sum() / counts.sum()
@@ -93,7 +93,7 @@ class ImageCodec:
         return (x - _along_channels(self.mean, x)) * (self.sigma_data / _along_channels(self.std, x))
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """(N, C, ...) float -> uint8, rounded to the nearest grey level and clipped to 0..255."""
+        """(N, C, ...) float -> uint8, rounded to the nearest pixel value and clipped to 0..255."""
         x = x_0.float()
         grey = x * (_along_channels(self.std, x) / self.sigma_data) + _along_channels(self.mean, x)
         return grey.round().clamp(0, 255).to(torch.uint8)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.data.cache import cache_key, cached_images, cached_levels, is_large, keep_levels
-from trigflow.data.codecs import ImageCodec, grey_levels
+from trigflow.data.cache import cache_key, cache_pixel_counts, cached_images, cached_pixel_counts, is_large
+from trigflow.data.codecs import ImageCodec, count_pixel_values
 from trigflow.data.dataset import Dataset
 from trigflow.data.formats.picture import DamagedPicture
 from trigflow.system.errors import UserError, printable
@@ -71,8 +71,8 @@ def gathered(collection: Collection, sigma_data: float, progress: bool = True) -
     """All images as a data set; one above cache.MAPPED_BYTES (256 MiB) is decoded into a file and mapped.
 
     Raises:
-        UserError: an image is damaged or of another size than the first, all are of one grey level, or the cache cannot
-            be written.
+        UserError: an image is damaged or of another size than the first, all pixels have one value, or the cache
+            cannot be written.
     """
     if collection.pixels is not None:
         return _dataset(collection, collection.pixels, sigma_data)
@@ -99,7 +99,7 @@ def _dataset(
         codec = (
             ImageCodec.measure(pixels, sigma_data)
             if levels is None
-            else ImageCodec.of_levels(levels, sigma_data)
+            else ImageCodec.from_pixel_counts(levels, sigma_data)
         )
     except UserError as error:
         raise UserError(f"{collection.source}: {error}") from None
@@ -114,9 +114,9 @@ def _dataset(
 
 
 def _levels(key: str, pixels: Tensor) -> list[int]:
-    if (levels := cached_levels(key, pixels.numel())) is None:
-        levels = grey_levels(pixels)
-        keep_levels(key, levels)
+    if (levels := cached_pixel_counts(key, pixels.numel())) is None:
+        levels = count_pixel_values(pixels)
+        cache_pixel_counts(key, levels)
     return levels
 
 

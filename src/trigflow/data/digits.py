@@ -12,7 +12,7 @@ from trigflow.data.dataset import Dataset
 def digits(sigma_data: float = 0.5) -> Dataset:
     """Handwritten digits 8x8 of scikit-learn (1797 images, ten classes; UCI ML repository, public).
 
-    The 17 grey levels 0..16 are stretched to 0..255.
+    The 17 pixel values 0..16 are stretched to 0..255.
 
     Args:
         sigma_data: standard deviation of x_0.

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from trigflow.core.flow_map import FlowMapError
 from trigflow.data import Dataset
+from trigflow.evaluation.cached_scores import SCORES, holds_scores
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.guidance import common_scale, student_contender
-from trigflow.evaluation.kept_scores import SCORES, holds_scores
 from trigflow.evaluation.measure import (
     SPLITS,
     TIMING_BATCH,
@@ -47,7 +47,7 @@ from trigflow.models.model import Model, load
 from trigflow.models.pictures import drawable
 from trigflow.system.config import Component
 from trigflow.system.devices import true_float32
-from trigflow.system.distributed import ALONE, World
+from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError
 from trigflow.system.files import LOCK, is_leftover, is_occupied, locked, make_folder, must_be_writable
 from trigflow.system.machine import describe_machine
@@ -78,7 +78,7 @@ def evaluate(
     guide: Model | str | Path | None = None,
     vae: str | None = None,
     noise_levels: Sequence[float] = (),
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Row:
     """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
 
@@ -98,11 +98,11 @@ def evaluate(
         test_data: held-out real data, for a row of its own (default: the test part of data that is named and has one).
         resume: take over the scores that a former evaluation of the same models, stopped or not, has left in `out`.
         guide: a weaker model that guides the teacher (default: the one that did when the student was distilled).
-        noise_levels: a row for each: held-out images with noise of this standard deviation, in grey levels of 0..255.
+        noise_levels: a row for each: held-out images with noise of this standard deviation, in pixel values of 0..255.
         world: processes that call this alike, each on its device; all draw samples, the first does the rest.
 
     Returns:
-        What report.json holds, in the first process; ratios are against the reference teacher, None without one.
+        What report.json holds, in the main process; ratios are against the reference teacher, None without one.
 
     Raises:
         UserError: a number out of range, an unknown name, parts that do not fit each other, a folder in use.
@@ -113,7 +113,7 @@ def evaluate(
         reference, notes = reference_teacher(model, teacher, trust_code, guide)
         dataset = real_data_of(model, data, trust_code)
         held_out = held_out_data(model, data, test_data, trust_code)
-        yardsticks = _yardsticks(dataset, held_out, noise_levels) if world.is_first else []
+        yardsticks = _yardsticks(dataset, held_out, noise_levels) if world.is_main else []
         known = _features(features, dataset, model.device)
         contenders = _contenders(model, reference, steps, guidance_scale, guide is not None)
     with _report_folder(out, world) as kept:
@@ -133,8 +133,8 @@ def _reported(
     """The report, written beside the scores that were kept; nothing in all processes but the first."""
     trial, real_test = sides
     everyone = [*contenders[0], *contenders[1]]
-    scores = score_all(trial, everyone, progress and world.is_first, kept, world)
-    if not world.is_first:
+    scores = score_all(trial, everyone, progress and world.is_main, kept, world)
+    if not world.is_main:
         return {}
     report = _measure(trial, model, *contenders, scores, real_test)
     report["notes"] = notes + reference_notes(model, trial.dataset) + _notes(trial)
@@ -163,7 +163,7 @@ def _real_sides(
 ) -> tuple[Trial, Row | None]:
     """What all contenders are compared with, and the row of held-out data."""
     with world.together():
-        if not world.is_first:
+        if not world.is_main:
             return samples_alone(dataset, known, *sizes), None
         trial = new_trial(dataset, known, *sizes, progress)
         rows = [_real_test(trial, one, progress) for one in yardsticks]
@@ -231,20 +231,20 @@ def _check(
 
 @contextlib.contextmanager
 def _report_folder(out: Path | str | None, world: World) -> Iterator[Path | None]:
-    """The folder within `out` where the first process, and no other, keeps scores as they are measured."""
+    """The folder within `out` where the main process, and no other, keeps scores as they are measured."""
     if out is None:
         yield None
         return
     folder = Path(out)
     with interrupt_with_resume_hint(), contextlib.ExitStack() as stack:
         with world.together():
-            if world.is_first:
+            if world.is_main:
                 make_folder(folder / SCORES)
                 complaint = (
                     f"{folder} is in use by another evaluation: give another --out, or wait for that one"
                 )
                 stack.enter_context(locked(folder / LOCK, complaint))
-        yield folder / SCORES if world.is_first else None
+        yield folder / SCORES if world.is_main else None
 
 
 def _check_numbers(steps: Sequence[int] | None, num: int, seeds: int, batch: int) -> None:

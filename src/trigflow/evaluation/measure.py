@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from trigflow.core.samplers import SamplingPlan
 from trigflow.data import Dataset, labels_like
-from trigflow.evaluation.kept_scores import Numbers, cached_scores, contender_key
+from trigflow.evaluation.cached_scores import Numbers, cached_scores, contender_key
 from trigflow.evaluation.metrics.diversity import classifier_score
 from trigflow.evaluation.metrics.features import Features, class_logits, extract_features, share_of_labels
 from trigflow.evaluation.metrics.frechet import Moments, frechet_distance_of_moments, moments
@@ -25,7 +25,7 @@ from trigflow.evaluation.metrics.sliced_wasserstein import sliced_wasserstein
 from trigflow.evaluation.reference import MOST_NEIGHBOURS, data_digest, reference, reference_key
 from trigflow.models.model import Model
 from trigflow.system.devices import generator_seed
-from trigflow.system.distributed import ALONE, World
+from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError
 from trigflow.system.timing import time_in_turn
 
@@ -186,7 +186,7 @@ def score_all(
     contenders: Sequence[Contender],
     progress: bool = True,
     folder: Path | None = None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> list[Scores]:
     """Scores of each contender over all seeds; the bar counts network evaluations, so its rate is even.
 
@@ -214,7 +214,7 @@ def _score(
     for seed in range(trial.seeds):
         measure = partial(_score_seed, trial, one, seed, bar, world)
         numbers, was_kept = cached_scores(folder, key, seed, measure, world)
-        if world.is_first:
+        if world.is_main:
             scores.add(numbers)
         bar.update(one.nfe * trial.num if was_kept else 0)
     return scores
@@ -225,7 +225,7 @@ def _score_seed(trial: Trial, one: Contender, seed: int, bar: tqdm[Any], world: 
     samples, features = _generate(trial, one, seed, labels, bar, world)
     numbers: Numbers = {}
     with world.together():
-        if world.is_first:
+        if world.is_main:
             numbers = _numbers(trial, samples, features, labels, seed)
     return numbers
 

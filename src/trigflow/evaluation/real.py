@@ -82,17 +82,17 @@ def _seen_by(model: Model, dataset: Dataset) -> Dataset:
 
 
 def with_noise(dataset: Dataset, sd: float) -> Dataset:
-    """Images with normal noise on each of their numbers, rounded and clipped to grey levels; always the same noise.
+    """Images with normal noise on each of their numbers, rounded and clipped to pixel values; always the same noise.
 
     Args:
         dataset: 8-bit images.
-        sd: standard deviation in grey levels, of which there are 256.
+        sd: standard deviation in pixel values, of which there are 256.
 
     Raises:
         UserError: other data.
     """
     if dataset.data.dtype != torch.uint8:
-        raise UserError(f"noise levels are in grey levels of images, and {dataset.name} holds none")
+        raise UserError(f"noise levels are in pixel values of images, and {dataset.name} holds none")
     generator = torch.Generator().manual_seed(0)
     noised = torch.empty(dataset.data.shape, dtype=torch.uint8)
     for first in range(0, len(noised), _AT_ONCE):

@@ -203,7 +203,7 @@ def _test_facts(report: Report) -> list[str]:
         " samples: about what a perfect model would get. Over test: a model's distance over theirs."
     )
     if test.get("noised"):
-        text += " With noise: of that standard deviation in grey levels, of which white has 255."
+        text += " With noise: of that standard deviation in pixel values, of which white has 255."
     if test["num"] != report["num_samples"]:
         text += f" Theirs has the bias of {test['num']} samples, a model's that of {report['num_samples']}."
     return [text]

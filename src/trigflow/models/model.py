@@ -23,7 +23,7 @@ from trigflow.models.labels import Labels, cycle_labels
 from trigflow.models.shipped import model_folder
 from trigflow.models.storage import load_model
 from trigflow.system.devices import Precision, check_precision, products_in, resolve_device, true_float32
-from trigflow.system.distributed import ALONE, World
+from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import Diverged, UserError, did_you_mean, must_be_whole
 
 
@@ -111,7 +111,7 @@ class Model:
         sampler: str | None = None,
         batch: int = 256,
         latents: bool = False,
-        world: World = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> Tensor:
         """n samples: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
 
@@ -203,7 +203,7 @@ class Model:
         batch: int = 256,
         scales: Tensor | None = None,
         latents: bool = False,
-        world: World = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> Iterator[Tensor]:
         """The samples of `sample`, a batch of each process at a time, on the CPU.
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from trigflow.core import flow, time_distributions
+from trigflow.core import flow
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
+from trigflow.core.time_distributions import TIME_DISTRIBUTIONS
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
 
@@ -27,14 +28,21 @@ def weighted(error: Tensor, logvar: Tensor | None) -> Tensor:
     return error if logvar is None else error * torch.exp(-logvar) + logvar
 
 
+def _known(name: str) -> str:
+    if name not in TIME_DISTRIBUTIONS:
+        raise ValueError(f"one of {', '.join(TIME_DISTRIBUTIONS)}, not '{name}'")
+    return name
+
+
+TimeDistribution = Annotated[str, AfterValidator(_known)]  # a name in TIME_DISTRIBUTIONS
+
+
 def sample_times(
-    proposal: str, P_mean: float, P_std: float, sigma_data: float, random: SampleRandom
+    time_distribution: str, P_mean: float, P_std: float, sigma_data: float, random: SampleRandom
 ) -> Tensor:
     """Training times of a batch, (B,) float64 (float32 on a device without)."""
     u = random.uniform("t", dtype=torch.float32 if random.index.device.type == "mps" else torch.float64)
-    if proposal == "uniform":
-        return time_distributions.Uniform()(u)
-    return time_distributions.LogNormal(P_mean=P_mean, P_std=P_std, sigma_data=sigma_data)(u)
+    return TIME_DISTRIBUTIONS[time_distribution](P_mean, P_std, sigma_data)(u)
 
 
 def _forward(net: TrigFlowPrecond, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -57,15 +65,15 @@ class Diffusion:
     """L = E exp(-u(t)) / D |F(x_t/sigma_data, t) - v_t/sigma_data|^2 + u(t), with v_t = cos(t) z - sin(t) x_0.
 
     Args:
-        P_mean, P_std: the proposal log(sigma_data tan t) ~ N(P_mean, P_std^2).
-        proposal: "lognormal", or "uniform" in t.
+        P_mean, P_std: log(sigma_data tan t) ~ N(P_mean, P_std^2).
+        time_distribution: "lognormal", or "uniform" in t.
         adaptive_weight: learn u(t); off means u = 0.
         compile: run the network through torch.compile (one to two minutes at the first step).
     """
 
     P_mean: float = Field(default=-0.8, ge=-20, le=20)
     P_std: float = Field(default=1.6, gt=0, le=20)
-    proposal: Literal["lognormal", "uniform"] = "lognormal"
+    time_distribution: TimeDistribution = "lognormal"
     adaptive_weight: bool = True
     compile: bool = False
 
@@ -89,7 +97,9 @@ class Diffusion:
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
         check_batch(batch, random)
         net, x_0 = nets["net"], batch.x_0
-        t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)
+        t = sample_times(self.time_distribution, self.P_mean, self.P_std, net.sigma_data, random).to(
+            x_0.dtype
+        )
         z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
         x_t, v_t = flow.interpolate(x_0, z, t), flow.velocity_target(x_0, z, t)
         forward = _compiled_forward(net) if self.compile else _forward

@@ -18,7 +18,7 @@ from trigflow.core.guidance import GuidanceScale, autoguided, guided, scale_in_w
 from trigflow.core.randomness import SampleRandom
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
-from trigflow.objectives.diffusion import per_sample, sample_times, weighted
+from trigflow.objectives.diffusion import TimeDistribution, per_sample, sample_times, weighted
 from trigflow.objectives.stable_target import stable_velocity
 from trigflow.objectives.warmup import Warmup, warmup_at
 from trigflow.system.devices import without_autocast
@@ -80,8 +80,8 @@ class SCM:
 
     Args:
         velocity: whence dx_t/dt comes: "teacher" is sCD, "data" (cos(t) z - sin(t) x_0) is sCT.
-        P_mean, P_std: the proposal log(sigma_data tan t) ~ N(P_mean, P_std^2).
-        proposal: "lognormal", or "uniform" in t.
+        P_mean, P_std: log(sigma_data tan t) ~ N(P_mean, P_std^2).
+        time_distribution: "lognormal", or "uniform" in t.
         normalization: of the tangent: "rms", "l2", "clip" or "none".
         c: added to the norm of the tangent.
         warmup: length H of the tangent's warm-up r = min(1, progress/H); 0 switches it off. Or knots
@@ -105,7 +105,7 @@ class SCM:
     velocity: Literal["teacher", "data"]
     P_mean: float = Field(default=-1.0, ge=-20, le=20)
     P_std: float = Field(default=1.4, gt=0, le=20)
-    proposal: Literal["lognormal", "uniform"] = "lognormal"
+    time_distribution: TimeDistribution = "lognormal"
     normalization: Normalization = "rms"
     c: float = Field(default=0.1, gt=0)
     warmup: Warmup = 10_000
@@ -169,7 +169,9 @@ class SCM:
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
         check_batch(batch, random)
         net, x_0 = nets["net"], batch.x_0
-        t = sample_times(self.proposal, self.P_mean, self.P_std, net.sigma_data, random).to(x_0.dtype)
+        t = sample_times(self.time_distribution, self.P_mean, self.P_std, net.sigma_data, random).to(
+            x_0.dtype
+        )
         z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
         x_t = flow.interpolate(x_0, z, t)
         s = self._guidance(random, x_0.dtype)

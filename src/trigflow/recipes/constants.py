@@ -7,8 +7,8 @@ from trigflow.system.config import Component
 # A time embedding that can tell t = 0.1 from t = 0.3; students need STABLE with it (docs/LOG.md).
 FOURIER = {"time_embedding": "fourier", "fourier_scale": 0.5}
 LINEAR_DECAY = Component("linear")
-# No factor depends on the size of the tangent, and with this proposal the weight of time falls from data to noise, so
-# that the iteration contracts (docs/objectives.md, "What makes it stable").
+# No factor depends on the size of the tangent, and with this time distribution the weight of time falls from data to
+# noise, so that the iteration contracts (docs/objectives.md, "What makes it stable").
 STABLE = {"P_mean": -0.8, "P_std": 1.8, "normalization": "none", "adaptive_weight": False}
 # 0.52 million parameters; 0.07 GFLOP for MNIST, 0.09 for CIFAR-10. At equal time convolutions leave MLPs and
 # transformers far behind, and a multiple of 16 channels is what bfloat16 wants (docs/LOG.md).

@@ -1,6 +1,6 @@
 """Several processes as one run: what torchrun has started, the few things they tell each other, tensors in shards.
 
-A process alone is a World of size 1, where every function here is the identity and torch.distributed is not used.
+A single process is a World of size 1, where every function here is the identity and torch.distributed is not used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class World:
         rank: number of this process; 0 is the first, which writes and speaks.
         size: number of processes.
         device: where this process computes.
-        mesh: of the processes, "replicate" x "shard" or "shard" alone; None for a process alone.
+        mesh: of the processes, "replicate" x "shard" or "shard" alone; None for a single process.
         messages: of small tensors on the CPU.
     """
 
@@ -48,28 +48,28 @@ class World:
     messages: Any = None
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         return self.size == 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process; all must ask."""
-        return flag if self.alone else bool(self._reduced(torch.tensor(int(flag)), dist.ReduceOp.MAX))
+        return flag if self.is_single else bool(self._reduced(torch.tensor(int(flag)), dist.ReduceOp.MAX))
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over the processes, on the device of the values."""
-        return values if self.alone else self._reduced(values, dist.ReduceOp.SUM).to(values.device)
+        return values if self.is_single else self._reduced(values, dist.ReduceOp.SUM).to(values.device)
 
     def greatest(self, values: Tensor) -> Tensor:
         """The largest over the processes, element by element, on the device of the values."""
-        return values if self.alone else self._reduced(values, dist.ReduceOp.MAX).to(values.device)
+        return values if self.is_single else self._reduced(values, dist.ReduceOp.MAX).to(values.device)
 
     def joined(self, part: Tensor) -> Tensor:
         """The parts of all processes, one behind the other, on the CPU; all must be of one shape."""
-        if self.alone:
+        if self.is_single:
             return part.cpu()
         own = part.detach().cpu().contiguous()
         parts = [torch.empty_like(own) for _ in range(self.size)]
@@ -81,18 +81,18 @@ class World:
 
         `joined` puts results in the order of the items, those of the repeated ones at the end.
         """
-        if self.alone:
+        if self.is_single:
             return items
         each = -(-len(items) // self.size)
         places = torch.arange(self.rank * each, (self.rank + 1) * each)
         return items[places.clamp(max=len(items) - 1)]
 
     def first_text(self, text: str) -> str:
-        """The text of the first process, in all."""
-        return text if self.alone else self._text(text, 0)
+        """The text of the main process, in all."""
+        return text if self.is_single else self._text(text, 0)
 
     def first_names(self, names: list[str]) -> list[str]:
-        """Those of the first process, in all: a folder that machines share may not be listed alike by each."""
+        """Those of the main process, in all: a folder that machines share may not be listed alike by each."""
         found: list[str] = json.loads(self.first_text(json.dumps(names)))
         return found
 
@@ -105,16 +105,16 @@ class World:
     def together(self) -> Iterator[None]:
         """What any process may fail in, without a word to the others inside: all go on, or all raise one UserError.
 
-        It is that of the first process that failed.
+        It is that of the main process that failed.
         """
         own: UserError | None = None
         try:
             yield
         except UserError as error:
-            if self.alone:
+            if self.is_single:
                 raise
             own = error
-        if self.alone:
+        if self.is_single:
             return
         failed = self.rank if own else self.size
         first = int(self._reduced(torch.tensor(failed), dist.ReduceOp.MIN))
@@ -123,9 +123,9 @@ class World:
             raise own if own and first == self.rank else UserError(text)
 
     def by_first(self, work: Callable[..., object], *arguments: Any) -> None:
-        """Work of the first process alone; all wait for it, and where it fails, all raise its UserError."""
+        """Work of the first single process; all wait for it, and where it fails, all raise its UserError."""
         with self.together():
-            if self.is_first:
+            if self.is_main:
                 work(*arguments)
 
     def _text(self, text: str, source: int) -> str:
@@ -139,7 +139,7 @@ class World:
         return bytes(data.tolist()).decode()[:-1]
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 # Beginning and end
@@ -281,12 +281,12 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The whole tensors on the CPU, in the first process; nothing in the others. All must ask."""
+    """The whole tensors on the CPU, in the main process; nothing in the others. All must ask."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         full: Tensor = tensor.detach()
         if is_sharded(full):
             full = full.full_tensor()  # type: ignore[attr-defined]
-        if world.is_first:
-            found[name] = full if world.alone else full.cpu()
+        if world.is_main:
+            found[name] = full if world.is_single else full.cpu()
     return found

@@ -28,8 +28,8 @@ def is_launched() -> bool:
     return "MASTER_ADDR" in os.environ and "RANK" in os.environ
 
 
-def is_first() -> bool:
-    """Whether this process is the one that speaks; a process alone always is.
+def is_main() -> bool:
+    """Whether this process is the one that speaks; a single process always is.
 
     So is one that has a RANK, as the shells of a cluster's containers do, but no LOCAL_RANK, which launchers set.
     """

@@ -26,7 +26,7 @@ from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import build, to_json
 from trigflow.system.devices import seed_generators
-from trigflow.system.distributed import ALONE, World, is_lost_connection
+from trigflow.system.distributed import SINGLE_PROCESS, World, is_lost_connection
 from trigflow.system.errors import UserError, did_you_mean
 from trigflow.system.tensors import load_tensors
 from trigflow.training.optimisers import learning_rate
@@ -74,16 +74,16 @@ class Source:
         )
 
 
-def assemble(recipe: Recipe, device: torch.device, world: World = ALONE) -> RunParts:
+def assemble(recipe: Recipe, device: torch.device, world: World = SINGLE_PROCESS) -> RunParts:
     """Builds and checks everything; of several processes, each has its share of the networks' weights.
 
     Raises:
         UserError: anything in the recipe that does not exist, does not fit, or is missing.
     """
     with world.together():
-        parts = _built(recipe, device, blank=not world.is_first)
+        parts = _built(recipe, device, blank=not world.is_main)
     for net in parts.nets.values():
-        if isinstance(net, TrigFlowPrecond) and not world.alone:
+        if isinstance(net, TrigFlowPrecond) and not world.is_single:
             shard(net, world)
         else:
             net.to(device)
@@ -93,7 +93,7 @@ def assemble(recipe: Recipe, device: torch.device, world: World = ALONE) -> RunP
 
 
 def _built(recipe: Recipe, device: torch.device, blank: bool) -> RunParts:
-    """Everything, in this process; blank networks are filled by the first process's."""
+    """Everything, in this process; blank networks are filled by the main process's."""
     objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
     _check_names(recipe, objective)
     dataset = load_data(recipe.data, recipe.precond.sigma_data)

@@ -42,7 +42,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
 
     Args:
         path: of the folder, in one that all processes see.
-        tensors: those that are in no parts are written by the first process.
+        tensors: those that are in no parts are written by the main process.
         state: the rest.
         world: the processes.
 
@@ -51,7 +51,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
     """
     temporary = path.with_name(f".{path.name}.tmp")
     world.by_first(_begin, temporary)
-    own = {name: tensor for name, tensor in tensors.items() if world.is_first or is_sharded(tensor)}
+    own = {name: tensor for name, tensor in tensors.items() if world.is_main or is_sharded(tensor)}
     writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
     try:
         save(own, storage_writer=writer, process_group=world.messages)
@@ -104,9 +104,9 @@ def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, 
     }
     try:
         with warnings.catch_warnings():
-            # It takes a process alone for a mistake.
+            # It takes a single process for a mistake.
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            load(tensors, storage_reader=reader, process_group=world.messages, no_dist=world.alone)
+            load(tensors, storage_reader=reader, process_group=world.messages, no_dist=world.is_single)
     except CheckpointException as error:
         raise _as_user_error("read", path, error) from error
     return tensors, content["state"]
@@ -149,7 +149,7 @@ def _digests(files: list[Path], world: World) -> list[str]:
 
 def _blank(shape: tuple[int, ...], dtype: torch.dtype, world: World) -> Tensor:
     """To be read into: as fully_shard lays out weights (their rows over the shards, the same in each replica)."""
-    if world.alone or not shape or not dtype.is_floating_point:
+    if world.is_single or not shape or not dtype.is_floating_point:
         return torch.empty(shape, dtype=dtype)
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor import empty as empty_shards

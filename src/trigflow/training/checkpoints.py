@@ -1,4 +1,4 @@
-"""The newest few states of a run: files of a process alone, folders of several; any number goes on with either."""
+"""The newest few states of a run: files of a single process, folders of several; any number goes on with either."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.system.distributed import ALONE, World
+from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError
 from trigflow.system.files import DamagedFile, clear_os_errors
 from trigflow.system.tensors import read_state, write_state
@@ -33,11 +33,15 @@ class CheckpointFolder:
         return sorted(self.folder.glob("nimg-*"), key=lambda path: path.name, reverse=True)
 
     def save(
-        self, nimg: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], world: World = ALONE
+        self,
+        nimg: int,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        world: World = SINGLE_PROCESS,
     ) -> Path:
         """Writes one and removes those that are too many (and what a killed writer left half done)."""
         name = f"nimg-{nimg:012d}"
-        if world.alone:
+        if world.is_single:
             path = self.folder / f"{name}.safetensors"
             write_state(path, tensors, state)
         else:
@@ -52,11 +56,11 @@ class CheckpointFolder:
                 remove(old)
 
     def load_newest(
-        self, note: Callable[[str], object] = print, world: World = ALONE
+        self, note: Callable[[str], object] = print, world: World = SINGLE_PROCESS
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest one that is whole, or None where there is none; `note` is told of each damaged one.
 
-        Of several processes, all read the file of a process alone; of a folder each reads its parts.
+        Of several processes, all read the file of a single process; of a folder each reads its parts.
 
         Raises:
             UserError: there are some, but all are damaged.
@@ -66,7 +70,7 @@ class CheckpointFolder:
             try:
                 return read_shards(path, world) if path.is_dir() else _read_file(path, world)
             except DamagedFile as damage:
-                if world.is_first:
+                if world.is_main:
                     note(f"checkpoint {path.name} is damaged ({damage}): going back to the one before")
         if paths:
             raise UserError(f"every checkpoint in {self.folder} is damaged: start again in another folder")

@@ -21,7 +21,7 @@ from trigflow.objectives.batch import guidance_scale, target_halflife
 from trigflow.recipes.schema import EMAConfig, Recipe
 from trigflow.system.config import to_json
 from trigflow.system.devices import generators_kept, products_in, seed_generators, true_float32
-from trigflow.system.distributed import ALONE, Strategy, World, open_world, whole
+from trigflow.system.distributed import SINGLE_PROCESS, Strategy, World, open_world, whole
 from trigflow.system.errors import Diverged, UserError
 from trigflow.training.assembly import RunParts, assemble
 from trigflow.training.ema import EMASnapshot, update_target
@@ -127,12 +127,17 @@ class Run:
     """
 
     def __init__(
-        self, recipe: Recipe, parts: RunParts, folder: RunFolder, device: torch.device, world: World = ALONE
+        self,
+        recipe: Recipe,
+        parts: RunParts,
+        folder: RunFolder,
+        device: torch.device,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         self.recipe, self.parts, self.folder, self.device, self.world = recipe, parts, folder, device, world
         self.nimg = 0
         trains = parts.objective.trains
-        if len(trains) > 1 and not world.alone:
+        if len(trains) > 1 and not world.is_single:
             raise UserError(
                 f"objective '{recipe.objective.name}' trains {len(trains)} networks, whose gradients several processes "
                 "cannot tell apart: train it in one process"
@@ -187,16 +192,16 @@ class Run:
             self.reporter.close()
 
     def _reporter(self, progress: bool) -> Reporter | Silent:
-        """Of the first process."""
+        """Of the main process."""
         config = self.recipe.train
         with self.world.together():
-            if not self.world.is_first:
+            if not self.world.is_main:
                 return Silent()
             events = self.folder.path if config.tensorboard else None
             return Reporter(self.folder.metrics, events, self.nimg, config.total_nimg, progress)
 
     def _say(self, text: str) -> None:
-        if self.world.is_first:
+        if self.world.is_main:
             say(text)
 
     def _stop(self, why: str) -> None:
@@ -292,7 +297,7 @@ class Run:
         share = size * self.world.size / self.recipe.train.batch
         names = [name for name in output.losses if name in due]
         for name in names:
-            if not self.world.alone:
+            if not self.world.is_single:
                 reduce_over_replicas(due[name].net, last=first + size == end)
             due[name].backward(output.losses[name] * share, retain_graph=name != names[-1])
         return output

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.system.distributed import ALONE, World
+from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError
 
 START = 2.0**16
@@ -21,7 +21,7 @@ class LossScale:
     Float16 ends at 65504 and rounds to zero below 6e-8, where the gradients of a mean over many elements lie. An
     overflow shows in gradients that are not finite: their step is lost, and the scale halved; after many steps without
     one it is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). Its work is done by torch.amp.GradScaler,
-    but for the step, which the loop decides: of several processes all must skip it together.
+    but for the step: its own leaves an overflow to the optimiser's fused kernel, beside which our RAdam writes too.
 
     Args:
         device: of the gradients.
@@ -47,7 +47,7 @@ class LossScale:
         """The loss, times the scale: start the backward pass here."""
         return self._scaler.scale(loss)
 
-    def unscale(self, optimizer: torch.optim.Optimizer, world: World = ALONE) -> bool:
+    def unscale(self, optimizer: torch.optim.Optimizer, world: World = SINGLE_PROCESS) -> bool:
         """Takes the scale out of the optimiser's gradients, and moves it for the next step, in all processes alike.
 
         Returns:

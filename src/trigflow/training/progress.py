@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.system.distributed import ALONE, World
+from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.files import clear_os_errors
 
 # What the bar tells, of all that is logged.
@@ -31,7 +31,7 @@ class Averages:
         world: the processes over which they are taken; all log values of the same names.
     """
 
-    def __init__(self, world: World = ALONE) -> None:
+    def __init__(self, world: World = SINGLE_PROCESS) -> None:
         self._world = world
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -51,7 +51,7 @@ class Averages:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """For a checkpoint: what all processes have seen."""
-        if self._world.alone or not self._sums:
+        if self._world.is_single or not self._sums:
             return dict(self._sums), dict(self._counts)
         names = list(self._sums)
         sums = self._world.total(torch.stack([self._sums[name].double() for name in names]))
@@ -59,8 +59,8 @@ class Averages:
         return dict(zip(names, sums, strict=True)), dict(zip(names, counts, strict=True))
 
     def load(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
-        """The inverse of state: the first process takes up what all have seen."""
-        first = self._world.is_first
+        """The inverse of state: the main process takes up what all have seen."""
+        first = self._world.is_main
         self._sums = {name: value if first else torch.zeros_like(value) for name, value in sums.items()}
         self._counts = {name: count if first else 0 for name, count in counts.items()}
 

@@ -180,10 +180,10 @@ def open_run(
 def open_run_of_all(
     path: Path, recipe: Recipe, resume: bool, world: World, by_batch: bool, note: Callable[[str], object]
 ) -> Iterator[RunFolder]:
-    """`open_run` by the first process, for all of a run; they must see the same folders."""
+    """`open_run` by the main process, for all of a run; they must see the same folders."""
     with contextlib.ExitStack() as stack:
         with world.together():
-            if world.is_first:
+            if world.is_main:
                 run = stack.enter_context(open_run(path, recipe, resume, by_batch, note))
             else:
                 run = RunFolder(path, recipe.train.keep_checkpoints)
@@ -218,10 +218,18 @@ def _stored_recipe(path: Path) -> dict[str, Any]:
     stored = read_json(path)
     if not isinstance(stored, dict):
         raise UserError(f"{path} is damaged: it does not hold a recipe; give another --out")
+    _rename_options(stored)
     try:
         return to_json(validate(Recipe, stored))
     except ValueError:  # no recipe of this version: it is compared as it stands
         return stored
+
+
+def _rename_options(stored: dict[str, Any]) -> None:
+    """Options of an objective that had another name in version 0.1's runs."""
+    options = (stored.get("objective") or {}).get("options")
+    if isinstance(options, dict) and "proposal" in options:
+        options["time_distribution"] = options.pop("proposal")
 
 
 def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any], by_batch: bool) -> None:

@@ -71,11 +71,11 @@ class RunState:
         return int(state["nimg"])
 
     def _set_generators(self, tensors: dict[str, Tensor]) -> None:
-        """Torch's own, for networks of the user's that draw from it: those of the first process are kept.
+        """Torch's own, for networks of the user's that draw from it: those of the main process are kept.
 
         The others begin new ones, which follow from its own, and so are not those that they began the run with.
         """
-        if not self.world.is_first:
+        if not self.world.is_main:
             digest = hashlib.sha256(tensors["rng/cpu"].numpy().tobytes()).digest()
             seed_generators(int.from_bytes(digest[:7]) + self.world.rank, self.device)
             return

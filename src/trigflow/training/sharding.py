@@ -33,14 +33,14 @@ def check_shares(config: TrainConfig, world: World) -> None:
 
 
 def shard(net: TrigFlowPrecond, world: World) -> None:
-    """Shares the weights out among the processes, on their devices; what they are comes from the first process.
+    """Shares the weights out among the processes, on their devices; what they are comes from the main process.
 
     Each block of the network is brought together when it computes, and what is in no block as one more. All is done
     by modules that are called: of TrigFlowPrecond itself velocity, denoised and logvar are, so it is left as it is.
     Single numbers have no parts: every process has them, see `average_gradients`.
 
     Args:
-        net: with its weights on the CPU in the first process; in the others they may be blank, on "meta".
+        net: with its weights on the CPU in the main process; in the others they may be blank, on "meta".
         world: more than one process.
     """
     # It may return a view, as a network of vectors does: nothing here writes into what a network returns.
@@ -53,9 +53,9 @@ def shard(net: TrigFlowPrecond, world: World) -> None:
         # Brought together again for the backward pass, also what is in no block: where a pass has no backward pass (a
         # teacher's, a sample's), it would else be found as it was before the next step.
         fully_shard(part, mesh=world.mesh, reshard_after_forward=True, ignored_params=numbers)
-    if not world.is_first:
+    if not world.is_main:
         net.to_empty(device=world.device)
-    for parameter in numbers if world.is_first else ():
+    for parameter in numbers if world.is_main else ():
         parameter.data = parameter.data.to(world.device)
     _fill(net, first, world)
 
@@ -66,9 +66,9 @@ def _tensors(net: nn.Module) -> list[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def _fill(net: nn.Module, first: dict[str, Tensor], world: World) -> None:
-    """Copies the first process's tensors into the network, one by one: no other process ever has it as a whole."""
+    """Copies the main process's tensors into the network, one by one: no other process ever has it as a whole."""
     for name, tensor in _tensors(net):
-        if world.is_first:
+        if world.is_main:
             full = first[name].to(world.device).contiguous()
         else:
             full = torch.empty(tensor.shape, dtype=tensor.dtype, device=world.device)

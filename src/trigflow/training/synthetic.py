@@ -19,7 +19,7 @@ from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset, labels_like
 from trigflow.data.codecs import LatentCodec
 from trigflow.models.model import Model
-from trigflow.system.distributed import ALONE, World, whole
+from trigflow.system.distributed import SINGLE_PROCESS, World, whole
 from trigflow.system.files import DamagedFile
 from trigflow.system.tensors import read_state, tensors_digest, write_state
 
@@ -34,7 +34,7 @@ def synthetic_data(
     guidance_scale: float | tuple[float, float],
     cache: Path,
     progress: bool = True,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Dataset:
     """`num` samples of the teacher, by the sampler of its card, in the place of the data.
 
@@ -58,7 +58,7 @@ def synthetic_data(
         origin["guide"] = _digest(teacher.guide, world)
     data = _cached(cache, origin, (num, *teacher.card.data_shape), dataset.data.dtype)
     if world.any(data is None):
-        shown = progress and world.is_first
+        shown = progress and world.is_main
         samples = _sample(teacher, labels, num, own_seed, guidance_scale, shown, world)
         data = samples.to(dataset.data.dtype)
         world.by_first(write_state, cache, {"data": data}, origin)

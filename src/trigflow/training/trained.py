@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.recipes.schema import EMAConfig, Recipe
-from trigflow.system.distributed import ALONE, World, is_sharded, own_part
+from trigflow.system.distributed import SINGLE_PROCESS, World, is_sharded, own_part
 from trigflow.system.errors import UserError
 from trigflow.system.tensors import below, load_average, load_tensors, prefixed
 from trigflow.training.ema import EMA, HalfLifeEMA, PowerEMA
@@ -55,7 +55,7 @@ class Trained:
     rate: Callable[[int], float]
     update_period: int
     ema: EMA
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
 
     def zero_grad(self) -> None:
         """Before the first backward pass of a step."""
@@ -65,14 +65,14 @@ class Trained:
     def backward(self, loss: Tensor, retain_graph: bool) -> None:
         """Adds the gradients of a loss; those of this network's parameters alone, also where losses share a graph."""
         scaled = self.loss_scale.scaled(loss)
-        if self.world.alone:
+        if self.world.is_single:
             scaled.backward(inputs=self.parameters, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         else:  # what full sharding gathers for a pass is in the graph, not the parameters
             scaled.backward()  # type: ignore[no-untyped-call]
 
     def take_gradients(self) -> None:
         """After the last backward pass of a step: hands the optimiser this process's parts of the gradients."""
-        if self.world.alone:
+        if self.world.is_single:
             return
         pairs = [pair for pair in zip(self.weights, self.parameters, strict=True) if pair[0].grad is not None]
         average_gradients([weight for weight, _ in pairs if not is_sharded(weight)], self.world)
@@ -87,7 +87,7 @@ class Trained:
     def gradient_norm(self) -> Tensor:
         """Of all parameters together, a scalar."""
         pairs = [pair for pair in zip(self.weights, self.parameters, strict=True) if pair[1].grad is not None]
-        if self.world.alone:
+        if self.world.is_single:
             return gradient_norm([p.grad for _, p in pairs if p.grad is not None])
         return norm_of_parts(pairs, self.world)
 
@@ -150,14 +150,14 @@ class Trained:
 
 
 def new_trained(
-    name: str, net: TrigFlowPrecond, recipe: Recipe, device: torch.device, world: World = ALONE
+    name: str, net: TrigFlowPrecond, recipe: Recipe, device: torch.device, world: World = SINGLE_PROCESS
 ) -> Trained:
     """A network at the start of its training, as the recipe says."""
     net.train()
     net.normalize_weights()  # another model's average is shorter than the weights it averages
     weights: list[Tensor] = [parameter for parameter in net.parameters() if parameter.requires_grad]
     parameters = weights
-    if not world.alone:
+    if not world.is_single:
         parameters = [nn.Parameter(own_part(weight).detach()) for weight in weights]
     config = recipe.optimizer_of(name)
     return Trained(

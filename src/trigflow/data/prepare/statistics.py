@@ -1,4 +1,4 @@
-"""What images are like as a whole: counts, sizes, grey levels, duplicates; taken in one by one."""
+"""What images are like as a whole: counts, sizes, pixel values, duplicates; taken in one by one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Statistics:
 
     Attributes:
         shapes: how many images have which shape (C, H, W).
-        sums, squares, pixels: of the grey levels, by (channels of the image, channel).
-        lowest, highest: grey level.
+        sums, squares, pixels: of the pixel values, by (channels of the image, channel).
+        lowest, highest: pixel value.
         labels: how many images have which label.
         hashes: of the pixels.
         damaged: the images that could not be used.
@@ -82,7 +82,7 @@ class Statistics:
             "channels x height x width": ", ".join(shapes) + more,
             "mean, each channel": ", ".join(f"{mean:.4f}" for mean, _ in self.moments()),
             "std, each channel": ", ".join(f"{std:.4f}" for _, std in self.moments()),
-            "lowest, highest grey level": f"{self.lowest}, {self.highest}",
+            "lowest, highest pixel value": f"{self.lowest}, {self.highest}",
             "classes": self._classes(classes),
             "exact duplicates": str(self.count - len(self.hashes)),
             "damaged": f"{len(self.damaged)}" + (f" (first: {self.damaged[0]})" if self.damaged else ""),

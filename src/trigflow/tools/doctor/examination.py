@@ -15,7 +15,7 @@ from trigflow.system.devices import resolve_device, true_float32
 from trigflow.system.timing import time_in_turn
 from trigflow.tools.doctor.diagnosis import Diagnosis, Fault, Finding, ModeReport, Verdict
 from trigflow.tools.doctor.passes import NETWORK_ERRORS, graph_lost_at, line, writes_and_draws
-from trigflow.tools.doctor.patient import Subject, load_subject
+from trigflow.tools.doctor.subject import Subject, load_subject
 from trigflow.tools.doctor.trace import (
     Call,
     Trace,
@@ -66,33 +66,33 @@ def diagnose(
     Raises:
         UserError: the model cannot be found or built.
     """
-    patient = load_subject(model, data_shape, inputs, cond)
-    body = patient.like(torch.float64, torch.device("cpu"))
+    subject = load_subject(model, data_shape, inputs, cond)
+    body = subject.like(torch.float64, torch.device("cpu"))
     with _seeds_kept():
         findings = writes_and_draws(body)
         if any(finding.fault == "error" for finding in findings):  # perhaps for float64 alone
-            single = patient.like(torch.float32, torch.device("cpu"))
+            single = subject.like(torch.float32, torch.device("cpu"))
             found = writes_and_draws(single)
             if not any(finding.fault == "error" for finding in found):
                 body, findings = single, found
         if reason := next((_STOPS[f.fault] for f in findings if f.fault in _STOPS), None):
             modes = tuple(ModeReport(mode, "broken", None, None, reason) for mode in MODES)
-            return _diagnosis(patient, modes, findings, ())
+            return _diagnosis(subject, modes, findings, ())
         with fallbacks() as names:
             trials = {mode: _trials(body, mode) for mode in MODES}
         findings += _lost(body, trials, findings)
         modes = tuple(_mode_report(body, mode, trials, findings, names) for mode in MODES)
         try:
             costs = _costs(
-                patient.like(torch.float32, resolve_device(device)),
+                subject.like(torch.float32, resolve_device(device)),
                 [m.mode for m in modes if m.error is not None],
             )
         except NETWORK_ERRORS as error:
             costs = {}
-            if not findings and any(True for _ in patient.network.parameters()):
+            if not findings and any(True for _ in subject.network.parameters()):
                 findings.append(Finding("error", "", f"training steps in float32 fail: {line(error)}"))
     modes = tuple(ModeReport(m.mode, m.verdict, m.error, costs.get(m.mode), m.note) for m in modes)
-    return _diagnosis(patient, modes, findings, tuple(dict.fromkeys(names)))
+    return _diagnosis(subject, modes, findings, tuple(dict.fromkeys(names)))
 
 
 # Faults after which derivatives are not tried: a weight that is exchanged in forward crashes torch.func.jvp.
@@ -104,10 +104,10 @@ _STOPS: dict[Fault, str] = {
 
 
 def _diagnosis(
-    patient: Subject, modes: tuple[ModeReport, ...], findings: list[Finding], names: tuple[str, ...]
+    subject: Subject, modes: tuple[ModeReport, ...], findings: list[Finding], names: tuple[str, ...]
 ) -> Diagnosis:
-    count = sum(parameter.numel() for parameter in patient.network.parameters())
-    return Diagnosis(patient.name, count, modes, tuple(findings), names)
+    count = sum(parameter.numel() for parameter in subject.network.parameters())
+    return Diagnosis(subject.name, count, modes, tuple(findings), names)
 
 
 @contextmanager
@@ -291,16 +291,16 @@ def _note(trial: DerivativeCheck) -> str:
     return f"{line(trial.error)}{where}" if trial.error is not None else ""
 
 
-def _costs(patient: Subject, modes: list[str]) -> dict[str, float]:
+def _costs(subject: Subject, modes: list[str]) -> dict[str, float]:
     """Seconds of each mode with its backward pass over those of a plain pass: medians of steps that take turns."""
 
     def plain() -> Tensor:
-        return patient.at(patient.x, patient.t)
+        return subject.at(subject.x, subject.t)
 
     def derivative(mode: str) -> Callable[[], Tensor]:
         def run() -> Tensor:
-            primals, directions = (patient.x, patient.t), (patient.dx, patient.dt)
-            return value_and_tangent(patient.network, primals, directions, mode=mode, cond=patient.cond).value
+            primals, directions = (subject.x, subject.t), (subject.dx, subject.dt)
+            return value_and_tangent(subject.network, primals, directions, mode=mode, cond=subject.cond).value
 
         return run
 
@@ -309,7 +309,7 @@ def _costs(patient: Subject, modes: list[str]) -> dict[str, float]:
     def step(forward: Callable[[], Tensor]) -> Callable[[int], None]:
         def run(_: int) -> None:
             torch.autograd.backward(forward().sum())
-            patient.network.zero_grad()
+            subject.network.zero_grad()
 
         return run
 

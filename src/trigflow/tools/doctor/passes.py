@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trigflow.tools.doctor.diagnosis import Finding
-from trigflow.tools.doctor.patient import Subject
+from trigflow.tools.doctor.subject import Subject
 from trigflow.tools.doctor.trace import Trace, difference, floats, traced
 
 # What a user's network may raise when it is run in a way that its author did not think of.

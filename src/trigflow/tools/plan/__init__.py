@@ -1,12 +1,12 @@
 """What a training needs before it is started: memory, arithmetic, days. Nothing is computed, no data is read.
 
-The step of the training is rehearsed on tensors without numbers (`rehearsal`), which tells its memory at any batch;
+A step of the training is run dry, on tensors without numbers (`dry_run`), which tells its memory at any batch;
 layouts over GPUs share it out (`memory`); `report` says whether it fits and what to change.
 """
 
+from trigflow.tools.plan.dry_run import Course, Footprint, dry_run_step
 from trigflow.tools.plan.memory import Layout, Need
 from trigflow.tools.plan.planning import Machine, TrainingPlan, make_plan
-from trigflow.tools.plan.rehearsal import Course, Footprint, rehearse
 from trigflow.tools.plan.report import report
 from trigflow.tools.plan.shapes import SHAPES, sample_shape
 
@@ -18,8 +18,8 @@ __all__ = [
     "Machine",
     "Need",
     "TrainingPlan",
+    "dry_run_step",
     "make_plan",
-    "rehearse",
     "report",
     "sample_shape",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from trigflow.tools.plan.rehearsal import Footprint
+from trigflow.tools.plan.dry_run import Footprint
 
 # Full sharding holds the weights of two blocks as a whole, of the one that computes and the next, and one's gradients.
 GATHERED_BLOCKS = 3

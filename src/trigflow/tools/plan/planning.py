@@ -7,8 +7,8 @@ from typing import Any
 
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
+from trigflow.tools.plan.dry_run import Footprint, dry_run_step
 from trigflow.tools.plan.memory import Layout, Need, need
-from trigflow.tools.plan.rehearsal import Footprint, rehearse
 from trigflow.tools.plan.shapes import sample_shape
 
 GIB = 2**30
@@ -149,7 +149,7 @@ def make_plan(
             "change --microbatch, --gpus or train.batch"
         )
     data_shape, num_classes = sample_shape(recipe)
-    footprint = rehearse(recipe, data_shape, num_classes, checkpointing)
+    footprint = dry_run_step(recipe, data_shape, num_classes, checkpointing)
     layouts = (
         (Layout("DDP", gpus), Layout("FSDP", gpus, sharded=True)) if gpus > 1 else (Layout("one GPU", 1),)
     )

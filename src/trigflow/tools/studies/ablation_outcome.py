@@ -105,8 +105,8 @@ def _notes(seeds: int, num: int, name: str) -> list[str]:
     return [
         f"{name} of {num} samples, smaller is better; median over {seeds} seeds (range). Factor: over the baseline of"
         " the same seed; above 1 the stabiliser helps. A run whose loss or gradient stops being finite has 'diverged'.",
-        "All rows have the same length, learning rate and data but the recipe's own, which has its own rate, proposal"
-        " and embedding. Switches of the network and its time are the teacher's as well.",
+        "All rows have the same length, learning rate and data but the recipe's own, which has its own rate, time"
+        " distribution and embedding. Switches of the network and its time are the teacher's as well.",
         "Norms: root mean square over the elements, median over 256 samples and over the seeds, along the teacher's"
         " velocity, float32.",
     ]

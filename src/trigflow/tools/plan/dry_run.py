@@ -114,7 +114,7 @@ def _between(one: int, two: int, share: float) -> int:
     return round(one + (two - one) * share)
 
 
-def rehearse(
+def dry_run_step(
     recipe: Recipe, data_shape: tuple[int, ...], num_classes: int, checkpointing: bool = False
 ) -> Footprint:
     """Builds the networks of a recipe without their numbers and goes through its step, in eager mode.
@@ -128,7 +128,7 @@ def rehearse(
         UserError: an unknown part, or options that do not fit.
     """
     try:
-        return _rehearsed(recipe, card_of(recipe, data_shape, num_classes, None), checkpointing)
+        return _footprint_of(recipe, card_of(recipe, data_shape, num_classes, None), checkpointing)
     except UserError:
         raise
     except Exception as error:  # whatever code of the user's raises that wants to see numbers
@@ -140,7 +140,7 @@ def rehearse(
         ) from error
 
 
-def _rehearsed(recipe: Recipe, card: ModelCard, checkpointing: bool) -> Footprint:
+def _footprint_of(recipe: Recipe, card: ModelCard, checkpointing: bool) -> Footprint:
     options = {key: value for key, value in recipe.objective.options.items() if key != "compile"}
     objective: Objective = build(Component(recipe.objective.name, options), OBJECTIVES, "objective")
     # A module of the user's is imported here, where tensors have numbers.

@@ -72,7 +72,7 @@ def load_subject(
     inputs: tuple[Tensor, Tensor] | None,
     cond: Mapping[str, Tensor] | None,
 ) -> Subject:
-    """The patient for a shipped model, a run's folder, "package.module:Class", or a module, always as a copy."""
+    """The subject for a shipped model, a run's folder, "package.module:Class", or a module, always as a copy."""
     name = model if isinstance(model, str) else type(model).__name__
     network, own_shape = _network(model, data_shape) if isinstance(model, str) else (model, None)
     network = copy.deepcopy(network).train().requires_grad_(True)

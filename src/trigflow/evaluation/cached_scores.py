@@ -19,7 +19,7 @@ from trigflow.core.samplers import SamplingPlan
 from trigflow.data.codecs import codec_to_json
 from trigflow.models.model import Model
 from trigflow.system.config import to_json
-from trigflow.system.distributed import ALONE, World
+from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError
 from trigflow.system.files import is_occupied, read_json, write_json
 from trigflow.system.tensors import tensors_digest
@@ -57,7 +57,7 @@ def cached_scores(
     key: str | None,
     seed: int,
     measure: Callable[[], Numbers],
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> tuple[Numbers, bool]:
     """The numbers of a seed, and whether they had been kept; else they are measured, and kept in the folder.
 
@@ -75,7 +75,7 @@ def cached_scores(
     if folder is not None and key is not None:
         path = folder / f"{hashlib.sha256(f'{key} {seed}'.encode()).hexdigest()[:32]}.json"
     found = _whole(path) if path is not None and path.exists() else None
-    if not world.any(world.is_first and found is None):
+    if not world.any(world.is_main and found is None):
         return found or {}, True
     numbers = measure()
     with world.together():
