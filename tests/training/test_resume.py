@@ -30,9 +30,9 @@ from trigflow.recipes.schema import Recipe
 from trigflow.system.config import to_json
 from trigflow.system.errors import UserError
 from trigflow.system.files import locked
+from trigflow.system.signals import stop_on_signals
 from trigflow.system.tensors import read_state, write_state
 from trigflow.training.loop import Run, train
-from trigflow.training.progress import stop_on_signals
 from trigflow.training.run_folder import open_run
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]

@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f"data {action}: --{flag.replace('_', '-')} is for {others}; leave it out")
     if action == "inspect":
         return _inspect(args)
-    from trigflow.training.run_folder import interrupt_with_resume_hint
+    from trigflow.system.signals import interrupt_with_resume_hint
 
     with interrupt_with_resume_hint():
         return (_prepare if action == "prepare" else _encode)(args)

@@ -51,7 +51,7 @@ from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError
 from trigflow.system.files import LOCK, is_leftover, is_occupied, locked, make_folder, must_be_writable
 from trigflow.system.machine import describe_machine
-from trigflow.training.run_folder import interrupt_with_resume_hint
+from trigflow.system.signals import interrupt_with_resume_hint
 
 STEPS = (1, 2, 4)
 LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashion-MNIST has MNIST's form)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +22,11 @@ from trigflow.system.config import to_json
 from trigflow.system.devices import generators_kept, products_in, seed_generators, true_float32
 from trigflow.system.distributed import SINGLE_PROCESS, Strategy, World, open_world, whole
 from trigflow.system.errors import Diverged, UserError
+from trigflow.system.signals import interrupt_with_resume_hint, say, stop_on_signals
 from trigflow.training.assembly import RunParts, assemble
 from trigflow.training.ema import EMASnapshot, update_target
-from trigflow.training.progress import Averages, Reporter, Silent, stop_on_signals
-from trigflow.training.run_folder import RunFolder, interrupt_with_resume_hint, open_run_of_all
+from trigflow.training.progress import Averages, Reporter, Silent
+from trigflow.training.run_folder import RunFolder, open_run_of_all
 from trigflow.training.run_state import RunState
 from trigflow.training.sharding import check_shares, reduce_over_replicas
 from trigflow.training.synthetic import synthetic_data
@@ -394,8 +394,3 @@ class Run:
                 world=self.world,
             )
         self.world.by_first(save_grid, samples, self.folder.samples / f"nimg-{self.nimg:012d}.png")
-
-
-def say(text: str) -> None:
-    """A line for whoever watches."""
-    print(text, file=sys.stderr)

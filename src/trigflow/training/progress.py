@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -144,34 +140,6 @@ def counted(parts: Iterable[Tensor], total: int, what: str, progress: bool) -> I
         for part in parts:
             yield part
             bar.update(len(part))
-
-
-class StopRequest:
-    """Whether someone asked the run to stop (Ctrl-C, or a terminate signal)."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)  # a second one does not wait
-        # A second SIGTERM is the same request: schedulers send one to each process, and torchrun, too.
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM become a request that the loop looks at after each step (in the main thread only)."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def gradient_norm(gradients: list[Tensor]) -> Tensor:

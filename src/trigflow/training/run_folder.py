@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -188,21 +186,6 @@ def open_run_of_all(
             else:
                 run = RunFolder(path, recipe.train.keep_checkpoints)
         yield run
-
-
-@contextlib.contextmanager
-def interrupt_with_resume_hint() -> Iterator[None]:
-    """Ctrl-C and SIGTERM before (and after) the loop, which has its own way, stop at once, with a line that helps."""
-    in_main = threading.current_thread() is threading.main_thread()
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        text = "stopped; nothing that was saved is lost: the same command with --resume goes on"
-        raise KeyboardInterrupt(str(stop) or text) from None
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, former)
 
 
 def _check_free(path: Path, recipe_path: Path, resume: bool) -> None:

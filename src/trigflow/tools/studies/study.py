@@ -14,11 +14,11 @@ import torch
 from trigflow.system.devices import resolve_device, true_float32
 from trigflow.system.files import LOCK, locked
 from trigflow.system.machine import describe_machine
+from trigflow.system.signals import interrupt_with_resume_hint
 from trigflow.system.version import __version__
 from trigflow.tools.studies.folder import StudyFolder, open_study
 from trigflow.tools.studies.outcome import Outcome, to_markdown, write_outcome
 from trigflow.tools.studies.workers import Task, run_all
-from trigflow.training.run_folder import interrupt_with_resume_hint
 
 
 @dataclass(frozen=True)
