@@ -1,7 +1,7 @@
 """The losses of twenty steps of tiny recipes, as they were when they were found right: a silent change of any formula,
 default, random stream or optimiser moves them.
 
-To write them anew after a change that is meant: python tests/test_loss_trace.py
+To write them anew after a change that is meant: python tests/training/test_loss_trace.py
 """
 
 from __future__ import annotations
