@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
 from pathlib import Path
@@ -12,6 +13,7 @@ from trigflow import recipes
 from trigflow.commands import cli
 
 ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "trigflow"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = [
     (page.name, line.split("   #")[0].strip())
@@ -27,6 +29,23 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "LOG.md"], ids=lambda page: page.name
+)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"`([a-z0-9_/]+/[a-z0-9_]*\.py)`", page.read_text())
+    assert not [name for name in named if not any((root / name).exists() for root in (ROOT, SOURCE))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_imports_in_the_code_of_a_page(page: Path) -> None:
+    for module, names in re.findall(
+        r"^from (trigflow[a-z0-9_.]*) import ([\w, ]+)$", page.read_text(), re.MULTILINE
+    ):
+        imported = importlib.import_module(module)
+        assert all(hasattr(imported, name.strip()) for name in names.split(","))
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
