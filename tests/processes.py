@@ -65,7 +65,7 @@ def _start(size: int, content: dict[str, Any]) -> subprocess.Popen[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     command = [sys.executable, *(torchrun if size > 1 else []), str(HERE / "processes.py"), file.name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    paths = [str(HERE), str(HERE.parent / "src"), environment.get("PYTHONPATH", "")]
+    paths = [str(HERE), str(HERE / "training"), str(HERE.parent / "src"), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     return subprocess.Popen(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment

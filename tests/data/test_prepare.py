@@ -267,7 +267,7 @@ def test_images_of_one_grey_level_can_be_looked_at(
     path = tmp_path / "flat.npz" if suffix == "npz" else tmp_path
     np.savez(path, images=images) if suffix == "npz" else Image.fromarray(images[0, 0]).save(path / "a.png")
     assert cli.main(["data", "inspect", str(path)]) == 0
-    assert "lowest, highest pixel value  7, 7" in capsys.readouterr().out
+    assert "lowest, highest pixel value 7, 7" in capsys.readouterr().out
     with pytest.raises(UserError, match=f"{path.name}: the data does not vary"):
         load_data(str(path))
 

@@ -70,7 +70,7 @@ def trainings(folder: Path) -> dict[str, Recipe]:
 
 
 @pytest.fixture(scope="module")
-def is_single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of one process, in float64."""
     folder = tmp_path_factory.mktemp("alone")
     run(1, [Job(recipe, folder / name) for name, recipe in trainings(folder).items()], float64=True)
@@ -270,7 +270,7 @@ def test_the_end_of_a_process_is_told_and_the_run_goes_on(tmp_path: Path, number
     [
         ("train.batch=9", "2 processes do not divide the batch of 9 images"),
         ("network.widht=3", "did you mean 'width'"),
-        ("objective=test_train:Two", "trains 2 networks"),
+        ("objective=test_loop:Two", "trains 2 networks"),
     ],
 )
 @pytest.mark.slow

@@ -128,7 +128,7 @@ class Two:
 
 def test_each_network_has_its_optimiser_period_and_average(tmp_path: Path) -> None:
     recipe = replace(
-        tiny("mixture2d-teacher", "objective=test_train:Two"),
+        tiny("mixture2d-teacher", "objective=test_loop:Two"),
         optimizers={"score": OptimizerConfig(lr=1e-2, update_period=3)},
     )
     run = new_run(recipe, tmp_path)
@@ -335,11 +335,11 @@ class Broken:
 def test_nan_is_stopped_before_it_spoils_the_weights(tmp_path: Path, gradient: str) -> None:
     with pytest.raises(UserError) as caught:
         trained(
-            tiny("mixture2d-teacher", "objective=test_train:Broken", f"objective.gradient={gradient}"),
+            tiny("mixture2d-teacher", "objective=test_loop:Broken", f"objective.gradient={gradient}"),
             tmp_path,
         )
     text = str(caught.value)
-    assert "objective 'test_train:Broken'" in text and "at step 6 (image 2" in text and "loss nan" in text
+    assert "objective 'test_loop:Broken'" in text and "at step 6 (image 2" in text and "loss nan" in text
     assert float(text.split("t = ")[1].split(",")[0]) > 1.2
     tensors, state = read_state(sorted((tmp_path / "checkpoints").iterdir())[-1])
     assert state["nimg"] == 192

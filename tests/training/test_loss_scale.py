@@ -98,7 +98,7 @@ def test_an_overflow_skips_the_step(tmp_path: Path) -> None:
 
 def test_each_network_has_a_scale_of_its_own(tmp_path: Path) -> None:
     recipe = replace(
-        tiny("mixture2d-teacher", "objective=test_train:Two", FLOAT16),
+        tiny("mixture2d-teacher", "objective=test_loop:Two", FLOAT16),
         optimizers={"score": OptimizerConfig(lr=1e-2)},
     )
     run = new_run(recipe, tmp_path)
