@@ -96,7 +96,3 @@ def test_the_cards_of_the_shipped_models_are_up_to_date() -> None:
 def test_the_list_of_results_is_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "generate.py"))["results"]()
     assert (ROOT / "results" / "README.md").read_text() == made, "run `make docs`"
-
-
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) < 150

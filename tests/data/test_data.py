@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from trigflow import recipes
 from trigflow.commands import cli
 from trigflow.core import oracles
+from trigflow.core.randomness import SampleRandom
 from trigflow.data import Dataset, exact_teacher, load_data, rows
 from trigflow.data.codecs import IdentityCodec, ImageCodec, VectorCodec
+from trigflow.data.dataset import flipped
 from trigflow.system import files
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
@@ -178,3 +181,28 @@ def test_damaged_headers_and_foreign_members_are_told(tmp_path: Path) -> None:
 def test_too_large_floats_give_no_warning(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not finite"):
         load_data(saved(tmp_path, a=np.full((3, 4), 1e300)))
+
+
+def test_half_of_the_images_are_flipped_the_same_in_any_batch() -> None:
+    x_0 = torch.arange(1000 * 2.0).reshape(1000, 1, 1, 2)
+    seen = flipped(x_0, SampleRandom(3, torch.arange(1000)))
+    turned = (seen == x_0.flip(-1)).all((1, 2, 3))
+    assert 440 < int(turned.sum()) < 560 and torch.equal(seen[~turned], x_0[~turned])
+    parts = [
+        flipped(x_0[i : i + 7], SampleRandom(3, torch.arange(i, min(i + 7, 1000)))) for i in range(0, 1000, 7)
+    ]
+    assert torch.equal(torch.cat(parts), seen)
+
+
+def test_flips_are_an_option_of_images() -> None:
+    assert not load_data("digits").flip
+    plain, flips = load_data("digits"), load_data(Component("digits", {"flip": True}))
+    assert flips.flip and torch.equal(plain.data, flips.data)
+    assert recipes.get("cifar10-teacher").data.options["flip"] is True
+    assert "flip" not in recipes.get("cifar10-small-teacher").data.options
+
+
+def test_flips_of_vectors_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "mixture2d-sct", "data.flip=true", "--out", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert "data.flip = true: " in told and told.count("\n") == 1

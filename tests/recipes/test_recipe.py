@@ -65,7 +65,7 @@ def test_recipes_of_cifar10_can_be_trained_and_built(size: str, tmp_path: Path) 
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(4))
     own, teacher = [f"data={tmp_path / 'images.npz'}"], tmp_path / "teacher"
     if not size:
-        own += ["data.labels=false", "network.channels=16", "network.num_blocks=1"]
+        own += ["data.labels=false", "data.flip=true", "network.channels=16", "network.num_blocks=1"]
     short = ["train.batch=2", "train.total_nimg=2", "sampling.grid_nimg=0", "train.tensorboard=false"]
     train(recipes.get(f"cifar10-{size}teacher", [*own, *short]), teacher, device="cpu", progress=False)
     assert read_card(teacher).num_classes == (4 if size else 0)

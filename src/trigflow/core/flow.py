@@ -85,12 +85,6 @@ def velocity_from_denoised(x_t: Tensor, D: Tensor, t: float | Tensor) -> Tensor:
     return ((cos * x_t - D) / sin.clamp(min=torch.finfo(sin.dtype).eps)).to(x_t.dtype)
 
 
-def velocity_from_noise(x_t: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
-    """velocity = (z - sin(t) x_t) / cos(t), the inverse of `noise`; undetermined at t = pi/2, where it is 0."""
-    cos, sin = _cos_sin(t, x_t)
-    return ((z - sin * x_t) / cos.clamp(min=torch.finfo(cos.dtype).eps)).to(x_t.dtype)
-
-
 def ddim_step(x_t: Tensor, velocity: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
     """From t to s with x_0 and z held: x_s = cos(t - s) x_t - sin(t - s) velocity (sCM, section 4.1)."""
     cos, sin = _cos_sin(expand(t, x_t) - expand(s, x_t), x_t)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
+import torch
+
 from trigflow.core import oracles
 from trigflow.data.collection import Collection, as_collection
 from trigflow.data.dataset import Dataset, labels_like, rows
@@ -61,13 +63,19 @@ TEST_PARTS: dict[str, Callable[[Path], bool]] = {
 def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
     """The data set of a recipe; the path of a file or folder in one of the formats is one, too (docs/data.md).
 
-    Besides its own options, every data set has `labels`: false leaves them out, for a model without classes.
+    Besides its own options, every data set has `labels`: false leaves them out, for a model without classes; and images
+    have `flip`: true shows a training each image flipped left-right with probability 1/2.
 
     Raises:
-        UserError: unknown name, missing or foreign file.
+        UserError: unknown name, missing or foreign file, flips of what is no image.
     """
-    named, keep_labels = _and_labels(_named(data))
+    named, keep_labels, flip = _and_shared(_named(data))
     dataset: Dataset = build(named, DATASETS, "data", sigma_data=sigma_data)
+    if flip and dataset.data.dtype != torch.uint8:
+        raise UserError(
+            f"data.flip = true: {dataset.name} holds no images but latents or vectors; leave it out"
+        )
+    dataset = replace(dataset, flip=flip)
     return dataset if keep_labels else replace(dataset, labels=None, num_classes=0)
 
 
@@ -80,16 +88,17 @@ def load_collection(data: Component | str) -> Collection:
     data = _named(data)
     if data.name not in COLLECTIONS:
         return as_collection(load_data(data))
-    named, keep_labels = _and_labels(data)
+    named, keep_labels, _ = _and_shared(data)
     collection: Collection = build(named, COLLECTIONS, "data")
     return collection if keep_labels else replace(collection, labels=None, num_classes=0, classes=())
 
 
-def _and_labels(data: Component) -> tuple[Component, bool]:
-    """Without the option that all data sets have, and that: whether labels are kept."""
+def _and_shared(data: Component) -> tuple[Component, bool, bool]:
+    """Without the options that all data sets have, and these: whether labels are kept, and images flipped."""
     options = dict(data.options)
     keep_labels = validate(bool, options.pop("labels", True), "data.labels")
-    return Component(data.name, options), keep_labels
+    flip = validate(bool, options.pop("flip", False), "data.flip")
+    return Component(data.name, options), keep_labels, flip
 
 
 def held_out_part(data: Component | str) -> Component | None:

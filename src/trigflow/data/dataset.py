@@ -30,6 +30,7 @@ class Dataset:
         spread: of the shape of `data`, where that holds means of normal distributions: their standard deviations. Then
             each look at a sample draws it anew.
         decoder: makes images of latents; None for data that is as people see it.
+        flip: a training sees each image flipped left-right with probability 1/2, see `flipped`.
 
     Raises:
         UserError: no data, or labels that do not fit it.
@@ -44,6 +45,7 @@ class Dataset:
     mapped: bool = False
     spread: Tensor | None = None
     decoder: Decoder | None = None
+    flip: bool = False
 
     def __post_init__(self) -> None:
         if len(self.data) == 0:
@@ -125,6 +127,12 @@ def rows(seed: int, first: int, count: int, size: int) -> Tensor:
         parts.append(_permutation(seed, epoch, size)[offset : offset + taken])
         first, count = first + taken, count - taken
     return torch.cat(parts)
+
+
+def flipped(x_0: Tensor, random: SampleRandom) -> Tensor:
+    """Each image (B, C, H, W) left-right or as it is, with probability 1/2: EDM's flips."""
+    chosen = random.uniform("flip", (1, 1, 1)) < 0.5
+    return torch.where(chosen, x_0.flip(-1), x_0)
 
 
 def labels_like(dataset: Dataset, num: int, seed: int) -> Tensor | None:

@@ -46,11 +46,6 @@ def gamma_from_std(ema_std: float) -> float:
     return float(roots[np.abs(roots.imag) < 1e-6].real.max())
 
 
-def std_from_gamma(gamma: float) -> float:
-    """Relative standard deviation of the profile t^gamma (equation 123)."""
-    return float((gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5))
-
-
 def power_beta(gamma: float, nimg: int, batch: int) -> float:
     """beta = (1 - 1/t)^(gamma + 1), with the time t counted in steps of the batch (equation 127)."""
     return float((1 - batch / nimg) ** (gamma + 1))

@@ -12,6 +12,7 @@ from torch import Tensor
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import rows
+from trigflow.data.dataset import flipped
 from trigflow.models.card import ModelCard
 from trigflow.models.storage import read_card, save_model
 from trigflow.networks.blocks import checkpoint_blocks
@@ -308,6 +309,7 @@ class Run:
         chosen = rows(config.seed, first, size, len(dataset.data)).to(self.device)
         random = SampleRandom(config.seed, torch.arange(first, first + size, device=self.device))
         x_0 = dataset.encoded(chosen, self.device, random)
+        x_0 = flipped(x_0, random) if dataset.flip else x_0
         if dataset.labels is None:
             return Batch(x_0, {}, config.batch), random
         labels = dataset.labels[chosen]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trigflow.data.collection import Collection, Read, gathered
 from trigflow.data.dataset import Dataset
+from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import (
     MOST_BYTES,
     SUFFIXES,
@@ -72,15 +73,9 @@ def _is_image(name: str) -> bool:
 
 @contextlib.contextmanager
 def _opened(source: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            yield archive
-    except UserError:
-        raise
-    except _DAMAGE:
-        raise UserError(f"{source} is no zip archive that can be read: it is damaged or foreign") from None
-    except OSError as error:
-        raise UserError(f"cannot read {source}: {error.strerror or error}") from None
+    complaint = f"{source} is no zip archive that can be read: it is damaged or foreign"
+    with damage_told(source, complaint, _DAMAGE), zipfile.ZipFile(source) as archive:
+        yield archive
 
 
 def _entries(source: Path, names: list[str]) -> Iterator[tuple[str, Read]]:

@@ -16,6 +16,7 @@ from trigflow.data.cache import is_large, mapped
 from trigflow.data.codecs import VectorCodec
 from trigflow.data.collection import Collection, gathered, of_pixels
 from trigflow.data.dataset import Dataset
+from trigflow.data.formats.damage import damage_told
 from trigflow.system.errors import UserError, did_you_mean
 from trigflow.system.files import is_bomb
 
@@ -119,24 +120,14 @@ def _read(path: Path, key: str, label_key: str) -> tuple[np.ndarray, np.ndarray 
     """The data and the labels, if any."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    try:
-        with path.open("rb") as file:
-            if path.suffix == ".npy" and is_large(path.stat().st_size):
-                return mapped(path), None
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded, None
-            return _members(path, loaded, key, label_key)
-    except UserError:  # is a ValueError
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except _DAMAGE:
-        raise _no_numpy_file(path) from None
-
-
-def _no_numpy_file(path: Path) -> UserError:
-    return UserError(f"{path} is no NumPy file (.npy or .npz of plain numbers): it is damaged or foreign")
+    complaint = f"{path} is no NumPy file (.npy or .npz of plain numbers): it is damaged or foreign"
+    with damage_told(path, complaint, _DAMAGE), path.open("rb") as file:
+        if path.suffix == ".npy" and is_large(path.stat().st_size):
+            return mapped(path), None
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None
+        return _members(path, loaded, key, label_key)
 
 
 def _members(
@@ -152,7 +143,7 @@ def _members(
     key = _key(path, [name for name in archive.files if name != label_key], key)
     data, labels = archive[key], archive[label_key] if label_key in archive.files else None
     if not isinstance(data, np.ndarray) or not isinstance(labels, np.ndarray | None):
-        raise _no_numpy_file(path)
+        raise ValueError("a member is no array")
     return data, labels
 
 

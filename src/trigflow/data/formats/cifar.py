@@ -13,7 +13,7 @@ import torch
 from trigflow.data.collection import Collection, gathered, of_pixels
 from trigflow.data.dataset import Dataset
 from trigflow.system.errors import UserError
-from trigflow.system.files import must_be_regular
+from trigflow.system.files import clear_os_errors, must_be_regular
 
 MOST_BYTES = 2**28  # of one batch; the real ones have 31 MB
 _CLASSES = 10
@@ -84,14 +84,12 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _unpickled(path: Path) -> Any:
     must_be_regular(path)
-    try:
+    with clear_os_errors("read", path):
+        if not path.exists():
+            raise UserError(f"{path.parent} holds no {path.name}: give the folder cifar-10-batches-py")
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than a batch of CIFAR-10: it is foreign")
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} holds no {path.name}: give the folder cifar-10-batches-py") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     try:
         return _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # whatever a damaged pickle makes the unpickler do

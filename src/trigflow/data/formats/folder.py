@@ -14,6 +14,7 @@ from trigflow.data.collection import Collection, Read, file_content, gathered
 from trigflow.data.dataset import Dataset
 from trigflow.data.formats.picture import SUFFIXES, decoded, is_picture
 from trigflow.system.errors import UserError
+from trigflow.system.files import clear_os_errors
 
 _SPLITS = {"train", "training", "test", "val", "valid", "validation"}
 
@@ -42,13 +43,11 @@ def folder_images(path: str) -> Collection:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    try:
+    with clear_os_errors("read", folder):
         flat = [folder / name for name in sorted(os.listdir(folder)) if is_picture(name)]
         classes = {} if flat else _classes(folder)
         if flat and any(is_picture(name) for inner in _folders(folder) for name in os.listdir(inner)):
             raise UserError(f"{folder} holds pictures and folders of pictures: give one or the other")
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror or error}") from None
     files = flat or [file for members in classes.values() for file in members]
     if not files:
         raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")

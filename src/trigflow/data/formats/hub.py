@@ -14,6 +14,7 @@ import numpy as np
 
 from trigflow.data.collection import Collection, Read, class_labels, gathered
 from trigflow.data.dataset import Dataset
+from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import MOST_BYTES, DamagedPicture, decoded
 from trigflow.system.errors import UserError, did_you_mean
 from trigflow.system.files import must_be_regular
@@ -71,7 +72,7 @@ def table_images(
     """
     files = _download(path.removeprefix(HUB), split) if path.startswith(HUB) else _local(Path(path), split)
     schema = _schema(files[0])
-    with _damage_told(files[0]):  # names may be no UTF-8
+    with _opened(files[0]):  # names may be no UTF-8
         image_key = _image_column(path, schema, image_key)
         label = _label_column(path, schema, label_key)
     _check_columns(files, schema, [image_key, *([label] if label else [])])
@@ -183,12 +184,6 @@ def _pyarrow(path: Path) -> Any:
     return pyarrow
 
 
-def _foreign(path: Path, error: Exception) -> UserError:
-    if isinstance(error, OSError) and error.strerror:
-        return UserError(f"cannot read {path}: {error.strerror}")
-    return UserError(f"{path} is no {path.suffix or 'Arrow'} file of a data set: it is damaged or foreign")
-
-
 def _stream(pa: Any, path: Path) -> Any:
     """`save_to_disk` writes streams, other writers files."""
     try:
@@ -201,20 +196,17 @@ def _stream(pa: Any, path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _damage_told(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[Any]:
     """pyarrow, whose complaints about the file become one line."""
     pa = _pyarrow(path)
     must_be_regular(path)
-    try:
+    complaint = f"{path} is no {path.suffix or 'Arrow'} file of a data set: it is damaged or foreign"
+    with damage_told(path, complaint, (pa.ArrowException, *_DAMAGE)):
         yield pa
-    except UserError:  # is a ValueError
-        raise
-    except (pa.ArrowException, *_DAMAGE) as error:
-        raise _foreign(path, error) from None
 
 
 def _schema(path: Path) -> Any:
-    with _damage_told(path) as pa:
+    with _opened(path) as pa:
         schema = pa.parquet.read_schema(path) if path.suffix == ".parquet" else _stream(pa, path).schema
         if len(set(schema.names)) < len(schema.names):
             raise UserError(f"{path} has two columns of one name: {schema.names}")
@@ -223,7 +215,7 @@ def _schema(path: Path) -> Any:
 
 def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
     """The rows of a file, some at a time, of these columns."""
-    with _damage_told(path) as pa:
+    with _opened(path) as pa:
         if path.suffix == ".parquet":
             with pa.parquet.ParquetFile(path) as file:
                 yield from file.iter_batches(_ROWS, columns=columns)
@@ -238,7 +230,7 @@ def _values(path: Path, key: str) -> Iterator[Any]:
     pyarrow believes the offsets that a file holds: those of a damaged one would be read wherever they lead, unless they
     are looked over before.
     """
-    with _damage_told(path):
+    with _opened(path):
         for batch in _batches(path, [key]):
             batch.validate(full=True)
             for first in range(0, batch.num_rows, _ROWS):
@@ -248,7 +240,7 @@ def _values(path: Path, key: str) -> Iterator[Any]:
 def _count(path: Path) -> int:
     if path.suffix != ".parquet":
         return sum(batch.num_rows for batch in _batches(path, []))
-    with _damage_told(path) as pa:
+    with _opened(path) as pa:
         return int(pa.parquet.read_metadata(path).num_rows)
 
 

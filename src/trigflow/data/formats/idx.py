@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import math
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
@@ -16,6 +14,7 @@ import torch
 
 from trigflow.data.collection import Collection, gathered, of_pixels
 from trigflow.data.dataset import Dataset
+from trigflow.data.formats.damage import damage_told
 from trigflow.system.errors import UserError
 from trigflow.system.files import is_bomb
 
@@ -76,7 +75,8 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
         UserError: it cannot be read, is damaged (truncated, or longer than it says) or no such file.
     """
     start = 4 + 4 * rank
-    with _told(path), _opened(path) as file:
+    complaint = f"{path} is damaged: it cannot be decompressed"
+    with damage_told(path, complaint, (EOFError, zlib.error, gzip.BadGzipFile)), _opened(path) as file:
         head = file.read(start)
         if head[:4] != bytes([0, 0, _UINT8, rank]) or len(head) < start:
             raise UserError(
@@ -96,16 +96,6 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
 def _opened(path: Path) -> BinaryIO:
     """The bytes, decompressed while they are read."""
     return cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise UserError(f"{path} is damaged: it cannot be decompressed") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def has_test_part(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from trigflow.data.formats.hub import HUB
 from trigflow.data.formats.picture import SUFFIXES, is_picture
 from trigflow.system.errors import UserError
+from trigflow.system.files import clear_os_errors
 
 _FILES = {
     ".npy": "arrays",
@@ -49,7 +50,7 @@ def recognised(name: str) -> tuple[str, str] | None:
 
 
 def _folder(folder: Path) -> str:
-    try:
+    with clear_os_errors("read", folder):
         names = sorted(os.listdir(folder))
         inner = [entry for name in names if not name.startswith(".") and (entry := folder / name).is_dir()]
         for kind, ours in _CHECKS.items():
@@ -61,8 +62,6 @@ def _folder(folder: Path) -> str:
             return "huggingface"
         if any(is_picture(name) for entry in inner for name in _deep(entry)):
             return "image_folder"
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror or error}") from None
     raise UserError(f"{folder} holds no data that is known; a folder may hold {FOLDERS}")
 
 

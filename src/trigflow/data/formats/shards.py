@@ -16,6 +16,7 @@ import numpy as np
 
 from trigflow.data.collection import Collection, Read, class_labels, gathered
 from trigflow.data.dataset import Dataset
+from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, is_picture
 from trigflow.system.errors import UserError
 from trigflow.system.files import clear_os_errors, must_be_regular
@@ -118,30 +119,21 @@ def _matches(name: str) -> list[Path]:
 def _index(shard: Path) -> list[_Sample]:
     """The samples of a shard; only the headers and the labels are read."""
     must_be_regular(shard)
-    try:
+    complaint = f"{shard} is no whole tar file: it is damaged, compressed or foreign"
+    with damage_told(shard, complaint, (tarfile.TarError, EOFError, ValueError, OverflowError)):
         with shard.open("rb") as file:
             file.seek(0, 2)
             if file.tell() < 2 * _BLOCK or file.tell() % _BLOCK:
-                raise _foreign(shard)
+                raise EOFError
             file.seek(-_BLOCK, 2)
             # tarfile takes a shard that was cut between two members for a whole one.
             if any(file.read(_BLOCK)):
-                raise _foreign(shard)
+                raise EOFError
         with tarfile.open(shard, "r:") as archive:
             members = (member for member in archive if member.isreg() and not member.issparse())
             groups = itertools.groupby(members, key=lambda member: _split(member.name)[0])
             found = [_sample(shard, archive, key, list(group)) for key, group in groups]
-    except UserError:  # is a ValueError
-        raise
-    except (tarfile.TarError, EOFError, ValueError, OverflowError):
-        raise _foreign(shard) from None
-    except OSError as error:
-        raise UserError(f"cannot read {shard}: {error.strerror or error}") from None
     return [sample for sample in found if sample is not None]
-
-
-def _foreign(shard: Path) -> UserError:
-    return UserError(f"{shard} is no whole tar file: it is damaged, compressed or foreign")
 
 
 def _split(name: str) -> tuple[str, str]:

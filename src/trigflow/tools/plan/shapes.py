@@ -31,6 +31,7 @@ def sample_shape(recipe: Recipe) -> Shape:
     """
     options = dict(recipe.data.options)
     labelled = bool(options.pop("labels", True))
+    options.pop("flip", None)
     data_shape, num_classes = _known(recipe, options) or _looked_at(Component(recipe.data.name, options))
     return data_shape, num_classes if labelled else 0
 
@@ -41,7 +42,7 @@ def _known(recipe: Recipe, options: dict[str, object]) -> Shape | None:
     if recipe.name not in RECIPES or prefix not in SHAPES:
         return None
     own = RECIPES[recipe.name]().data
-    own_options = {key: value for key, value in own.options.items() if key != "labels"}
+    own_options = {key: value for key, value in own.options.items() if key not in ("labels", "flip")}
     return SHAPES[prefix] if (own.name, own_options) == (recipe.data.name, options) else None
 
 
