@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trigflow.core.flow import expand
 from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.samplers import SamplingPlan
 from trigflow.data.codecs import IdentityCodec, codec_to_json
 from trigflow.models.card import ModelCard
 from trigflow.models.model import Model
@@ -50,6 +51,13 @@ class Student(GaussianNetwork):
         sd = (t.cos() ** 2 * S_0**2 + t.sin() ** 2 * SIGMA_DATA**2).sqrt()
         f = mean + (x_t - t.cos() * mean) * S_0 / sd
         return (t.cos() * x_t - f) / (t.sin() * SIGMA_DATA)
+
+
+def nfe_of(model: Model, plan: SamplingPlan) -> int:
+    """Evaluations of the network, counted while two batches are drawn."""
+    counter = model.counter()
+    assert len(list(model.sample_batches(3, plan, batch=2, counter=counter))) == 2
+    return counter.nfe
 
 
 def gaussian_model(kind: type[GaussianNetwork], num_classes: int = 0, **sampling: Any) -> Model:

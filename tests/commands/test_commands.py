@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from conftest import TINY
 from PIL import Image
 
 from trigflow.commands import cli
+from trigflow.core.precond import TrigFlowPrecond
 from trigflow.models.model import load
 from trigflow.tools import demo
 from trigflow.training.progress import counted
@@ -110,6 +113,25 @@ def test_sample_in_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[
     samples = np.load(out)
     assert np.array_equal(samples, model.in_precision("bfloat16").sample(4).numpy())
     assert not np.array_equal(samples, model.sample(4).numpy())
+
+
+def test_sample_counts_the_evaluations_of_the_samples_that_it_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sample of digits-teacher: Heun's 63 calls of the network, and no others to count them."""
+    calls, forward = [], TrigFlowPrecond.forward
+
+    def seen(*args: Any, **cond: Any) -> torch.Tensor:
+        calls.append(args)
+        return forward(*args, **cond)
+
+    monkeypatch.setattr(TrigFlowPrecond, "forward", seen)
+    for num in (1, 300):
+        calls.clear()
+        out = tmp_path / f"{num}.npy"
+        shown = run(capsys, "sample", "digits-teacher", "--num", num, "--out", out, "--device", "cpu")
+        assert len(calls) == 63 * math.ceil(num / 256)
+        assert "63 evaluations each" in shown
 
 
 def test_sample_of_a_teacher_counts_guided_evaluations(

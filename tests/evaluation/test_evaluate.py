@@ -107,6 +107,20 @@ def test_the_same_call_gives_the_same_scores_at_any_batch() -> None:
     assert one["students"][0]["fds"][0] != one["students"][0]["fds"][1]
 
 
+def test_evaluations_are_counted_while_the_samples_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of Heun's 63 calls of the network, and no others."""
+    calls, forward = [], Teacher.forward
+
+    def seen(*args: Any, **cond: Any) -> torch.Tensor:
+        calls.append(args)
+        return forward(*args, **cond)
+
+    monkeypatch.setattr(Teacher, "forward", seen)
+    trial = new_trial(gaussian_data(), load_features("pixels"), num=20, seeds=1, batch=10)
+    (scores,) = score_all(trial, [contender(gaussian_model(Teacher), None, None)], progress=False)
+    assert len(calls) == 2 * 63 and scores.nfe == 63
+
+
 def test_labels_follow_the_data() -> None:
     data, model = gaussian_data(num_classes=2), gaussian_model(Student, num_classes=2)
     trial = new_trial(data, load_features("pixels"), num=4000, seeds=1, batch=1000)
@@ -289,10 +303,17 @@ def test_files_of_others_are_left_alone(student_folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", '{"fd": 1.0}', '{"fd": 1, "kernel": 1.0}', '{"fd": 1.0, "kernel": 1.0, "recall": 1.0}']
+    "content",
+    [
+        "[]",
+        '{"fd": 1.0}',
+        '{"fd": 1, "kernel": 1.0, "nfe": 1.0}',
+        '{"fd": 1.0, "kernel": 1.0}',
+        '{"fd": 1.0, "kernel": 1.0, "nfe": 1.0, "recall": 1.0}',
+    ],
 )
 def test_scores_that_are_not_whole_are_measured_again(content: str, tmp_path: Path) -> None:
-    numbers = {"fd": 2.0, "kernel": 3.0}
+    numbers = {"fd": 2.0, "kernel": 3.0, "nfe": 2.0}
     assert cached_scores(tmp_path, "key", 0, lambda: numbers) == (numbers, False)
     assert cached_scores(tmp_path, "key", 0, lambda: {}) == (numbers, True)
     (file,) = tmp_path.iterdir()

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from gaussian_models import S_0, SIGMA_DATA, GaussianNetwork, Student, Teacher, gaussian_model
+from gaussian_models import S_0, SIGMA_DATA, GaussianNetwork, Student, Teacher, gaussian_model, nfe_of
 from torch import nn
 
 from trigflow import recipes
-from trigflow.core.samplers import consistency_times
+from trigflow.core.samplers import consistency_times, count_nfe
 from trigflow.data.codecs import IdentityCodec
 from trigflow.evaluation.metrics import label_agreement, load_features
 from trigflow.models.model import Model, load
@@ -71,10 +71,19 @@ def test_guidance_goes_beyond_the_condition() -> None:
 
 def test_evaluations_are_counted() -> None:
     student, teacher = gaussian_model(Student), gaussian_model(Teacher, num_classes=2)
-    assert [student.count_nfe(student.plan(steps)) for steps in (1, 2, 4)] == [1, 2, 4]
-    assert teacher.count_nfe(teacher.plan()) == 63
-    assert teacher.count_nfe(teacher.plan(guidance_scale=1.5)) == 126
-    assert teacher.count_nfe(teacher.plan(5, sampler="ddim")) == 5
+    assert [nfe_of(student, student.plan(steps)) for steps in (1, 2, 4)] == [1, 2, 4]
+    assert nfe_of(teacher, teacher.plan()) == 63
+    assert nfe_of(teacher, teacher.plan(guidance_scale=1.5)) == 126
+    assert nfe_of(teacher, teacher.plan(5, sampler="ddim")) == 5
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
+def test_evaluations_are_known_where_nothing_is_drawn(sampler: str, guidance_scale: float) -> None:
+    """What a teacher's samples cost a training, told without a call of its network."""
+    teacher = gaussian_model(Teacher, num_classes=2)
+    plan = teacher.plan(7, guidance_scale, sampler)
+    assert count_nfe(plan) == nfe_of(teacher, plan)
 
 
 def test_trajectory_is_the_path_of_the_sample() -> None:
@@ -211,7 +220,7 @@ def test_shipped_models_draw_digits(name: str, device: torch.device) -> None:
     assert samples.shape == (20, 1, side, side) and samples.dtype == torch.uint8
     assert model.is_student == (not name.endswith("-teacher"))
     nfe = {"digits-teacher": 63, "mnist-teacher": 2 * 63}  # MNIST's is guided
-    assert model.count_nfe(model.plan()) == nfe.get(name, 2)
+    assert nfe_of(model, model.plan()) == nfe.get(name, 2)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

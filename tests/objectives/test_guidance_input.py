@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gaussian_models import S_0, SIGMA_DATA, GaussianNetwork, Student, Teacher, gaussian_model
+from gaussian_models import S_0, SIGMA_DATA, GaussianNetwork, Student, Teacher, gaussian_model, nfe_of
 from pydantic import ValidationError
 from test_networks import CASES, B, build, inputs
 from torch import Tensor, nn
@@ -252,7 +252,7 @@ def test_the_scale_reaches_the_samples_at_no_cost(scale: float) -> None:
     assert samples.mean().item() == pytest.approx(scale, abs=0.02)
     ends = teacher.sample(50, steps=256, labels=1, guidance_scale=scale)
     assert torch.allclose(samples[:50], ends, atol=1e-3 * (1 + scale))
-    assert [student.count_nfe(student.plan(n, scale)) for n in (1, 2, 4)] == [1, 2, 4]
+    assert [nfe_of(student, student.plan(n, scale)) for n in (1, 2, 4)] == [1, 2, 4]
 
 
 def test_the_default_is_the_cards_and_the_range_is_kept() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from gaussian_models import nfe_of
 from torch import Tensor
 
 from trigflow import recipes
@@ -92,7 +93,7 @@ def test_from_a_teacher_with_dropped_labels_to_a_student_of_all_scales(name: str
     scales = [torch.full((3,), scale) for scale in (1.0, 2.0)]
     low, high = (student.precond(x, t, labels=labels, guidance=scale) for scale in scales)
     assert (low - high).square().mean().sqrt() > 1e-4 * low.square().mean().sqrt()
-    assert student.count_nfe(student.plan(2, 2.0)) == 2
+    assert nfe_of(student, student.plan(2, 2.0)) == 2
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -141,7 +142,7 @@ def test_synthetic_data_has_all_scales(teacher_folder: Path, tmp_path: Path) -> 
 def test_what_a_student_cost(teacher_folder: Path, tmp_path: Path) -> None:
     student = load(trained(student_recipe(teacher_folder, "train.synthetic=20"), tmp_path / "run"), "cpu")
     teacher = load(teacher_folder, "cpu")
-    guided = teacher.count_nfe(teacher.plan(guidance_scale=2.0))
+    guided = nfe_of(teacher, teacher.plan(guidance_scale=2.0))
     assert training_forwards(student, teacher) == 320 * 6 + 20 * guided
     assert forward_flops(student) > forward_flops(teacher)
 
@@ -247,11 +248,11 @@ def test_sampling_with_a_guide_is_the_formula(teacher_folder: Path, weak_folder:
     x, t, labels = torch.randn(3, 1, 8, 8), torch.linspace(0.1, 1.5, 3), torch.arange(3)
     strong, weak = (one.precond.velocity(x, t, labels=labels) for one in (model, guide))
     torch.testing.assert_close(both.velocity(3.0)(x, t, labels=labels), weak + 3 * (strong - weak))
-    nfe = model.count_nfe(model.plan(guidance_scale=1.0))
-    assert both.count_nfe(both.plan(guidance_scale=3.0)) == 2 * nfe
+    nfe = nfe_of(model, model.plan(guidance_scale=1.0))
+    assert nfe_of(both, both.plan(guidance_scale=3.0)) == 2 * nfe
     assert torch.equal(both.sample(4, guidance_scale=1.0), model.sample(4, guidance_scale=1.0))
     mean = (model.num_parameters + guide.num_parameters) / 2 / 1e9
-    assert contender(both, None, 3.0).esc == pytest.approx(mean * 2 * nfe)
+    assert contender(both, None, 3.0).esc(2 * nfe) == pytest.approx(mean * 2 * nfe)
     keys = {contender_key("data", one, model.plan(), 8) for one in (model, both, guide)}
     assert len(keys) == 3, "scores that are kept know their guide"
 

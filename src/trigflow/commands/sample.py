@@ -92,14 +92,16 @@ def _sample(args: argparse.Namespace, world: World) -> int:
     if args.guide is not None and plan.guidance_scale == 1:
         raise UserError(f"--guide {args.guide}: a guidance scale of 1 is none; give --guidance-scale")
     labels = model.labels(args.num, args.labels)
-    batches = model.sample_batches(args.num, plan, labels, args.seed, latents=args.latents, world=world)
+    counter = model.counter()
+    batches = model.sample_batches(
+        args.num, plan, labels, args.seed, latents=args.latents, world=world, counter=counter
+    )
     samples = torch.cat(list(counted(batches, args.num, "samples", progress=world.is_main)))
     if world.is_main:
         make_folder(args.out.parent)
         _write(samples, labels, args.out)
         print(
-            f"{args.out}: {args.num} samples, {plan.sampler}, {plan.steps} steps, {model.count_nfe(plan)} evaluations "
-            "each"
+            f"{args.out}: {args.num} samples, {plan.sampler}, {plan.steps} steps, {counter.nfe} evaluations each"
         )
     return 0
 

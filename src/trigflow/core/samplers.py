@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Protocol
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trigflow.core import flow
+from trigflow.core.guidance import guided
 from trigflow.system.errors import UserError, did_you_mean
 
 # velocity(x_t (B, ...), t (B,)) -> dx_t/dt, of the shape of x_t.
@@ -279,6 +281,21 @@ def sample(
         ts = consistency_times(steps, sigma_data, t_mid)
         return sample_consistency(velocity, x_T, ts, noise, sigma_data, on_step)
     return SAMPLERS[sampler](velocity, x_T, edm_times(steps, sigma_data), on_step)
+
+
+def count_nfe(plan: SamplingPlan) -> int:
+    """Evaluations that a sample would take: the sampler walks along a velocity of zero, and no network is called.
+
+    Where samples are drawn, `CountNFE` counts them.
+
+    Raises:
+        UserError: as `sample`, `guided`.
+    """
+    counter = CountNFE(lambda x_t, t, **_: torch.zeros_like(x_t))
+    labels, still = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1)
+    velocity = partial(guided(counter, plan.guidance_scale, null_label=1), labels=labels)
+    sample(plan.sampler, velocity, still, plan.steps, noise=lambda step: still, sigma_data=0.5)
+    return counter.nfe
 
 
 # Parts

@@ -27,7 +27,7 @@ from trigflow.system.version import __version__
 
 Numbers = dict[str, float]
 SCORES = "scores"  # the folder, within that of the report
-_NEEDED = {"fd", "kernel"}  # of every score
+_NEEDED = {"fd", "kernel", "nfe"}  # of every score
 _OURS = re.compile(r"[0-9a-f]{32}\.json")
 
 

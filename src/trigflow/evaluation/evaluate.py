@@ -139,7 +139,7 @@ def _reported(
     report = _measure(trial, model, *contenders, scores, real_test)
     report["notes"] = notes + reference_notes(model, trial.dataset) + _notes(trial)
     if kept is not None:
-        write_report(report, _panels(everyone), kept.parent)
+        write_report(report, _panels(everyone, scores), kept.parent)
     return report
 
 
@@ -345,7 +345,7 @@ def _flow_map_error(trial: Trial, one: Contender) -> dict[str, float]:
     return FlowMapError.measure(oracle, shape, sigma_data, trial.num, model.device)(model.precond.denoised)
 
 
-def _panels(contenders: Sequence[Contender]) -> dict[str, Tensor]:
+def _panels(contenders: Sequence[Contender], scores: Sequence[Scores]) -> dict[str, Tensor]:
     """Samples of every contender from the same noises and labels (all classes in turn); none that cannot be drawn."""
     shape = contenders[0].model.sample_shape
     if not drawable(shape):
@@ -353,8 +353,8 @@ def _panels(contenders: Sequence[Contender]) -> dict[str, Tensor]:
     vectors = len(shape) == 1
     n = SCATTER_SAMPLES if vectors else GRID_SAMPLES
     return {
-        f"{one.model.name}: {in_steps(one.plan.steps)}, {one.nfe} NFE": torch.cat(
+        f"{one.model.name}: {in_steps(one.plan.steps)}, {own.nfe} NFE": torch.cat(
             list(one.model.sample_batches(n, one.plan))
         )
-        for one in contenders
+        for one, own in zip(contenders, scores, strict=True)
     }

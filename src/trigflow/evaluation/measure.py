@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.core.samplers import SamplingPlan
+from trigflow.core.samplers import CountNFE, SamplingPlan
 from trigflow.data import Dataset, labels_like
 from trigflow.evaluation.cached_scores import Numbers, cached_scores, contender_key
 from trigflow.evaluation.metrics.diversity import classifier_score
@@ -39,26 +39,22 @@ class Contender:
 
     Attributes:
         model, plan: what is sampled, and how.
-        nfe: evaluations of the network for a sample, counted.
     """
 
     model: Model
     plan: SamplingPlan
-    nfe: int
 
-    @property
-    def esc(self) -> float:
+    def esc(self, nfe: int) -> float:
         """Effective sampling compute: billions of parameters x evaluations a sample (arXiv 2410.11081, figure 1)."""
         sizes = [self.model.num_parameters]
         if self.model.guide is not None and self.plan.guidance_scale != 1:
             sizes.append(self.model.guide.num_parameters)  # half of the evaluations are the guide's
-        return sum(sizes) / len(sizes) / 1e9 * self.nfe
+        return sum(sizes) / len(sizes) / 1e9 * nfe
 
 
 def contender(model: Model, steps: int | None, guidance_scale: float | None) -> Contender:
     """A model sampled in so many steps; what is None is as its card says."""
-    plan = model.plan(steps, guidance_scale)
-    return Contender(model, plan, model.count_nfe(plan))
+    return Contender(model, model.plan(steps, guidance_scale))
 
 
 @dataclass(frozen=True)
@@ -127,14 +123,21 @@ class Scores:
         diversities: classifier scores; empty where the features know no classes.
         agreements: shares of samples that the classifier gives their label; empty where there are no classes.
         sliced: sliced Wasserstein distances of points (D,) to as many of the data; empty for images.
+        nfes: evaluations of the network for a sample, counted while they were drawn; empty for real data.
     """
 
-    fds: list[float]
-    kernels: list[float]
-    neighbours: list[PrecisionRecall]
-    diversities: list[float]
-    agreements: list[float]
-    sliced: list[float]
+    fds: list[float] = field(default_factory=list)
+    kernels: list[float] = field(default_factory=list)
+    neighbours: list[PrecisionRecall] = field(default_factory=list)
+    diversities: list[float] = field(default_factory=list)
+    agreements: list[float] = field(default_factory=list)
+    sliced: list[float] = field(default_factory=list)
+    nfes: list[int] = field(default_factory=list)
+
+    @property
+    def nfe(self) -> int:
+        """Of a sample, the same for all seeds."""
+        return self.nfes[0]
 
     def add(self, numbers: Numbers) -> None:
         """The scores of one more seed."""
@@ -148,6 +151,7 @@ class Scores:
             ("sliced", self.sliced),
         ):
             values.extend([numbers[name]] if name in numbers else [])
+        self.nfes.extend([int(numbers["nfe"])] if "nfe" in numbers else [])
 
 
 def must_be_held_out(held_out: Dataset, dataset: Dataset) -> None:
@@ -176,7 +180,7 @@ def score_held_out(trial: Trial, held_out: Dataset, progress: bool = False) -> S
         trial, found.some
     )
     known = {"diversity": found.diversity, "agreement": found.agreement}
-    scores = Scores([], [], [], [], [], [])
+    scores = Scores()
     scores.add(numbers | {name: value for name, value in known.items() if value is not None})
     return scores
 
@@ -188,7 +192,7 @@ def score_all(
     folder: Path | None = None,
     world: World = SINGLE_PROCESS,
 ) -> list[Scores]:
-    """Scores of each contender over all seeds; the bar counts network evaluations, so its rate is even.
+    """Scores of each contender over all seeds; the bar counts the steps of all samples.
 
     Args:
         trial: what they are compared with.
@@ -197,36 +201,37 @@ def score_all(
         folder: exists; keeps the scores of every seed, and those that it has are not measured again.
         world: processes that all draw samples; the first scores them, those of the others are nothing.
     """
-    total = sum(one.nfe for one in contenders) * trial.num * trial.seeds
+    total = sum(one.plan.steps for one in contenders) * trial.num * trial.seeds
     trial_key = (
         reference_key(trial.dataset, trial.features, SPLITS) if folder and trial.features.identity else ""
     )
-    with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=not progress) as bar:
+    with tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress) as bar:
         return [_score(trial, one, bar, folder, trial_key, world) for one in contenders]
 
 
 def _score(
     trial: Trial, one: Contender, bar: tqdm[Any], folder: Path | None, trial_key: str, world: World
 ) -> Scores:
-    bar.set_description(f"{one.model.name}, {one.nfe} NFE")
+    bar.set_description(f"{one.model.name}, {one.plan.sampler}, steps {one.plan.steps}")
     key = contender_key(trial_key, one.model, one.plan, trial.num) if folder else None
-    scores = Scores([], [], [], [], [], [])
+    scores = Scores()
     for seed in range(trial.seeds):
         measure = partial(_score_seed, trial, one, seed, bar, world)
         numbers, was_kept = cached_scores(folder, key, seed, measure, world)
         if world.is_main:
             scores.add(numbers)
-        bar.update(one.nfe * trial.num if was_kept else 0)
+        bar.update(one.plan.steps * trial.num if was_kept else 0)
     return scores
 
 
 def _score_seed(trial: Trial, one: Contender, seed: int, bar: tqdm[Any], world: World) -> Numbers:
     labels = draw_labels(trial, one.model, seed)
-    samples, features = _generate(trial, one, seed, labels, bar, world)
+    counter = one.model.counter()
+    samples, features = _generate(trial, one, seed, labels, bar, world, counter)
     numbers: Numbers = {}
     with world.together():
         if world.is_main:
-            numbers = _numbers(trial, samples, features, labels, seed)
+            numbers = _numbers(trial, samples, features, labels, seed) | {"nfe": float(counter.nfe)}
     return numbers
 
 
@@ -253,15 +258,23 @@ def _compare_pairs(trial: Trial, few: Tensor) -> Numbers:
 
 
 def _generate(
-    trial: Trial, one: Contender, seed: int, labels: Tensor | None, bar: tqdm[Any], world: World
+    trial: Trial,
+    one: Contender,
+    seed: int,
+    labels: Tensor | None,
+    bar: tqdm[Any],
+    world: World,
+    counter: CountNFE,
 ) -> tuple[Tensor, Tensor]:
     """One seed's samples as stored, and their features (num, D); each process draws and looks at its share."""
     samples: list[Tensor] = []
     features: list[Tensor] = []
-    for part in one.model.sample_batches(trial.num, one.plan, labels, seed, trial.batch, world=world):
+    for part in one.model.sample_batches(
+        trial.num, one.plan, labels, seed, trial.batch, world=world, counter=counter
+    ):
         samples.append(part)
         features.append(world.joined(extract_features(trial.features, world.share(part)))[: len(part)])
-        bar.update(one.nfe * len(part))
+        bar.update(one.plan.steps * len(part))
     return torch.cat(samples), torch.cat(features)
 
 

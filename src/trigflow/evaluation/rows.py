@@ -23,10 +23,10 @@ def row_of(one: Contender, scores: Scores, seconds: tuple[float, float], diversi
         plan["t_mid"] = one.plan.t_mid
     figures = spread(scores.fds) | {"fds": scores.fds} | quality(scores, diversity_name)
     cost = {"seconds_per_sample": seconds[0], "latency_seconds": seconds[1]}
-    cost |= {"params": one.model.num_parameters, "esc": one.esc}
+    cost |= {"params": one.model.num_parameters, "esc": one.esc(scores.nfe)}
     if one.model.guide is not None:
         own["guide"] = one.model.guide.name
-    return own | plan | {"nfe": one.nfe} | figures | cost
+    return own | plan | {"nfe": scores.nfe} | figures | cost
 
 
 def quality(scores: Scores, diversity_name: str) -> Row:

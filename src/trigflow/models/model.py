@@ -204,6 +204,7 @@ class Model:
         scales: Tensor | None = None,
         latents: bool = False,
         world: World = SINGLE_PROCESS,
+        counter: CountNFE | None = None,
     ) -> Iterator[Tensor]:
         """The samples of `sample`, a batch of each process at a time, on the CPU.
 
@@ -211,6 +212,7 @@ class Model:
             n, labels, seed, batch, latents, world: as of `sample`.
             plan: how each is sampled.
             scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
+            counter: the model's `counter`, whose `nfe` are a sample's evaluations as soon as the first batch is there.
 
         Raises:
             UserError, Diverged: as `sample`.
@@ -232,7 +234,9 @@ class Model:
             count = min(batch * world.size, n - first)
             index = world.share(torch.arange(first, first + count))
             own_labels, own_scales = (None if every is None else every[index] for every in (chosen, scales))
-            x_0 = self._x_0(plan, SampleRandom(seed, index), own_labels, scales=own_scales)
+            if counter is not None:
+                counter.nfe = 0  # those of a batch are those of each sample in it
+            x_0 = self._x_0(plan, SampleRandom(seed, index), own_labels, counter, scales=own_scales)
             if world.any(not x_0.isfinite().all()):  # as uint8 they would be black pictures
                 why = " or float16 cannot hold its activations" if self.precision == "float16" else ""
                 what = f"samples of the model '{self.name}' are not finite"
@@ -253,11 +257,9 @@ class Model:
             return None
         return cycle_labels(n, labels, classes, self.name)
 
-    def count_nfe(self, plan: SamplingPlan) -> int:
-        """Evaluations of the network for a sample, counted by sampling one."""
-        counter = CountNFE(self.precond.velocity)
-        self._x_0(plan, SampleRandom(0, torch.arange(1)), self.labels(1), counter)
-        return counter.nfe
+    def counter(self) -> CountNFE:
+        """Counts the evaluations of the network, and those of the guide, while samples are drawn."""
+        return CountNFE(self.precond.velocity)
 
     def trajectory(
         self,
@@ -273,7 +275,7 @@ class Model:
         """
         must_be_whole(n=n, seed=seed)
         plan, chosen = self.plan(steps, None, sampler), self.labels(n, labels)
-        counter = CountNFE(self.precond.velocity)
+        counter = self.counter()
         ts: list[float] = []
         states: list[Tensor] = []
 
@@ -336,7 +338,7 @@ class Model:
             scale: a number, or a scale for each sample (B,).
             counter: counts the evaluations of `precond.velocity`, and those of the guide.
         """
-        counter = counter or CountNFE(self.precond.velocity)
+        counter = counter or self.counter()
         if self.guidance_range is not None:
             return counter
         if self.guide is not None:

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from trigflow.core.guidance import guided
-from trigflow.core.samplers import CountNFE, SamplingPlan
-from trigflow.core.samplers import sample as run_sampler
+from trigflow.core.samplers import SamplingPlan, count_nfe
 from trigflow.data.codecs import IdentityCodec
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import draw
@@ -156,13 +154,7 @@ def teacher_nfe(card: ModelCard) -> int:
     if sampling.sampler == "consistency":
         name = f"{card.name.rpartition('-')[0]}-teacher"
         sampling = RECIPES[name]().sampling if name in RECIPES else SamplingConfig(sampler="heun", steps=32)
-    counter = CountNFE(lambda x_t, t, **_: torch.zeros_like(x_t))
-    velocity = guided(counter, sampling.guidance_scale, null_label=1)
-    labels = torch.zeros(1, dtype=torch.int64)
-    start, still = torch.zeros(1, 1), lambda step: torch.zeros(1, 1)
-    guided_velocity = partial(velocity, labels=labels)
-    run_sampler(sampling.sampler, guided_velocity, start, sampling.steps, noise=still, sigma_data=0.5)
-    return counter.nfe
+    return count_nfe(SamplingPlan(sampling.sampler, sampling.steps, sampling.guidance_scale, sampling.t_mid))
 
 
 def _plan(model: Model, steps: int) -> SamplingPlan:

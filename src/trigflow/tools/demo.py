@@ -146,5 +146,6 @@ def _samples(
 ) -> dict[str, Tensor]:
     """The same noises and labels by the student in each number of steps, and by the teacher."""
     samples = {f"student, {in_steps(n)}": student.sample(num, n, seed=seed) for n in plan.steps}
-    nfe = teacher.count_nfe(teacher.plan())
-    return samples | {f"teacher, {nfe} evaluations": teacher.sample(num, seed=seed)}
+    counter = teacher.counter()
+    own = torch.cat(list(teacher.sample_batches(num, teacher.plan(), seed=seed, counter=counter)))
+    return samples | {f"teacher, {counter.nfe} evaluations": own}

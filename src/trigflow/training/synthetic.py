@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from trigflow.core.guidance import highest_scale, scales_in
 from trigflow.core.randomness import SampleRandom
+from trigflow.core.samplers import count_nfe
 from trigflow.data import Dataset, labels_like
 from trigflow.data.codecs import LatentCodec
 from trigflow.models.model import Model
@@ -137,5 +138,5 @@ def evaluations_per_sample(
     """
     scale = highest_scale(guidance_scale)
     if has_guide and scale != 1:
-        return 2 * teacher.count_nfe(teacher.plan(guidance_scale=1.0))
-    return teacher.count_nfe(teacher.plan(guidance_scale=scale))
+        return 2 * count_nfe(teacher.plan(guidance_scale=1.0))
+    return count_nfe(teacher.plan(guidance_scale=scale))

@@ -71,7 +71,7 @@ class Scored:
     def of_teacher(self, sampler: str, steps: int, guidance_scale: float = 1.0) -> Contender:
         """The teacher by a sampler of its own choice."""
         plan = self.teacher.plan(steps, guidance_scale, sampler)
-        return Contender(self.teacher, plan, self.teacher.count_nfe(plan))
+        return Contender(self.teacher, plan)
 
     def score(self, name: str, way: Contender, seeds: int | None = None) -> Cell:
         """Of so many seeds (default: all), measured once."""
@@ -81,7 +81,7 @@ class Scored:
             (scores,) = score_all(trial, [way], self.bench.progress)
             settings = {"sampler": way.plan.sampler, "steps": way.plan.steps}
             settings |= {"guidance_scale": way.plan.guidance_scale, "params": way.model.num_parameters}
-            return {"name": name, **settings, **score_cell(way, scores)}
+            return {"name": name, **settings, **score_cell(scores)}
 
         return self.bench.folder.cell(name, measure)
 
@@ -115,7 +115,7 @@ def check_setting(setting: Setting) -> dict[str, Any]:
     scale = common_scale(student, setting.guidance_scale)
     if scale is not None:
         # Complains where the teacher cannot be guided, or the student has not learned the scale.
-        teacher.count_nfe(teacher.plan(1, scale, "heun"))
+        teacher.plan(1, scale, "heun")
         student_contender(student, 1, scale)
     dataset, features = _data_and_features(setting, student)
     return {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trigflow import recipes
-from trigflow.evaluation.measure import Contender, Scores, Trial, contender, new_trial, score_all
+from trigflow.evaluation.measure import Scores, Trial, contender, new_trial, score_all
 from trigflow.evaluation.metrics import load_features
 from trigflow.evaluation.real import default_features, real_data
 from trigflow.models.model import Model, load
@@ -137,9 +137,7 @@ class TrainAndScore:
             "params": model.num_parameters,
             "nimg": model.card.nimg,
             "score": score_name(trial),
-            "scores": {
-                str(way.plan.steps): score_cell(way, one) for way, one in zip(ways, scores, strict=True)
-            },
+            "scores": {str(way.plan.steps): score_cell(one) for way, one in zip(ways, scores, strict=True)},
         }
 
     def _trial(self, model: Model) -> Trial:
@@ -153,12 +151,12 @@ def score_name(trial: Trial) -> str:
     return "sliced W2" if len(trial.dataset.data_shape) == 1 else trial.score_name
 
 
-def score_cell(way: Contender, scores: Scores) -> Cell:
+def score_cell(scores: Scores) -> Cell:
     """Everything that was measured of one contender, the score that counts first; a number for each seed."""
     agreements = {"label_agreements": scores.agreements} if scores.agreements else {}
     return {
         "scores": scores.sliced or scores.fds,
-        "nfe": way.nfe,
+        "nfe": scores.nfe,
         "fds": scores.fds,
         "kernel_distances": scores.kernels,
         **agreements,
