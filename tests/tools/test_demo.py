@@ -76,7 +76,7 @@ def test_a_stopped_demo_goes_on_with_what_it_has(
 def test_paths_end_where_the_samples_are(teacher_folder: Path, student_folder: Path) -> None:
     """The diagram shows the models' own samples: same noises, and the first jump is the one-step sample."""
     teacher, student = load(teacher_folder, "cpu"), load(student_folder, "cpu")
-    paths = demo.draw_paths(teacher, student, seed=3, num=4)
+    paths = demo.trace_paths(teacher, student, seed=3, num=4)
     assert paths.ts[-1] == 0
     assert torch.equal(paths.pictures[-1], teacher.sample(4, seed=3))
     assert torch.equal(paths.jump_pictures[0], student.sample(4, steps=1, seed=3))

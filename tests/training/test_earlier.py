@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import trigflow
 from trigflow.commands import cli
+from trigflow.evaluation.training_compute import training_forwards
 
 EARLIER = Path(__file__).with_name("earlier")
 STUDENT = (
@@ -60,3 +61,18 @@ def test_a_run_is_resumed_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert weights.keys() == finished.keys()
     for name, tensor in finished.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_cost_of_a_training_is_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its objective was stored with an option that has another name now."""
+    monkeypatch.chdir(EARLIER)
+    assert training_forwards(trigflow.load("finished", device="cpu"), None) == 640 * 5
+
+
+def test_a_recipe_whose_objective_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(EARLIER, tmp_path / "runs")
+    path = tmp_path / "runs" / "student" / "recipe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"objective": "scd"}))
+    line = [str(tmp_path / "runs" / word) if word == "student" else word for word in STUDENT]
+    assert cli.main([*line, "--resume"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

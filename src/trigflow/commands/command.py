@@ -82,9 +82,8 @@ def add_data_options(parser: argparse.ArgumentParser, example: str = "data.split
 
 def named_data(name: str, overrides: list[str]) -> Component:
     """A data set, or a path of one, with its options from the command line."""
-    from trigflow.system.config import (
-        with_options,  # not with the parser: pydantic is most of the start of `--help`
-    )
+    # Not with the parser: pydantic is most of the start of `--help`.
+    from trigflow.system.config import with_options
 
     data = with_options({"data": name}, overrides)["data"]
     assert data

@@ -75,8 +75,9 @@ def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
         raise UserError(
             f"data.flip = true: {dataset.name} holds no images but latents or vectors; leave it out"
         )
-    dataset = replace(dataset, flip=flip)
-    return dataset if keep_labels else replace(dataset, labels=None, num_classes=0)
+    if not keep_labels:
+        dataset = replace(dataset, labels=None, num_classes=0)
+    return replace(dataset, flip=True) if flip else dataset
 
 
 def load_collection(data: Component | str) -> Collection:

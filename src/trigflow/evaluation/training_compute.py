@@ -23,6 +23,7 @@ from trigflow.models.card import ModelCard, Stretch
 from trigflow.models.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
+from trigflow.recipes.schema import with_current_names
 from trigflow.system.config import Component, build, validate
 from trigflow.system.errors import UserError
 from trigflow.training.synthetic import evaluations_per_sample
@@ -82,7 +83,7 @@ def pass_flops(net: TrigFlowPrecond, x: Tensor, cond: Mapping[str, Tensor]) -> i
 
 def _objective(stretch: Stretch) -> Objective | None:
     try:
-        component = validate(Component, stretch.recipe.get("objective"), "objective")
+        component = validate(Component, with_current_names(stretch.recipe.get("objective")), "objective")
         if component.name not in OBJECTIVES:
             return None
         objective: Objective = build(component, OBJECTIVES, "objective")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -192,3 +192,15 @@ class Recipe:
     def optimizer_of(self, network: str) -> OptimizerConfig:
         """The optimiser of a trained network."""
         return self.optimizers.get(network, self.optimizer)
+
+
+def with_current_names(objective: Any) -> Any:
+    """An objective as a run or a card has stored it, its options named as today; anything else as it is.
+
+    `time_distribution` was `proposal`.
+    """
+    options = objective.get("options") if isinstance(objective, dict) else None
+    if not isinstance(options, dict) or "proposal" not in options:
+        return objective
+    others = {name: value for name, value in options.items() if name != "proposal"}
+    return {**objective, "options": {**others, "time_distribution": options["proposal"]}}

@@ -105,7 +105,7 @@ class World:
     def together(self) -> Iterator[None]:
         """What any process may fail in, without a word to the others inside: all go on, or all raise one UserError.
 
-        It is that of the main process that failed.
+        It is that of the first process that failed.
         """
         own: UserError | None = None
         try:
@@ -123,7 +123,7 @@ class World:
             raise own if own and first == self.rank else UserError(text)
 
     def by_first(self, work: Callable[..., object], *arguments: Any) -> None:
-        """Work of the first single process; all wait for it, and where it fails, all raise its UserError."""
+        """Work of the main process alone; all wait for it, and where it fails, all raise its UserError."""
         with self.together():
             if self.is_main:
                 work(*arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -51,8 +50,3 @@ def interrupt_with_resume_hint() -> Iterator[None]:
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, former)
-
-
-def say(text: str) -> None:
-    """A line for whoever watches."""
-    print(text, file=sys.stderr)

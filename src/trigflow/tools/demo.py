@@ -85,7 +85,7 @@ def run(
     print(f"drawing, and scoring {plan.num} samples of each")
     samples = _samples(teacher, student, plan, seed)
     write_atomically(out / "samples.png", png(panels(samples)))
-    diagram.draw(draw_paths(teacher, student, seed), out / "path.png")
+    diagram.draw(trace_paths(teacher, student, seed), out / "path.png")
     scores = evaluate(student, plan.steps, plan.num, plan.seeds, teacher=teacher, progress=progress)
     scores["notes"] = [HONESTY, *scores["notes"]]
     write_report(scores, samples, out / "report")
@@ -95,7 +95,7 @@ def run(
     print(f"done in {minutes:.1f} minutes: {out}/report/report.html, {out}/samples.png, {out}/path.png")
 
 
-def draw_paths(teacher: Model, student: Model, seed: int = 0, num: int = 10) -> diagram.Paths:
+def trace_paths(teacher: Model, student: Model, seed: int = 0, num: int = 10) -> diagram.Paths:
     """The teacher's paths from a few noises, and the student's jumps from every point of them."""
     path = teacher.trajectory(num, seed=seed)
     times = path.ts.tolist()

@@ -23,10 +23,10 @@ from trigflow.system.config import to_json
 from trigflow.system.devices import generators_kept, products_in, seed_generators, true_float32
 from trigflow.system.distributed import SINGLE_PROCESS, Strategy, World, open_world, whole
 from trigflow.system.errors import Diverged, UserError
-from trigflow.system.signals import interrupt_with_resume_hint, say, stop_on_signals
+from trigflow.system.signals import interrupt_with_resume_hint, stop_on_signals
 from trigflow.training.assembly import RunParts, assemble
 from trigflow.training.ema import EMASnapshot, update_target
-from trigflow.training.progress import Averages, Reporter, Silent
+from trigflow.training.progress import Averages, Reporter, Silent, say
 from trigflow.training.run_folder import RunFolder, open_run_of_all
 from trigflow.training.run_state import RunState
 from trigflow.training.sharding import check_shares, reduce_over_replicas

@@ -146,3 +146,8 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
     """The norm of all gradients together; not finite as soon as one of them is not."""
     norms: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return norms
+
+
+def say(text: str) -> None:
+    """A line for whoever watches."""
+    print(text, file=sys.stderr)

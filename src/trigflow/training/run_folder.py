@@ -12,7 +12,7 @@ from typing import Any
 
 from trigflow.data.autoencoder import FOLDER, Decoder, copy_autoencoder
 from trigflow.models.storage import read_card, save_model
-from trigflow.recipes.schema import Recipe
+from trigflow.recipes.schema import Recipe, with_current_names
 from trigflow.system.config import first_difference, to_json, validate
 from trigflow.system.distributed import World
 from trigflow.system.errors import UserError
@@ -201,18 +201,12 @@ def _stored_recipe(path: Path) -> dict[str, Any]:
     stored = read_json(path)
     if not isinstance(stored, dict):
         raise UserError(f"{path} is damaged: it does not hold a recipe; give another --out")
-    _rename_options(stored)
+    if "objective" in stored:
+        stored["objective"] = with_current_names(stored["objective"])
     try:
         return to_json(validate(Recipe, stored))
     except ValueError:  # no recipe of this version: it is compared as it stands
         return stored
-
-
-def _rename_options(stored: dict[str, Any]) -> None:
-    """Options of an objective that had another name in version 0.1's runs."""
-    options = (stored.get("objective") or {}).get("options")
-    if isinstance(options, dict) and "proposal" in options:
-        options["time_distribution"] = options.pop("proposal")
 
 
 def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any], by_batch: bool) -> None:

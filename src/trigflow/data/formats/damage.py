@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trigflow.system.errors import UserError
+from trigflow.system.files import clear_os_errors
 
 
 @contextlib.contextmanager
@@ -21,13 +22,12 @@ def damage_told(path: Path, complaint: str, kinds: tuple[type[Exception], ...]) 
     Raises:
         UserError: the complaint, or why the file cannot be read.
     """
-    try:
-        yield
-    except UserError:  # is a ValueError
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and (error.strerror or not isinstance(error, kinds)):
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-        if isinstance(error, kinds):
+    with clear_os_errors("read", path):
+        try:
+            yield
+        except UserError:  # is a ValueError
+            raise
+        except kinds as error:
+            if isinstance(error, OSError) and error.strerror:
+                raise
             raise UserError(complaint) from None
-        raise
