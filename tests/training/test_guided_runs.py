@@ -28,6 +28,7 @@ from trigflow.models.storage import load_model, read_card
 from trigflow.networks import NETWORKS
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
+from trigflow.system.files import read_json
 from trigflow.tools.studies.steps import Steps
 from trigflow.training.assembly import assemble
 from trigflow.training.loop import train
@@ -90,6 +91,10 @@ def test_from_a_teacher_with_dropped_labels_to_a_student_of_all_scales(name: str
 
     student = load(trained(recipe, tmp_path / "student"), "cpu")
     assert read_card(tmp_path / "student").guidance_range == (1.0, 2.0)
+    kinds = [
+        read_json(folder / "model.json")["kind"] for folder in (tmp_path / "teacher", tmp_path / "student")
+    ]
+    assert kinds == ["teacher", "student"]
     scales = [torch.full((3,), scale) for scale in (1.0, 2.0)]
     low, high = (student.precond(x, t, labels=labels, guidance=scale) for scale in scales)
     assert (low - high).square().mean().sqrt() > 1e-4 * low.square().mean().sqrt()
@@ -301,7 +306,7 @@ def test_a_run_with_a_guide_goes_on(teacher_folder: Path, weak_folder: Path, tmp
         ),
         (lambda card: card["codec"].update(mean=[70.0]), "its codec is"),
         (
-            lambda card: card["sampling"].update(sampler="consistency"),
+            lambda card: card.update(kind="student"),
             "is a consistency model: give a diffusion model",
         ),
     ],

@@ -190,6 +190,7 @@ def _card(recipe: Recipe, objective: Objective, dataset: Dataset, initial: Sourc
     goes_on = start and start.is_student == objective.is_consistency
     return replace(
         card_of(recipe, dataset.data_shape, dataset.num_classes, scales),
+        kind="student" if objective.is_consistency else "teacher",
         codec=codec_to_json(dataset.codec),
         data=dataset.name,
         recipe=to_json(recipe),
