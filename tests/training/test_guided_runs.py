@@ -23,7 +23,7 @@ from trigflow.evaluation.cached_scores import contender_key
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.measure import contender
 from trigflow.evaluation.training_compute import forward_flops, training_forwards
-from trigflow.models.model import load
+from trigflow.models.model import Model, load
 from trigflow.models.storage import load_model, read_card
 from trigflow.networks import NETWORKS
 from trigflow.recipes.schema import Recipe
@@ -142,6 +142,16 @@ def test_synthetic_data_has_all_scales(teacher_folder: Path, tmp_path: Path) -> 
     for k in (0, 5):
         same = teacher.sample(8, labels=made.labels, seed=2**32 - 1, guidance_scale=float(scales[k]))[k]
         assert (made.data[k].int() - same.int()).abs().max() <= 1
+
+
+def test_a_teacher_is_a_model_and_the_closed_form_an_oracle(teacher_folder: Path) -> None:
+    parts = assemble(student_recipe(teacher_folder), CPU)
+    assert isinstance(parts.teacher, Model) and parts.teacher.precond is parts.nets["teacher"]
+    assert parts.teacher.codec is parts.dataset.codec is parts.model(parts.nets["net"]).codec
+    exact = assemble(
+        recipes.get("mixture2d-scd", ["teacher=exact", "init=scratch", "train.synthetic=0"]), CPU
+    )
+    assert exact.teacher is None and exact.nets["teacher"] is exact.dataset.oracle
 
 
 def test_what_a_student_cost(teacher_folder: Path, tmp_path: Path) -> None:
