@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import json
 import os
@@ -119,6 +120,12 @@ def test_evaluations_are_counted_while_the_samples_are_drawn(monkeypatch: pytest
     trial = new_trial(gaussian_data(), load_features("pixels"), num=20, seeds=1, batch=10)
     (scores,) = score_all(trial, [contender(gaussian_model(Teacher), None, None)], progress=False)
     assert len(calls) == 2 * 63 and scores.nfe == 63
+
+
+def test_all_but_the_model_is_named() -> None:
+    kinds = {one.name: one.kind for one in inspect.signature(evaluate).parameters.values()}
+    assert kinds.pop("model") is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert set(kinds.values()) == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_labels_follow_the_data() -> None:
@@ -394,7 +401,7 @@ def test_the_teacher_of_the_recipe_is_found(tmp_path: Path) -> None:
         card = dataclasses.replace(model.card, recipe=recipe, network=type(model.card.network)(name))
         save_model(folder, model.precond, card)
     few = {"num": 64, "seeds": 1, "progress": False, "device": "cpu"}
-    report = evaluate(tmp_path / "student", [1], trust_code=True, **few)  # type: ignore[arg-type]
+    report = evaluate(tmp_path / "student", steps=[1], trust_code=True, **few)  # type: ignore[arg-type]
     assert report["reference_teacher"] == str(tmp_path / "teacher") and report["data"] == "mixture2d"
     assert report["machine"]["device"] == "cpu"
 

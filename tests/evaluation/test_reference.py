@@ -67,7 +67,9 @@ def test_the_second_call_computes_no_features(name: str, kept: Path) -> None:
 def test_evaluation_asks_the_cache() -> None:
     data = Dataset("points", torch.randn(50, 2), None, 0, gaussian_model(Student).codec)
     settings: dict[str, Any] = {"num": 64, "seeds": 1, "teacher": "none", "data": data, "progress": False}
-    scores = [evaluate(gaussian_model(Student), [1], **settings)["students"][0]["fds"] for _ in range(2)]
+    scores = [
+        evaluate(gaussian_model(Student), steps=[1], **settings)["students"][0]["fds"] for _ in range(2)
+    ]
     assert scores[0] == scores[1]
 
 

@@ -18,11 +18,12 @@ from trigflow.data.codecs import IdentityCodec
 from trigflow.evaluation.metrics import label_agreement, load_features
 from trigflow.models.model import Model, load
 from trigflow.models.shipped import SHIPPED, model_folder
-from trigflow.models.storage import new_precond, save_model
+from trigflow.models.storage import new_precond, read_card, save_model
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component, validate
 from trigflow.system.devices import Precision
 from trigflow.system.errors import Diverged, UserError
+from trigflow.system.files import read_json, write_json
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
@@ -244,6 +245,24 @@ def test_shipped_models_of_mnist_draw_what_they_are_asked_for(name: str) -> None
     samples = model.sample(100, steps=2 if model.is_student else 9, labels=labels)
     agreement = label_agreement(load_features("mnist-classifier"), samples, labels)
     assert agreement is not None and agreement >= 0.9
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_card_tells_a_student_from_a_teacher(name: str, tmp_path: Path) -> None:
+    """A card of an older version does not: then it is what its sampler is for."""
+    kind = "teacher" if name.endswith("-teacher") else "student"
+    told = read_json(model_folder(name) / "model.json")
+    assert told["kind"] == kind
+    write_json(tmp_path / "model.json", {key: value for key, value in told.items() if key != "kind"})
+    assert read_card(tmp_path) == read_card(model_folder(name)) and read_card(tmp_path).kind == kind
+
+
+def test_a_student_is_what_its_card_says() -> None:
+    model = gaussian_model(Student)
+    other = dataclasses.replace(model, card=dataclasses.replace(model.card, kind="teacher"))
+    assert not other.is_student
+    with pytest.raises(UserError, match="sampler 'consistency': model 'student' is a diffusion model"):
+        other.plan()
 
 
 def test_guidance_wants_a_model_that_saw_the_null_label() -> None:

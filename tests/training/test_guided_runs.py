@@ -23,11 +23,12 @@ from trigflow.evaluation.cached_scores import contender_key
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.measure import contender
 from trigflow.evaluation.training_compute import forward_flops, training_forwards
-from trigflow.models.model import load
+from trigflow.models.model import Model, load
 from trigflow.models.storage import load_model, read_card
 from trigflow.networks import NETWORKS
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
+from trigflow.system.files import read_json
 from trigflow.tools.studies.steps import Steps
 from trigflow.training.assembly import assemble
 from trigflow.training.loop import train
@@ -90,6 +91,10 @@ def test_from_a_teacher_with_dropped_labels_to_a_student_of_all_scales(name: str
 
     student = load(trained(recipe, tmp_path / "student"), "cpu")
     assert read_card(tmp_path / "student").guidance_range == (1.0, 2.0)
+    kinds = [
+        read_json(folder / "model.json")["kind"] for folder in (tmp_path / "teacher", tmp_path / "student")
+    ]
+    assert kinds == ["teacher", "student"]
     scales = [torch.full((3,), scale) for scale in (1.0, 2.0)]
     low, high = (student.precond(x, t, labels=labels, guidance=scale) for scale in scales)
     assert (low - high).square().mean().sqrt() > 1e-4 * low.square().mean().sqrt()
@@ -137,6 +142,16 @@ def test_synthetic_data_has_all_scales(teacher_folder: Path, tmp_path: Path) -> 
     for k in (0, 5):
         same = teacher.sample(8, labels=made.labels, seed=2**32 - 1, guidance_scale=float(scales[k]))[k]
         assert (made.data[k].int() - same.int()).abs().max() <= 1
+
+
+def test_a_teacher_is_a_model_and_the_closed_form_an_oracle(teacher_folder: Path) -> None:
+    parts = assemble(student_recipe(teacher_folder), CPU)
+    assert isinstance(parts.teacher, Model) and parts.teacher.precond is parts.nets["teacher"]
+    assert parts.teacher.codec is parts.dataset.codec is parts.model(parts.nets["net"]).codec
+    exact = assemble(
+        recipes.get("mixture2d-scd", ["teacher=exact", "init=scratch", "train.synthetic=0"]), CPU
+    )
+    assert exact.teacher is None and exact.nets["teacher"] is exact.dataset.oracle
 
 
 def test_what_a_student_cost(teacher_folder: Path, tmp_path: Path) -> None:
@@ -301,7 +316,7 @@ def test_a_run_with_a_guide_goes_on(teacher_folder: Path, weak_folder: Path, tmp
         ),
         (lambda card: card["codec"].update(mean=[70.0]), "its codec is"),
         (
-            lambda card: card["sampling"].update(sampler="consistency"),
+            lambda card: card.update(kind="student"),
             "is a consistency model: give a diffusion model",
         ),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -58,9 +59,26 @@ LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashi
 GRID_SAMPLES, SCATTER_SAMPLES = 50, 2000
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """How much is measured, and where it is kept: as of `evaluate`; the bar is the main process's alone."""
+
+    steps: Sequence[int] | None
+    num: int
+    seeds: int
+    batch: int
+    out: Path | str | None
+    resume: bool
+    progress: bool
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
 @true_float32()
 def evaluate(
     model: Model | str | Path,
+    *,
     steps: Sequence[int] | None = None,
     num: int = 5000,
     seeds: int = 3,
@@ -87,13 +105,12 @@ def evaluate(
     Args:
         model: a model, its shipped name or its folder.
         steps: of a student (default: 1, 2, 4); a teacher is sampled as its card says.
-        num, seeds: samples for each score, >= 2, and its repetitions, seeds 0, 1, ...; the median counts.
+        num, seeds, batch, progress: samples of a score, >= 2; seeds 0, 1, ... (median counts); samples at once; bar.
         features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
         data: the real data, for a latent model images or latents (default: what the model was trained on).
         out: folder for report.json, report.md, report.html, pictures; a new one, unless `resume`.
         guidance_scale: of the teacher and of a student that takes it, 1 = none (default: such a student's or its own).
-        batch, progress: samples computed at once, and whether a bar is drawn.
         device, trust_code, vae: as in `load`, for models named by strings; all else computes where these do.
         test_data: held-out real data, for a row of its own (default: the test part of data that is named and has one).
         resume: take over the scores that a former evaluation of the same models, stopped or not, has left in `out`.
@@ -108,7 +125,7 @@ def evaluate(
         UserError: a number out of range, an unknown name, parts that do not fit each other, a folder in use.
     """
     with world.together():
-        _check(steps, num, seeds, batch, out, resume)
+        settings = _Settings(steps, num, seeds, batch, out, resume, progress and world.is_main)
         model = model if isinstance(model, Model) else load(model, device, trust_code, vae)
         reference, notes = reference_teacher(model, teacher, trust_code, guide)
         dataset = real_data_of(model, data, trust_code)
@@ -116,9 +133,9 @@ def evaluate(
         yardsticks = _yardsticks(dataset, held_out, noise_levels) if world.is_main else []
         known = _features(features, dataset, model.device)
         contenders = _contenders(model, reference, steps, guidance_scale, guide is not None)
-    with _report_folder(out, world) as kept:
-        sides = _real_sides(dataset, yardsticks, known, (num, seeds, batch), progress, world)
-        return _reported(model, sides, contenders, notes, kept, progress, world)
+    with _report_folder(settings, world) as kept:
+        sides = _real_sides(dataset, yardsticks, known, settings, world)
+        return _reported(model, sides, contenders, notes, kept, settings.progress, world)
 
 
 def _reported(
@@ -133,7 +150,7 @@ def _reported(
     """The report, written beside the scores that were kept; nothing in all processes but the first."""
     trial, real_test = sides
     everyone = [*contenders[0], *contenders[1]]
-    scores = score_all(trial, everyone, progress and world.is_main, kept, world)
+    scores = score_all(trial, everyone, progress, kept, world)
     if not world.is_main:
         return {}
     report = _measure(trial, model, *contenders, scores, real_test)
@@ -157,15 +174,15 @@ def _real_sides(
     dataset: Dataset,
     yardsticks: list[Dataset],
     known: Features,
-    sizes: tuple[int, int, int],
-    progress: bool,
+    settings: _Settings,
     world: World,
 ) -> tuple[Trial, Row | None]:
     """What all contenders are compared with, and the row of held-out data."""
+    num, seeds, batch, progress = settings.num, settings.seeds, settings.batch, settings.progress
     with world.together():
         if not world.is_main:
-            return samples_alone(dataset, known, *sizes), None
-        trial = new_trial(dataset, known, *sizes, progress)
+            return samples_alone(dataset, known, num, seeds, batch), None
+        trial = new_trial(dataset, known, num, seeds, batch, progress)
         rows = [_real_test(trial, one, progress) for one in yardsticks]
     return trial, rows[0] | {"noised": rows[1:]} if rows else None
 
@@ -211,17 +228,15 @@ def _contenders(
     return teachers, students
 
 
-def _check(
-    steps: Sequence[int] | None, num: int, seeds: int, batch: int, folder: Path | str | None, resume: bool
-) -> None:
+def _check(settings: _Settings) -> None:
     """Numbers and folder, before anything is measured."""
-    _check_numbers(steps, num, seeds, batch)
-    if folder is None:
+    _check_numbers(settings)
+    if settings.out is None:
         return
-    out = Path(folder)
+    out = Path(settings.out)
     must_be_writable(out)
     if holds_scores(out / SCORES) or (out / REPORT).exists():
-        if not resume:
+        if not settings.resume:
             raise UserError(
                 f"{out} holds an evaluation already: go on with it by --resume, or give another --out"
             )
@@ -230,12 +245,12 @@ def _check(
 
 
 @contextlib.contextmanager
-def _report_folder(out: Path | str | None, world: World) -> Iterator[Path | None]:
+def _report_folder(settings: _Settings, world: World) -> Iterator[Path | None]:
     """The folder within `out` where the main process, and no other, keeps scores as they are measured."""
-    if out is None:
+    if settings.out is None:
         yield None
         return
-    folder = Path(out)
+    folder = Path(settings.out)
     with interrupt_with_resume_hint(), contextlib.ExitStack() as stack:
         with world.together():
             if world.is_main:
@@ -247,10 +262,15 @@ def _report_folder(out: Path | str | None, world: World) -> Iterator[Path | None
         yield folder / SCORES if world.is_main else None
 
 
-def _check_numbers(steps: Sequence[int] | None, num: int, seeds: int, batch: int) -> None:
-    for name, value, lowest in (("num", num, 2), ("seeds", seeds, 1), ("batch", batch, 1)):
+def _check_numbers(settings: _Settings) -> None:
+    for name, value, lowest in (
+        ("num", settings.num, 2),
+        ("seeds", settings.seeds, 1),
+        ("batch", settings.batch, 1),
+    ):
         if value < lowest:
             raise UserError(f"{name} is {value}: give {lowest} or more")
+    steps = settings.steps
     if steps is None:
         return
     if not steps or min(steps) < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -45,6 +45,9 @@ class Stretch:
     recipe: RecipeJson
 
 
+Kind = Literal["teacher", "student"]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
 class ModelCard:
     """All that is needed to sample from a model, and where it comes from; stored as model.json.
@@ -66,6 +69,8 @@ class ModelCard:
             input; null for a model that takes none.
         earlier: trainings that the weights had been through, the oldest first, where the run went on with another model
             of its kind (`init`): a student with a student, a teacher with a teacher.
+        kind: "student" of a consistency model, which jumps to data; "teacher" of a diffusion model, which follows a
+            path. A card of an older version does not tell: it is what its sampler is for.
     """
 
     name: str
@@ -82,6 +87,12 @@ class ModelCard:
     recipe: RecipeJson = field(default_factory=dict)
     guidance_range: tuple[float, float] | None = None
     earlier: tuple[Stretch, ...] = ()
+    kind: Kind | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            kind = "student" if self.sampling.sampler == "consistency" else "teacher"
+            object.__setattr__(self, "kind", kind)
 
     @property
     def stretches(self) -> tuple[Stretch, ...]:

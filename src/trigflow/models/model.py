@@ -72,7 +72,7 @@ class Model:
     @property
     def is_student(self) -> bool:
         """Whether it jumps to data (a consistency model), rather than following a path (a diffusion model)."""
-        return self.card.sampling.sampler == "consistency"
+        return self.card.kind == "student"
 
     @property
     def guidance_range(self) -> tuple[float, float] | None:
@@ -152,7 +152,7 @@ class Model:
         if chosen not in SAMPLERS:
             hint = did_you_mean(chosen, SAMPLERS)
             raise UserError(f"unknown sampler '{chosen}'{hint}; there are: {', '.join(SAMPLERS)}")
-        if chosen != own.sampler and "consistency" in (chosen, own.sampler):
+        if (chosen == "consistency") != self.is_student:
             kind = "a consistency" if self.is_student else "a diffusion"
             raise UserError(f"sampler '{chosen}': model '{self.name}' is {kind} model; leave the sampler out")
         must_be_whole(steps=steps)

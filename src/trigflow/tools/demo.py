@@ -86,7 +86,9 @@ def run(
     samples = _samples(teacher, student, plan, seed)
     write_atomically(out / "samples.png", png(panels(samples)))
     diagram.draw(trace_paths(teacher, student, seed), out / "path.png")
-    scores = evaluate(student, plan.steps, plan.num, plan.seeds, teacher=teacher, progress=progress)
+    scores = evaluate(
+        student, steps=plan.steps, num=plan.num, seeds=plan.seeds, teacher=teacher, progress=progress
+    )
     scores["notes"] = [HONESTY, *scores["notes"]]
     write_report(scores, samples, out / "report")
     print(to_markdown(scores))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trigflow.core.flow_map import FlowMapError
 from trigflow.core.guidance import scale_in_words
+from trigflow.core.oracles import Oracle
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.samplers import SAMPLERS, consistency_times
 from trigflow.data import Dataset, exact_teacher, load_data
-from trigflow.data.codecs import codec_from_json, codec_to_json
+from trigflow.data.codecs import CODECS, Codec, codec_from_json, codec_to_json
 from trigflow.models.card import ModelCard, card_of
 from trigflow.models.model import Model, check_guide
 from trigflow.models.pictures import drawable
@@ -55,23 +55,7 @@ class RunParts:
 
     def model(self, precond: TrigFlowPrecond) -> Model:
         """What comes out of the training, with these weights."""
-        return Model(precond, codec_from_json(self.card.codec), self.card, decoder=self.dataset.decoder)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Another model, as a teacher or as initial weights; the closed form of a data set has no card."""
-
-    name: str
-    precond: Any
-    card: ModelCard | None
-
-    @property
-    def model(self) -> Model | None:
-        """To sample from; None for a closed form."""
-        return (
-            Model(self.precond, codec_from_json(self.card.codec), self.card, self.name) if self.card else None
-        )
+        return Model(precond, self.dataset.codec, self.card, decoder=self.dataset.decoder)
 
 
 def assemble(recipe: Recipe, device: torch.device, world: World = SINGLE_PROCESS) -> RunParts:
@@ -101,9 +85,9 @@ def _built(recipe: Recipe, device: torch.device, blank: bool) -> RunParts:
         _check_drawable(recipe, dataset)
     teacher, guide = _teacher(recipe, objective, dataset, blank), _guide(recipe, objective, blank)
     initial = _initial(recipe, teacher, dataset, blank)
-    for source in (initial, teacher):  # the teacher has the last word
-        if source and source.card:
-            dataset = replace(dataset, codec=codec_from_json(source.card.codec))
+    for other in (initial, teacher):  # the teacher has the last word
+        if isinstance(other, Model):
+            dataset = replace(dataset, codec=other.codec)
     if recipe.train.label_dropout and not dataset.num_classes:
         raise UserError(
             f"train.label_dropout = {recipe.train.label_dropout}: {dataset.name} has no labels; set it to 0"
@@ -112,13 +96,13 @@ def _built(recipe: Recipe, device: torch.device, blank: bool) -> RunParts:
     nets = networks_of(
         objective,
         lambda: _new_network(recipe, card, initial, blank),
-        teacher.precond if teacher else None,
+        teacher.precond if isinstance(teacher, Model) else teacher,
         guide.precond if guide else None,
     )
     for name in objective.trains:
         check_guidance_input(nets[name], recipe.objective.name, card.guidance_range)
     _check_sampling(Model(nets[objective.trains[0]], dataset.codec, card, recipe.name), objective)
-    model = teacher.model if teacher else None
+    model = teacher if isinstance(teacher, Model) else None
     if guide:
         check_guide(guide, card)
         model = model and model.with_guide(guide)
@@ -183,13 +167,13 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
         )
 
 
-def _card(recipe: Recipe, objective: Objective, dataset: Dataset, initial: Source | None) -> ModelCard:
+def _card(recipe: Recipe, objective: Objective, dataset: Dataset, start: Model | None) -> ModelCard:
     scales = getattr(objective, "guidance_range", None)
-    start = initial.model if initial else None
     # A student that starts as its teacher has no training of its own behind it.
     goes_on = start and start.is_student == objective.is_consistency
     return replace(
         card_of(recipe, dataset.data_shape, dataset.num_classes, scales),
+        kind="student" if objective.is_consistency else "teacher",
         codec=codec_to_json(dataset.codec),
         data=dataset.name,
         recipe=to_json(recipe),
@@ -197,43 +181,45 @@ def _card(recipe: Recipe, objective: Objective, dataset: Dataset, initial: Sourc
     )
 
 
-def _source(name: str, recipe: Recipe, blank: bool) -> Source:
+def _loaded(name: str, recipe: Recipe, blank: bool) -> Model:
     """A run folder or a shipped model; of code, only the recipe's own network is imported."""
     precond, card = load_model(model_folder(name), trusted=recipe.network.name, blank=blank)
-    return Source(name, precond, card)
+    return Model(precond, codec_from_json(card.codec), card, name)
 
 
-def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset, blank: bool) -> Source | None:
+def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset, blank: bool) -> Model | Oracle | None:
+    """A model; of teacher=exact the closed form of the data, which is none."""
     if recipe.teacher is None:
         if objective.needs_teacher:
             raise UserError(
                 f"objective '{recipe.objective.name}' needs a teacher: give teacher=FOLDER of a trained teacher"
             )
         return None
+    scale = guidance_scale(objective) if recipe.guide is None else 1  # a guide needs no null label
     if recipe.teacher == "exact":
-        source = Source("exact", exact_teacher(dataset), None)
-    else:
-        source = _source(recipe.teacher, recipe, blank)
-        _check_fit(source, recipe, dataset)
-    if source.card and source.card.guidance_range:
+        oracle = exact_teacher(dataset)
+        _check_guidance(recipe.teacher, None, scale)
+        return oracle
+    model = _loaded(recipe.teacher, recipe, blank)
+    _check_fit(model, recipe, dataset)
+    if model.guidance_range:
         raise UserError(
-            f"the teacher '{source.name}' takes the guidance scale as an input: it is a student, give its teacher"
+            f"the teacher '{model.name}' takes the guidance scale as an input: it is a student, give its teacher"
         )
-    if recipe.guide is None:
-        _check_guidance(source, guidance_scale(objective))
-    return source
+    _check_guidance(model.name, model, scale)
+    return model
 
 
-def _check_guidance(source: Source, scale: float | tuple[float, float]) -> None:
+def _check_guidance(name: str, teacher: Model | None, scale: float | tuple[float, float]) -> None:
     """A guided teacher must know the null label from its own training."""
     if scale == 1:
         return
     setting = f"objective.guidance_scale = {scale_in_words(scale)}"
-    if source.card is None or source.card.num_classes == 0:
-        raise UserError(f"{setting}: the teacher '{source.name}' knows no classes")
-    if source.card.label_dropout == 0:
+    if teacher is None or teacher.num_classes == 0:
+        raise UserError(f"{setting}: the teacher '{name}' knows no classes")
+    if teacher.card.label_dropout == 0:
         raise UserError(
-            f"{setting}: the teacher '{source.name}' never saw the null label; train it with "
+            f"{setting}: the teacher '{name}' never saw the null label; train it with "
             "train.label_dropout=0.1, or give guide=FOLDER of a weaker model"
         )
 
@@ -250,7 +236,7 @@ def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
         raise UserError(
             f"guide = {recipe.guide}: objective.guidance_scale = 1 is no guidance; give a larger one, or a range"
         )
-    return _source(recipe.guide, recipe, blank).model
+    return _loaded(recipe.guide, recipe, blank)
 
 
 def _check_sampling(model: Model, objective: Objective) -> None:
@@ -267,34 +253,39 @@ def _check_sampling(model: Model, objective: Objective) -> None:
         raise UserError(f"sampling.{error}") from None
 
 
-def _check_fit(source: Source, recipe: Recipe, dataset: Dataset) -> None:
+def _check_fit(other: Model, recipe: Recipe, dataset: Dataset) -> None:
     """Whether another model lives on the same data."""
-    card = source.card
-    if card is None:
-        return
+    card = other.card
+    kinds, autoencoders = zip(*map(_kind_of_codec, (other.codec, dataset.codec)), strict=True)
     pairs = {
         "data shape": (tuple(card.data_shape), dataset.data_shape),
         "number of classes": (card.num_classes, dataset.num_classes),
         "sigma_data": (card.precond.sigma_data, recipe.precond.sigma_data),
-        "codec": (card.codec["name"], codec_to_json(dataset.codec)["name"]),
-        "autoencoder": (card.codec.get("autoencoder"), codec_to_json(dataset.codec).get("autoencoder")),
+        "codec": kinds,
+        "autoencoder": autoencoders,
     }
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise UserError(
-                f"the model '{source.name}' does not fit {dataset.name}: its {what} is {theirs}, not {ours}"
+                f"the model '{other.name}' does not fit {dataset.name}: its {what} is {theirs}, not {ours}"
             )
 
 
-def _initial(recipe: Recipe, teacher: Source | None, dataset: Dataset, blank: bool) -> Source | None:
+def _kind_of_codec(codec: Codec) -> tuple[str, str | None]:
+    """Its name, and the digest of the autoencoder that its latents are of."""
+    name = next(name for name, kind in CODECS.items() if type(codec) is kind)
+    return name, getattr(codec, "autoencoder", None)
+
+
+def _initial(recipe: Recipe, teacher: Model | Oracle | None, dataset: Dataset, blank: bool) -> Model | None:
     """Where the initial weights come from, None for fresh ones."""
     if recipe.init == "scratch":
         return None
     if recipe.init == "teacher":
-        return teacher
-    source = _source(recipe.init, recipe, blank)
-    _check_fit(source, recipe, dataset)
-    return source
+        return teacher if isinstance(teacher, Model) else None
+    model = _loaded(recipe.init, recipe, blank)
+    _check_fit(model, recipe, dataset)
+    return model
 
 
 @torch.no_grad()
@@ -323,20 +314,20 @@ def _try_forward(net: TrigFlowPrecond, dataset: Dataset, device: torch.device, n
         raise UserError(f"network '{name}' returns {found} for x {tuple(x.shape)}; it must have {wanted}")
 
 
-def _new_network(recipe: Recipe, card: ModelCard, source: Source | None, blank: bool) -> TrigFlowPrecond:
+def _new_network(recipe: Recipe, card: ModelCard, start: Model | None, blank: bool) -> TrigFlowPrecond:
     """A network with its initial weights: another model's average, or fresh ones that follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         seed_generators(recipe.train.seed, torch.device("cpu"))  # where the weights are made
         net = new_precond(card, blank)
-    if source and source.card and source.card.guidance_range and not net.guidance_input:
+    if start and start.guidance_range and not net.guidance_input:
         raise UserError(
-            f"the model '{source.name}' takes the guidance scale as an input, and this network does not: start from "
+            f"the model '{start.name}' takes the guidance scale as an input, and this network does not: start from "
             "its teacher, or give network.guidance_input=true"
         )
-    if source and source.card and not blank:
+    if start and not blank:
         # The adaptive weight is not taken over: it belongs to the other objective's scale.
-        tensors = _additions(net.network) | source.precond.network.state_dict()
-        load_tensors(net.network, tensors, f"the model '{source.name}'")
+        tensors = _additions(net.network) | start.precond.network.state_dict()
+        load_tensors(net.network, tensors, f"the model '{start.name}'")
     return net
 
 

@@ -128,8 +128,12 @@ def check_setting(setting: Setting) -> dict[str, Any]:
 
 
 def _digest(model: Model) -> str:
-    """Of the weights and the card; without fields that are null or empty, which an older card does not have."""
-    card = {key: value for key, value in to_json(model.card).items() if value not in (None, [], ())}
+    """Of the weights and the card; without fields that are null or empty or the kind, which an older card has not."""
+    card = {
+        key: value
+        for key, value in to_json(model.card).items()
+        if value not in (None, [], ()) and key != "kind"
+    }
     return tensors_digest(model.precond.state_dict(), json.dumps(card, sort_keys=True))
 
 
