@@ -31,8 +31,8 @@ RecipeJson = Annotated[dict[str, Any], AfterValidator(_checked_recipe)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
-class Stretch:
-    """A training that weights went through before the one of their card.
+class TrainingPhase:
+    """A training phase of the weights: one recipe, run for a number of images.
 
     Args:
         name: of its recipe.
@@ -64,8 +64,8 @@ class ModelCard:
         recipe: the whole recipe as JSON.
         guidance_range: (low, high) of the guidance scales that a student was trained with which takes the scale as an
             input; null for a model that takes none.
-        earlier: trainings that the weights had been through, the oldest first, where the run went on with another model
-            of its kind (`init`): a student with a student, a teacher with a teacher.
+        earlier: the weights' earlier training phases, oldest first, where the run was initialised from another model of
+            its kind (`init`): a student from a student, a teacher from a teacher.
     """
 
     name: str
@@ -81,12 +81,12 @@ class ModelCard:
     ema: str = ""
     recipe: RecipeJson = field(default_factory=dict)
     guidance_range: tuple[float, float] | None = None
-    earlier: tuple[Stretch, ...] = ()
+    earlier: tuple[TrainingPhase, ...] = ()
 
     @property
-    def stretches(self) -> tuple[Stretch, ...]:
-        """All trainings of the weights, this one the last."""
-        return (*self.earlier, Stretch(name=self.name, nimg=self.nimg, recipe=self.recipe))
+    def phases(self) -> tuple[TrainingPhase, ...]:
+        """All training phases of the weights, this one last."""
+        return (*self.earlier, TrainingPhase(name=self.name, nimg=self.nimg, recipe=self.recipe))
 
     @property
     def label_dropout(self) -> float | None:
