@@ -84,12 +84,12 @@ def beside_teacher(name: str, title: str) -> str:
             ]
         )
     rows.extend(_real_rows(report))
-    head = "FD | ratio | labels | ms a sample | speedup | sampling compute | training compute"
+    head = "FD | ratio | label accuracy | ms a sample | speedup | sampling compute | training compute"
     return _markdown(f"{title} | {head}", rows)
 
 
 def _real_rows(report: Any) -> list[list[str]]:
-    """What a perfect model would get: held-out data where there is some, else two halves of the data."""
+    """The score of a perfect model: held-out data where there is some, else two halves of the data."""
     if test := report.get("real_test"):
         named = {f"real test data, {test['num']}": test}
         named |= {row["data"]: row for row in test.get("noised", [])}
@@ -264,7 +264,7 @@ def _card(name: str) -> str:
     rows = report["students"] if model.is_student else report["teachers"]
     scores = "; ".join(
         f"{row['fd']:.3f} ({row['fd_range'][0]:.3f} .. {row['fd_range'][1]:.3f}) with {row['nfe']} NFE, "
-        f"{row['label_agreement']:.1%} of the labels"
+        f"label accuracy {row['label_agreement']:.1%}"
         for row in rows
     )
     spread = f"(median and range of {report['seeds']} seeds of {report['num_samples']:,} samples)"
@@ -272,7 +272,7 @@ def _card(name: str) -> str:
     source = f", distilled from `{name}-teacher`" if model.is_student else ""
     run = f"{card.nimg:,} images in batches of {recipe['train']['batch']}, seed {recipe['train']['seed']}"
     if card.earlier:
-        before = ", ".join(f"`{stretch.name}` {stretch.nimg:,}" for stretch in card.earlier)
+        before = ", ".join(f"`{phase.name}` {phase.nimg:,}" for phase in card.earlier)
         run += f"; before it {before} images (docs/LOG.md)"
     facts = [
         ("What", f"{SHIPPED[name]}; classes 0 to {card.num_classes - 1}"),

@@ -18,7 +18,7 @@ def main(num: int = 50, out: Path = Path("digits.png")) -> None:
         student.sample(num, steps=2, labels=labels, seed=0),
         teacher.sample(num, steps=32, labels=labels, seed=0),  # 63 network evaluations
     ]
-    # The same seed means the same noise: what the student jumps to, the teacher walks to.
+    # The same seed means the same noise: the student predicts in one step what the teacher reaches in many.
     save_grid(torch.cat(rows), out, columns=num)
     print(f"{out}: above one step, then two steps, below the teacher")
 

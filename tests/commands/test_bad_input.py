@@ -181,7 +181,7 @@ def test_sct_guides_nobody(scale: str, refused: Refused) -> None:
     refused(
         f"train digits-sct {small} init=scratch objective.guidance_scale={scale} --out a",
         "trigflow: objective: should be guidance_scale 1, not",
-        "sct has no teacher to be guided; leave it out, or train with scd",
+        "sct has no teacher to guide; remove it, or train with scd",
     )
 
 
@@ -272,7 +272,7 @@ def test_options_of_data_reach_every_command(refused: Refused, tmp_path: Path) -
     refused(
         "evaluate digits --test-data two.npz test_data.key=b --out a --teacher none", "test data two", "(3,)"
     )
-    refused("evaluate digits data.split=test --out a", "--data, which is missing")
+    refused("evaluate digits data.split=test --out a", "--data, which was not given")
     refused("evaluate digits --data digits data=5 --out a", "unknown data '5'")
     refused("evaluate digits split=test --out a", "unknown key 'split'; there are: data, test_data")
 

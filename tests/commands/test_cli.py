@@ -136,7 +136,7 @@ def replace_run(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (UserError("two\n lines"), 2, "trigflow: two lines\n"),
         (KeyboardInterrupt(), 130, "trigflow: stopped\n"),
         (OSError(errno.ENOSPC, "full", "runs/a"), 2, "trigflow: 'runs/a': no space left on the device"),
-        (MemoryError(), 2, "trigflow: not enough memory for this: give smaller sizes"),
+        (MemoryError(), 2, "trigflow: not enough memory: use smaller sizes"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "trigflow: not enough memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), 2, "trigflow: not enough memory"),
         (PermissionError(errno.EACCES, "no", "runs/a"), 2, "trigflow: 'runs/a': no permission"),

@@ -45,8 +45,8 @@ def test_the_noises_are_those_that_a_model_samples_from(tmp_path: Path) -> None:
     folder = tiny_student(tmp_path)
     model = load(folder, "cpu")
     measure = FlowMapError.measure(Gaussian(torch.zeros(2), 0.5), (2,), 0.5, 20, CPU)
-    jumps = model.jump(measure.noises, float(measure.t[0]))
-    torch.testing.assert_close(jumps, model.sample(20, steps=1, seed=0))
+    predictions = model.predict_x_0(measure.noises, float(measure.t[0]))
+    torch.testing.assert_close(predictions, model.sample(20, steps=1, seed=0))
 
 
 def test_no_noises() -> None:

@@ -341,7 +341,7 @@ def test_on_step_sees_the_path(name: str) -> None:
     grid = consistency_times(4) if name == "consistency" else edm_times(4)[:-1]
     assert [t for t, _, _ in seen] == grid
     assert torch.equal(seen[0][1], x_T)
-    torch.testing.assert_close(seen[-1][2], x_0)  # the last step is a jump to the denoised sample
+    torch.testing.assert_close(seen[-1][2], x_0)  # the last step is the denoised sample
     for t, x_t, guess in seen:
         torch.testing.assert_close(guess, oracle.denoised(x_t, at(t)), rtol=0, atol=1e-9)
 

@@ -1,4 +1,4 @@
-"""Proposals of training times: distribution, range, fields."""
+"""Distributions of training times: distribution, range, fields."""
 
 from __future__ import annotations
 

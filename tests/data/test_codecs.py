@@ -40,7 +40,7 @@ def test_measured_codecs_give_sigma_data(sigma_data: float) -> None:
         assert centred.double().square().mean().sqrt().item() == pytest.approx(sigma_data, rel=1e-5)
 
 
-def test_every_grey_level_survives_the_round_trip() -> None:
+def test_every_pixel_value_survives_the_round_trip() -> None:
     grey = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     codec = ImageCodec((100.3,), (61.7,))
     assert torch.equal(codec.decode(codec.encode(grey)), grey)
@@ -131,7 +131,7 @@ def test_codecs_work_on_each_device(device: torch.device) -> None:
     assert torch.equal(codec.decode(codec.encode(stored)).cpu(), stored.cpu())
 
 
-def test_counted_grey_levels_give_the_same_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counted_pixel_values_give_the_same_codec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trigflow.data.codecs._CHUNK", 200)  # in several parts
     monkeypatch.setattr("trigflow.data.codecs.MOST_FLOATS", 1)
     stored = images()

@@ -123,14 +123,14 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
         return moments(self, images)
 
     monkeypatch.setattr(Autoencoder, "moments", stopping)
-    with pytest.raises(KeyboardInterrupt, match="--resume goes on"):
+    with pytest.raises(KeyboardInterrupt, match="add --resume to the same command"):
         encode(collection, autoencoder, source, out, how, progress=False)
     monkeypatch.undo()
     assert not out.exists()
-    with pytest.raises(UserError, match="--resume goes on"):
+    with pytest.raises(UserError, match="continue it with --resume"):
         encode(collection, autoencoder, source, out, how, progress=False)
     for other in (Encoding(batch=4, dtype="float32"), Encoding(batch=4, mean_only=True), Encoding(size=8)):
-        with pytest.raises(UserError, match="other images or options"):
+        with pytest.raises(UserError, match="made from other images or with other options"):
             encode(collection, autoencoder, source, out, other, resume=True, progress=False)
     part = out.with_name("out.part")
     assert len((part / "index.jsonl").read_text().splitlines()) == 1 + 8
@@ -149,7 +149,7 @@ def test_a_kill_while_the_folder_was_finished_loses_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("trigflow.data.prepare.encode.write_json", fail)
-    with pytest.raises(UserError, match="No space left on device; what is done is kept"):
+    with pytest.raises(UserError, match="No space left on device; progress is saved"):
         encoded(photos, kl, batch=4)
     monkeypatch.undo()
     out, autoencoder = photos.parent / "latents", load_autoencoder(kl, CPU)
@@ -186,7 +186,7 @@ def test_sizes_must_suit_the_autoencoder(photos: Path, kl: Path) -> None:
     Image.new("RGB", (15, 15)).save(photos / "a" / "0.png")
     with pytest.raises(UserError, match=r"0\.png has 15x15 pixels: .* multiples of 2, give --size"):
         encoded(photos, kl, "odd")
-    with pytest.raises(UserError, match="is of grey images"):
+    with pytest.raises(UserError, match="is for greyscale images"):
         encoded(photos, write_kl(photos.parent / "kl-1", image_channels=1), "grey", size=8)
 
 
@@ -348,7 +348,7 @@ def test_encode_and_inspect(at_photos: Path, kl: Path, capsys: pytest.CaptureFix
     ("line", "words"),
     [
         ("encode photos --vae {kl}", "--out is missing"),
-        ("encode photos --vae {kl} --out photos", "photos exists already"),
+        ("encode photos --vae {kl} --out photos", "photos already exists"),
         ("encode photos --vae {kl} --out a --rgb", "--rgb is for data prepare"),
         ("encode photos --vae nowhere --out a", "there is no autoencoder 'nowhere'"),
         ("encode photos --vae photos --out a", "photos holds no autoencoder"),

@@ -61,12 +61,12 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(photos: Path, monkeypatch: pyte
 
     stops = [True, False, False]
     monkeypatch.setattr(prepare, "resized", stopping)
-    with pytest.raises(KeyboardInterrupt, match="--resume goes on"):
+    with pytest.raises(KeyboardInterrupt, match="add --resume to the same command"):
         prepare.prepare(collection, out, how, progress=False)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="--resume goes on"):
+    with pytest.raises(UserError, match="continue it with --resume"):
         prepare.prepare(collection, out, how, progress=False)
-    with pytest.raises(UserError, match="other images or options"):
+    with pytest.raises(UserError, match="made from other images or with other options"):
         prepare.prepare(collection, out, Preparation(size=9), resume=True, progress=False)
     images = photos.parent / "out.zip.part" / "images"
     images.write_bytes(images.read_bytes()[:-5])  # as after a loss of power
@@ -110,7 +110,7 @@ def test_other_images_of_the_same_name_and_number_are_not_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(collection(10), tmp_path / "out.zip", Preparation(), progress=False)
     for resume in (True, False):
-        with pytest.raises(UserError, match="other images or options"):
+        with pytest.raises(UserError, match="made from other images or with other options"):
             prepare.prepare(collection(200), tmp_path / "out.zip", Preparation(), resume, progress=False)
 
 
@@ -120,7 +120,7 @@ def test_what_a_mistake_leaves_does_not_block(photos: Path, capsys: pytest.Captu
     line = ["data", "prepare", str(photos), "--out", str(out), "--size", "8"]
     Image.new("L", (9, 9), 3).save(photos / "a" / "0.png")
     assert cli.main(line) == 2
-    assert "say --rgb" in capsys.readouterr().err and not out.with_name("p.zip.part").exists()
+    assert "use --rgb" in capsys.readouterr().err and not out.with_name("p.zip.part").exists()
     whole = (photos / "a" / "0.png").read_bytes()
     (photos / "a" / "0.png").write_bytes(b"no picture")
     assert cli.main([*line, "--rgb"]) == 2 and not out.with_name("p.zip.part").exists()
@@ -134,7 +134,7 @@ def test_a_folder_of_the_users_is_no_part(photos: Path, capsys: pytest.CaptureFi
     mine.parent.mkdir()
     mine.write_text("mine")
     assert cli.main(["data", "prepare", str(photos), "--out", str(photos.parent / "p.zip")]) == 2
-    assert "holds no run that was stopped" in capsys.readouterr().err and mine.read_text() == "mine"
+    assert "holds no interrupted run" in capsys.readouterr().err and mine.read_text() == "mine"
 
 
 def test_damaged_images_stop_it_or_are_left_out(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +144,7 @@ def test_damaged_images_stop_it_or_are_left_out(photos: Path, capsys: pytest.Cap
     error = capsys.readouterr().err
     assert "2.png is damaged" in error and "--skip-damaged leaves it out, and --resume keeps" in error
     assert cli.main([*line, "--skip-damaged"]) == 2
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "continue it with --resume" in capsys.readouterr().err
     assert cli.main([*line, "--skip-damaged", "--resume"]) == 0
     assert "(first: a/2.png)" in capsys.readouterr().out
     assert len(load_data(str(photos.parent / "p.zip")).data) == 5
@@ -172,7 +172,9 @@ def test_a_terminated_run_says_how_to_go_on(photos: Path) -> None:
     kill = "import os, sys; from trigflow.commands import cli; from trigflow.data.prepare import images\n"
     kill += "images._finish = lambda *_: os.kill(os.getpid(), 15)\nsys.exit(cli.main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", kill, *line], capture_output=True, text=True, check=False)
-    assert done.returncode == 130 and "--resume goes on" in done.stderr.splitlines()[-1], done.stderr
+    assert done.returncode == 130 and "add --resume to the same command" in done.stderr.splitlines()[-1], (
+        done.stderr
+    )
     assert cli.main([*line, "--resume"]) == 0
 
 
@@ -260,7 +262,7 @@ def test_data_options(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["npz", "png"])
-def test_images_of_one_grey_level_can_be_looked_at(
+def test_images_of_one_pixel_value_can_be_looked_at(
     suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = np.full((3, 1, 8, 8), 7, np.uint8)

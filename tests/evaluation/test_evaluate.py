@@ -250,11 +250,11 @@ def test_a_stopped_evaluation_goes_on(
     monkeypatch.setattr(measure, "_generate", counting)
     few: dict[str, Any] = {"steps": [1], "num": 20, "seeds": 2, "progress": False, "out": out}
     stops[0] = True
-    with pytest.raises(KeyboardInterrupt, match="the same command with --resume goes on"):
+    with pytest.raises(KeyboardInterrupt, match="add --resume to the same command to continue"):
         evaluate(str(student_folder), teacher=str(teacher_folder), **few)
     assert not (out / "report.json").exists()
     stops[0] = False
-    with pytest.raises(UserError, match="holds an evaluation already: go on with it by --resume"):
+    with pytest.raises(UserError, match="holds an evaluation already: continue it with --resume"):
         evaluate(str(student_folder), teacher=str(teacher_folder), **few)
     report = evaluate(str(student_folder), teacher=str(teacher_folder), resume=True, **few)
     assert sampled[0] == 4
@@ -295,7 +295,7 @@ def test_a_terminate_signal_says_how_to_go_on(
     monkeypatch.setattr(evaluate_module, "score_all", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     line = f"evaluate {student_folder} --num 4 --seeds 1 --steps 1 --teacher none --out {tmp_path}"
     assert cli.main(line.split()) == 130
-    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert "add --resume to the same command to continue" in capsys.readouterr().err
 
 
 def test_files_of_others_are_left_alone(student_folder: Path, tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_a_teacher_alone() -> None:
     [
         ({}, "without a teacher model"),
         ({"teacher": "exact"}, "without a teacher model"),
-        ({"teacher": "gone/away"}, "'gone/away' is not here"),
+        ({"teacher": "gone/away"}, "'gone/away' was not found"),
     ],
 )
 def test_without_a_teacher_there_are_no_ratios(recipe: dict[str, Any], note: str, tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_the_teacher_of_the_recipe_is_found(tmp_path: Path) -> None:
         ({"data": digits()}, "has the shape"),
         ({"data": gaussian_data(3)}, "too few"),
         ({"teacher": "nobody"}, "no model 'nobody'"),
-        ({"teacher": gaussian_model(Teacher, num_classes=2)}, "give another teacher"),
+        ({"teacher": gaussian_model(Teacher, num_classes=2)}, "choose another teacher"),
         ({"model": "digit"}, "did you mean 'digits'"),
         ({"teacher": gaussian_model(Student)}, "teacher 'student' is a consistency model"),
         ({"model": gaussian_model(Teacher)}, "its own reference: leave the teacher out"),

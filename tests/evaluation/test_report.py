@@ -72,7 +72,7 @@ def test_the_tables_say_every_number() -> None:
         "FD-digits-classifier": "2",
         "range": "1.75 .. 2.5",
         "ratio": "1.33",
-        "labels": "97.5%",
+        "label accuracy": "97.5%",
     }
     assert told(cost, 3) == model | {
         "ms / sample": "0.5",
@@ -95,7 +95,7 @@ def test_held_out_real_data_is_a_row_and_a_line() -> None:
     table = quality_table(with_test)
     row = told(table, -2)
     assert (row["model"], row["range"], row["FD-digits-classifier"]) == ("held-out real data, 500", "-", "1")
-    assert (row["labels"], told(table, 1)["over test"]) == ("99.0%", "1.50")
+    assert (row["label accuracy"], told(table, 1)["over test"]) == ("99.0%", "1.50")
     assert "500 samples of digits that no model was trained on" in to_markdown(with_test)
     assert "Theirs has the bias of 500 samples" in to_markdown(with_test)
     equal = report(real_test=test | {"num": with_test["num_samples"]}, teachers=[teacher])
@@ -111,7 +111,7 @@ def test_the_classifier_score_is_told_beside_the_datas_own() -> None:
     head, teacher, one, *_, real = quality_table(scored)
     place = head.index("classifier score")
     assert (teacher[place], one[place], real[place]) == ("-", "9.13", "9.50")
-    assert "all of the real data" in to_markdown(scored) and "Inception score" not in head
+    assert "of all real data" in to_markdown(scored) and "Inception score" not in head
 
 
 def test_headline() -> None:

@@ -73,9 +73,9 @@ def test_earlier_trainings_count() -> None:
     first, last = trained(Student, 100, "scd"), trained(Student, 10, "sct")
     unknown = trained(Student, 0, "scd")
     for earlier, total in ((first, 500 + 40), (unknown, None)):
-        card = dataclasses.replace(last.card, earlier=earlier.card.stretches)
+        card = dataclasses.replace(last.card, earlier=earlier.card.phases)
         assert training_forwards(dataclasses.replace(last, card=card)) == total
-        assert len(card.stretches) == 2
+        assert len(card.phases) == 2
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_an_exact_student_draws_the_data_in_any_number_of_steps(steps: int) -> N
     assert samples.mean().item() == pytest.approx(0, abs=0.005)
 
 
-def test_a_teacher_ends_where_the_student_jumps_to() -> None:
+def test_a_teacher_ends_where_the_student_predicts() -> None:
     """The same noise for both: the probability flow's end is the consistency function's value."""
     student, teacher = (
         gaussian_model(Student).sample(100, steps=1),
@@ -95,7 +95,7 @@ def test_trajectory_is_the_path_of_the_sample() -> None:
     assert torch.allclose(path.states[-1], model.sample(6, steps=64, seed=3), atol=1e-6)
     student = gaussian_model(Student, num_classes=2)
     for t, x_t in zip(path.ts[:-1].tolist(), path.states, strict=False):
-        assert torch.allclose(student.jump(x_t, t, path.labels), path.states[-1], atol=0.005)
+        assert torch.allclose(student.predict_x_0(x_t, t, path.labels), path.states[-1], atol=0.005)
 
 
 def test_the_middle_time_comes_from_the_card() -> None:
@@ -187,8 +187,8 @@ def test_samples_in_half_precision_are_the_same_pictures(
     model = load(name, "cpu")
     exact, low = model.sample(20), model.in_precision(precision).sample(20)
     assert 0 < (low.float() - exact.float()).square().mean().sqrt() < count_pixel_values
-    jumped = model.in_precision(precision).jump(torch.zeros(2, *model.card.data_shape), 1.0)
-    assert jumped.dtype == torch.float32
+    predicted = model.in_precision(precision).predict_x_0(torch.zeros(2, *model.card.data_shape), 1.0)
+    assert predicted.dtype == torch.float32
 
 
 def test_float16_may_be_too_small_for_a_model() -> None:
@@ -270,6 +270,6 @@ def test_guidance_wants_a_model_that_saw_the_null_label() -> None:
         load("digits-teacher", "cpu").sample(2, guidance_scale=2.0)
 
 
-def test_a_diffusion_model_does_not_jump() -> None:
+def test_a_diffusion_model_is_not_sampled_as_a_consistency_model() -> None:
     with pytest.raises(UserError, match="is a diffusion model; leave the sampler out"):
         gaussian_model(Teacher).sample(1, sampler="consistency")

@@ -28,10 +28,10 @@ def test_a_folder_does_not_run_code_unasked(tmp_path: Path) -> None:
     card["network"] = {"name": "os:mkdir", "options": {"path": str(tmp_path / "pwned")}}
     (folder / "model.json").write_text(json.dumps(card))
     for attempt in (load, evaluate, doctor.diagnose):
-        with pytest.raises(UserError, match=r"network 'os:mkdir', which is not run unasked.*--trust-code"):
+        with pytest.raises(UserError, match=r"network 'os:mkdir', which is not run by default.*--trust-code"):
             attempt(str(folder))  # type: ignore[operator]
     recipe = recipes.get("digits-scd", [f"teacher={folder}"])
-    with pytest.raises(UserError, match="not run unasked"):
+    with pytest.raises(UserError, match="not run by default"):
         assemble(recipe, torch.device("cpu"))
     assert not (tmp_path / "pwned").exists()
 
@@ -41,7 +41,7 @@ def test_the_data_of_a_card_is_not_code_either(tmp_path: Path) -> None:
     card = json.loads((folder / "model.json").read_text())
     card["recipe"]["data"] = {"name": "os:mkdir", "options": {"path": str(tmp_path / "pwned")}}
     (folder / "model.json").write_text(json.dumps(card))
-    with pytest.raises(UserError, match="data 'os:mkdir', which is not run unasked"):
+    with pytest.raises(UserError, match="data 'os:mkdir', which is not run by default"):
         evaluate(folder, teacher="none", num=2, seeds=1, progress=False)
     assert not (tmp_path / "pwned").exists()
 

@@ -260,9 +260,9 @@ def test_the_default_is_the_cards_and_the_range_is_kept() -> None:
     assert model.plan().guidance_scale == 1.0
     assert torch.equal(model.sample(8), model.sample(8, guidance_scale=1.0))
     x_t, labels = torch.randn(4, 2), torch.arange(4) % 3
-    jumped = model.jump(x_t, 1.2, labels)
+    predicted = model.predict_x_0(x_t, 1.2, labels)
     guided = model.precond.denoised(x_t, torch.full((4,), 1.2), labels=labels, guidance=torch.ones(4))
-    assert torch.equal(jumped, guided)
+    assert torch.equal(predicted, guided)
     for scale in (0.4, 4.1, float("nan")):
         with pytest.raises(
             UserError, match=r"'guided' was trained with scales of 0\.5 to 4; give one in this range"

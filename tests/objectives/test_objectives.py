@@ -19,7 +19,7 @@ from trigflow.dual import value_and_tangent
 from trigflow.networks import NETWORKS
 from trigflow.objectives import OBJECTIVES, SCM, Batch, Diffusion, consistency_tangent, normalize_tangent
 from trigflow.objectives.stable_target import stable_velocity
-from trigflow.objectives.warmup import stretched
+from trigflow.objectives.warmup import scaled_warmup
 from trigflow.system.errors import UserError
 
 SIGMA_DATA = 0.5
@@ -165,8 +165,8 @@ def test_warmup_follows_its_knots() -> None:
     assert rs == [0, 0.25, 0.5, 0.625, 0.75, 0.75]
     held = SCM(velocity="teacher", warmup=[[0, 0.7]])
     assert [held.tangent_warmup(nimg, 8) for nimg in (0, 10**9)] == [0.7, 0.7]
-    assert stretched(((100, 0.5), (300, 0.75)), 0.1) == ((10, 0.5), (30, 0.75))
-    assert stretched(100, 0.1) == 10
+    assert scaled_warmup(((100, 0.5), (300, 0.75)), 0.1) == ((10, 0.5), (30, 0.75))
+    assert scaled_warmup(100, 0.1) == 10
 
 
 @pytest.mark.parametrize("warmup", [-1, [], [[10, 0]], [[10, 1.1]], [[10, 0.5], [10, 0.7]], [[10]], 1.5, "x"])

@@ -253,7 +253,7 @@ def test_initial_weights(teacher_folder: Path) -> None:
 def test_a_card_tells_the_earlier_trainings_of_its_kind(teacher_folder: Path, student_folder: Path) -> None:
     def earlier(name: str, *overrides: str) -> list[tuple[str, int]]:
         card = assemble(recipes.get(name, [*TINY, *overrides]), CPU).card
-        return [(stretch.name, stretch.nimg) for stretch in card.earlier]
+        return [(phase.name, phase.nimg) for phase in card.earlier]
 
     assert earlier("digits-scd", f"teacher={teacher_folder}") == []
     assert earlier("digits-scd", f"teacher={teacher_folder}", f"init={student_folder}") == [

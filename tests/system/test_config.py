@@ -113,7 +113,7 @@ def test_options_of_text_may_be_digits() -> None:
         pytest.fail(f"refused: {error}")
     assert built == (Path("2024"), "12")
     told_of = told(build, Component("folder", {"path": 1000.0}), {"folder": folder}, "data")
-    assert "in quotes" in told_of and told_of.startswith("data.path = 1000.0: should be")
+    assert "to give it as text, use quotes" in told_of and told_of.startswith("data.path = 1000.0: should be")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_auto_prefers_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="no device 'cuda': take --device auto"):
+    with pytest.raises(UserError, match="no device 'cuda': use --device auto"):
         resolve_device("cuda")
     with pytest.raises(UserError, match="did you mean 'cuda'"):
         resolve_device("cuba")

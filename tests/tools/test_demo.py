@@ -74,13 +74,13 @@ def test_a_stopped_demo_goes_on_with_what_it_has(
 
 
 def test_paths_end_where_the_samples_are(teacher_folder: Path, student_folder: Path) -> None:
-    """The diagram shows the models' own samples: same noises, and the first jump is the one-step sample."""
+    """The diagram shows the models' own samples: same noises, and the first prediction is the one-step sample."""
     teacher, student = load(teacher_folder, "cpu"), load(student_folder, "cpu")
     paths = demo.trace_paths(teacher, student, seed=3, num=4)
     assert paths.ts[-1] == 0
     assert torch.equal(paths.pictures[-1], teacher.sample(4, seed=3))
-    assert torch.equal(paths.jump_pictures[0], student.sample(4, steps=1, seed=3))
-    assert torch.allclose(paths.jumps[-1], paths.states[-1])  # f(x, 0) = x
+    assert torch.equal(paths.prediction_pictures[0], student.sample(4, steps=1, seed=3))
+    assert torch.allclose(paths.predictions[-1], paths.states[-1])  # f(x, 0) = x
 
 
 def test_heights_are_places_along_the_main_direction() -> None:
@@ -97,7 +97,7 @@ def test_ctrl_c_while_training_says_how_to_go_on(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt("the text of a training, which speaks of --resume")
 
     monkeypatch.setattr(demo, "train", stop)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="run the same command to resume"):
         demo.run(tmp_path / "out", "cpu", plan=PLAN, progress=False)
 
 

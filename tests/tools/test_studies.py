@@ -179,7 +179,7 @@ def test_one_process_at_a_time_has_a_study(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(speed.Speed, "measure", measure)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="run the same command to resume"):
         study("speed", student_folder, tmp_path / "out")
 
 
@@ -195,7 +195,7 @@ def test_a_stopped_study_goes_on_with_what_it_has(tmp_path: Path, monkeypatch: p
 
     original = trained.train
     monkeypatch.setattr(trained, "train", train)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="run the same command to resume"):
         study("scaling", "digits", tmp_path / "out", seeds=1)
     before = times(tmp_path / "out")
     assert len(before) == 2
@@ -473,9 +473,9 @@ def test_mistakes_are_told_in_one_line(
     )
     assert "has no sizes for data 'cifar10'" in complain(capsys, "scaling", "cifar10", *out)
     assert "unknown key 'train.bach'" in complain(capsys, "compute", "digits", "train.bach=3", *out)
-    assert "a study sets teacher itself" in complain(capsys, "compute", "digits", "student.teacher=x", *out)
-    assert "takes no --shares" in complain(capsys, "scaling", "digits", "--shares", "0.5", *out)
-    assert "takes no train.batch=2" in complain(capsys, "steps", "digits", "train.batch=2", *out)
+    assert "the study sets teacher itself" in complain(capsys, "compute", "digits", "student.teacher=x", *out)
+    assert "does not accept --shares" in complain(capsys, "scaling", "digits", "--shares", "0.5", *out)
+    assert "does not accept train.batch=2" in complain(capsys, "steps", "digits", "train.batch=2", *out)
     assert "each of them once" in complain(capsys, "compute", "digits", "--shares", "1,1", *out)
     assert "a number stands there twice" in complain(capsys, "steps", student_folder, "--steps", "1,1", *out)
     assert "give them too" in complain(capsys, "speed", student_folder, "--steps", "1", *out)

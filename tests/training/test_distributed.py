@@ -254,7 +254,7 @@ def test_the_end_of_a_process_is_told_and_the_run_goes_on(tmp_path: Path, number
     assert process.returncode != 0
     told = [line for line in errors.splitlines() if line.startswith("trigflow:")]
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1].name
-    assert len(told) == 1 and "--resume goes on" in told[0], errors
+    assert len(told) == 1 and "add --resume to the same command" in told[0], errors
     if number == signal.SIGKILL:
         assert "another process of the run has ended" in told[0] and newest == f"nimg-{80:012d}"
     else:

@@ -187,7 +187,7 @@ def test_a_study_compares_at_the_same_scale(teacher_folder: Path, tmp_path: Path
         ),
         (["objective.guidance_scale=[2,1]"], "objective.guidance_scale = [2, 1]: should be a number from 0"),
         (["objective.guidance_scale=much"], 'objective.guidance_scale = "much": should be a number from 0'),
-        (["objective=sct", "objective.guidance_scale=[1,2]"], "not [1, 2]: sct has no teacher to be guided"),
+        (["objective=sct", "objective.guidance_scale=[1,2]"], "not [1, 2]: sct has no teacher to guide"),
     ],
 )
 def test_parts_that_do_not_fit_are_told(teacher_folder: Path, overrides: list[str], message: str) -> None:
@@ -288,10 +288,10 @@ def test_a_student_of_a_guided_teacher_is_scored_beside_it(
     for file in weak.iterdir():
         file.unlink()
     weak.rmdir()
-    with pytest.raises(UserError, match="--guide names its folder"):
+    with pytest.raises(UserError, match="give its folder with --guide"):
         evaluate(folder, **common)
     assert evaluate(folder, guide=weak_folder, **common)["teachers"][0]["guide"] == str(weak_folder)
-    with pytest.raises(UserError, match="no teacher to be guided"):
+    with pytest.raises(UserError, match="no teacher for it to guide"):
         evaluate(folder, teacher="none", guide=weak_folder, **common)
 
 
@@ -340,8 +340,8 @@ def test_a_guide_must_live_on_the_same_data(
     [
         ("digits-scd", ["guide=nowhere", *RANGE], "no model 'nowhere'"),
         ("digits-scd", ["guide=digits-teacher"], "objective.guidance_scale = 1 is no guidance"),
-        ("digits-sct", ["guide=digits-teacher"], "objective 'sct' has no teacher to be guided"),
-        ("digits-teacher", ["guide=digits-teacher"], "objective 'diffusion' has no teacher to be guided"),
+        ("digits-sct", ["guide=digits-teacher"], "objective 'sct' has no teacher to guide"),
+        ("digits-teacher", ["guide=digits-teacher"], "objective 'diffusion' has no teacher to guide"),
     ],
 )
 def test_a_guide_without_a_use_is_told(

@@ -285,7 +285,7 @@ def test_a_teacher_of_another_autoencoder_is_refused(place: Path, tmp_path: Path
     run = train(
         recipes.get("digits-teacher", [*TINY, f"data={other}"]), tmp_path / "r", device="cpu", progress=False
     )
-    with pytest.raises(UserError, match="of different autoencoders"):
+    with pytest.raises(UserError, match="have different autoencoders"):
         scored(place, teacher=str(run))
 
 

@@ -220,7 +220,7 @@ def test_reconstruction_tells_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is in use"):
         reconstruct_model(folder, folder, ema_std=0.08)
     (folder / "snapshots" / "nimg-000000000160-std-0.050.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"is damaged .*: remove it to do without"):
+    with pytest.raises(UserError, match=r"is damaged .*: remove it to continue without it"):
         reconstruct_model(folder, tmp_path / "b", ema_std=0.08)
     with pytest.raises(UserError, match="snapshot_nimg"):
         reconstruct_model(tmp_path / "none", tmp_path / "b", ema_std=0.08)

@@ -105,7 +105,7 @@ def test_a_longer_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     trained(short, tmp_path / "a")
     assert metrics(tmp_path / "a")[-1]["nimg"] == 160  # whole steps
     trained(short, tmp_path / "a", resume=True)
-    assert "is finished (160 images); a larger train.total_nimg goes on" in capsys.readouterr().err
+    assert "is finished (160 images); continue it with a larger train.total_nimg" in capsys.readouterr().err
     trained(long, tmp_path / "a", resume=True)
     trained(long, tmp_path / "b")
     assert same(tmp_path / "a", tmp_path / "b")
@@ -255,7 +255,7 @@ def test_what_changes_the_result_is_refused_with_both_values(
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     trained(tiny(), tmp_path / "run")
-    with pytest.raises(UserError, match="holds a run already: go on with it by --resume"):
+    with pytest.raises(UserError, match="already holds a run: resume it with --resume"):
         trained(tiny(), tmp_path / "run")
     with pytest.raises(UserError, match=r"another recipe \('network.width' differs: 16 there, 8 now\)"):
         trained(tiny("mixture2d-scd", "network.width=8"), tmp_path / "run", resume=True)
@@ -401,7 +401,7 @@ def test_the_command_ends_with_a_message_when_stopped(
     )
     shown = capsys.readouterr()
     assert code not in (0, 2)
-    assert "--resume goes on" in shown.err and "Traceback" not in shown.err
+    assert "add --resume to the same command" in shown.err and "Traceback" not in shown.err
 
 
 def test_a_finished_run_without_its_model_gets_it(tmp_path: Path) -> None:
@@ -508,7 +508,7 @@ def test_a_signal_before_the_loop_says_how_to_go_on(
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_restore", lambda run: signal.raise_signal(number))
-        with pytest.raises(KeyboardInterrupt, match=r"lost.*--resume goes on"):
+        with pytest.raises(KeyboardInterrupt, match=r"lost.*add --resume"):
             trained(tiny(), tmp_path / "run")
     assert signal.getsignal(number) is before
     trained(tiny(), tmp_path / "run", resume=True)

@@ -1,4 +1,4 @@
-"""`trigflow bench`: how long one and two steps take, beside an evaluation of the network."""
+"""`trigflow bench`: time one and two sampling steps against one network evaluation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--random",
         action="store_true",
-        help="the network of a recipe with random weights, which take as long as trained ones",
+        help="time a recipe's network with random weights (as fast as trained ones)",
     )
     parser.add_argument("--steps", type=integers(1), default=[1, 2], help="sampling steps (default: 1,2)")
-    parser.add_argument("--batch", type=integer(1), default=1, help="samples of a call (default: 1)")
-    parser.add_argument("--rounds", type=integer(1), default=3, help="calls of each, in turn (default: 3)")
+    parser.add_argument("--batch", type=integer(1), default=1, help="samples per call (default: 1)")
+    parser.add_argument(
+        "--rounds", type=integer(1), default=3, help="timed calls of each, interleaved (default: 3)"
+    )
     add_precision(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     add_trust_code(parser)
     add_device(parser)
 
@@ -42,7 +44,9 @@ def _run(args: argparse.Namespace) -> int:
         recipe = bench.random_recipe(args.model, args.overrides)
         model = bench.random_model(recipe, resolve_device(args.device))
     elif args.overrides:
-        raise UserError(f"{args.overrides[0]}: a model has no fields to change; with --random a recipe has")
+        raise UserError(
+            f"{args.overrides[0]}: a trained model has no fields to change; use --random to time a recipe"
+        )
     else:
         model = load(args.model, args.device, args.trust_code)
     timing = bench.measure(model.in_precision(args.precision), args.steps, args.batch, args.rounds)
@@ -54,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
 
 COMMAND = Command(
     name="bench",
-    summary="how long sampling takes, beside the evaluations that a teacher of the same size needs",
+    summary="time sampling, against the evaluations that a teacher of the same size needs",
     example="trigflow bench imagenet512-xxl --random --steps 1,2",
     add_arguments=_add_arguments,
     run=_run,

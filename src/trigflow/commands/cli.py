@@ -1,6 +1,6 @@
-"""The command `trigflow`: reads the line, calls the verb, tells mistakes in one line.
+"""The command `trigflow`: parses the command line, runs the command, and reports errors in one line.
 
-Exit codes: 0 done, 2 a mistake of the user (one line on stderr), 130 stopped with Ctrl-C.
+Exit codes: 0 success, 2 a user error (one line on stderr), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ COMMANDS: dict[str, Command] = {
     for module in (demo, listing, data, plan, train, sample, evaluate, study, bench, doctor, train_classifier)
 }
 
-# What the system refuses, and what to do about it.
+# Errors of the operating system, and what to do about them.
 _REFUSALS = {
-    errno.ENOMEM: "not enough memory: give smaller sizes, or use another machine",
-    errno.ENOSPC: "no space left on the device: free some, or write elsewhere with --out",
-    errno.EDQUOT: "the disk quota is used up: free some space, or write elsewhere with --out",
+    errno.ENOMEM: "not enough memory: use smaller sizes, or another machine",
+    errno.ENOSPC: "no space left on the device: free some, or choose another --out",
+    errno.EDQUOT: "the disk quota is exceeded: free some space, or choose another --out",
     errno.EACCES: "no permission: choose another place, or change the permissions",
     errno.EPERM: "not permitted: choose another place, or change the permissions",
-    errno.EROFS: "the file system is read-only: write elsewhere with --out",
+    errno.EROFS: "the file system is read-only: choose another --out",
     errno.ENOENT: "no such file or folder: check the path",
     errno.ENOTDIR: "a part of the path is a file, not a folder: check the path",
-    errno.EISDIR: "a folder, where a file is expected: check the path",
+    errno.EISDIR: "it is a folder, but a file is expected: check the path",
     errno.EEXIST: "it exists already: choose another name",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
 }
@@ -66,14 +66,14 @@ _NO_MEMORY = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises its complaints as UserError instead of printing the usage and leaving."""
+    """An argparse parser that raises UserError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see: {self.prog} --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; tests freeze its flags."""
+    """The parser of the whole command line; tests pin its flags."""
     parser = Parser(
         prog="trigflow",
         description="Continuous-time consistency models: train a teacher, distil it, sample in one or two steps.",
@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--debug", action="store_true", help="show where in the code a mistake was found (before COMMAND)"
+        "--debug", action="store_true", help="show the traceback of an error (goes before COMMAND)"
     )
     parser.add_argument("--version", action="version", version=f"trigflow {__version__}")
     verbs = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -99,16 +99,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parser of every verb."""
+    """The parser of every command."""
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return dict(subparsers.choices)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the line; overrides (key=value) may stand anywhere behind the recipe.
+    """Parse the command line; overrides (key=value) may appear anywhere after the recipe.
 
     Raises:
-        UserError: an unknown verb or flag, or a value that does not fit.
+        UserError: an unknown command or flag, or an invalid value.
     """
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise UserError(
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_and_report_errors(work: Callable[[], int], debug: bool = False) -> int:
-    """The exit code of some work, whose mistakes are told in one line; of several processes, by the first."""
+    """The exit code of some work, whose errors are reported in one line; of several processes, by the first."""
     try:
         code = work()
         if sys.stdout is not None:  # closed, as under some supervisors
@@ -163,7 +163,7 @@ def run_and_report_errors(work: Callable[[], int], debug: bool = False) -> int:
         if not _is_lack_of_memory(error):
             raise
         return _complain(
-            "not enough memory for this: give smaller sizes (samples, batch, network, data), or use another machine",
+            "not enough memory: use smaller sizes (samples, batch, network, data), or another machine",
             by_all=True,
         )
     return code
@@ -175,7 +175,7 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 
 def _complain(line: str, by_all: bool = False) -> int:
-    """Of several processes, the first speaks for all, unless each has something of its own to say."""
+    """Of several processes, only the first prints, unless each has an error of its own."""
     if is_main() or by_all:
         print(f"trigflow: {printable(line)}", file=sys.stderr, flush=True)
     else:

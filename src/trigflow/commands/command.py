@@ -1,4 +1,4 @@
-"""A verb of the command line, and the arguments that several verbs share."""
+"""A command of the command line, and the arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """One verb: how it is called, what it says of itself, and what it does."""
+    """One command: its name, its help and what it runs."""
 
     name: str
     summary: str  # one line, for the list of verbs
@@ -28,7 +28,7 @@ LARGEST = 2**53  # seed or label, from 0
 
 
 def integer(lowest: int) -> Callable[[str], int]:
-    """An argument type: a whole number from `lowest` to MOST; from 0 (a seed, a label) to LARGEST."""
+    """An argument type: an integer from `lowest` to MOST; from 0 (a seed, a label) to LARGEST."""
     highest = MOST if lowest > 0 else LARGEST
 
     def parse(text: str) -> int:
@@ -60,13 +60,13 @@ def number(lowest: float) -> Callable[[str], float]:
 
 
 def integers(lowest: int) -> Callable[[str], list[int]]:
-    """An argument type: whole numbers with commas between them, each as in `integer`."""
+    """An argument type: comma-separated integers, each as in `integer`."""
     one = integer(lowest)
     return lambda text: [one(part) for part in text.split(",")]
 
 
 def numbers(lowest: float) -> Callable[[str], list[float]]:
-    """An argument type: numbers with commas between them, each as in `number`."""
+    """An argument type: comma-separated numbers, each as in `number`."""
     one = number(lowest)
     return lambda text: [one(part) for part in text.split(",")]
 
@@ -76,7 +76,7 @@ def add_data_options(parser: argparse.ArgumentParser, example: str = "data.split
         "overrides",
         nargs="*",
         metavar="key=value",
-        help=f"options of the data, as a recipe has them, e.g. {example} (docs/data.md)",
+        help=f"options of the data set, as in a recipe, e.g. {example} (docs/data.md)",
     )
 
 
@@ -100,7 +100,7 @@ def add_guide(parser: argparse.ArgumentParser, whom: str) -> None:
     parser.add_argument(
         "--guide",
         metavar="MODEL",
-        help=f"a weaker model that guides {whom} in the place of the null label (autoguidance, --guidance-scale)",
+        help=f"a weaker model that guides {whom} in place of the null label (autoguidance; needs --guidance-scale)",
     )
 
 
@@ -109,7 +109,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="of the products inside the network (default: float32)",
+        help="precision of the matrix products inside the network (default: float32)",
     )
 
 
@@ -117,7 +117,7 @@ def add_trust_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-code",
         action="store_true",
-        help="import the network package.module:Class that the model's folder names (it runs as your own code does)",
+        help="import the network package.module:Class named in the model's folder (this runs its code)",
     )
 
 
@@ -125,7 +125,7 @@ def add_vae(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vae",
         metavar="NAME_OR_PATH",
-        help="the autoencoder that decodes a latent model's samples: a folder, or owner/name on the hub "
+        help="autoencoder that decodes the samples of a latent model: a folder, or owner/name on the hub "
         "(default: the one in the model's folder)",
     )
 
@@ -135,12 +135,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=("auto", "cpu", "cuda", "mps"),
         default="auto",
-        help="where to compute; auto takes CUDA, then MPS, then the CPU (default: auto)",
+        help="device; auto takes CUDA, then MPS, then the CPU (default: auto)",
     )
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=integer(0), default=0, help="seed of every random number (default: 0)")
+    parser.add_argument("--seed", type=integer(0), default=0, help="random seed (default: 0)")
 
 
 def add_out_folder(parser: argparse.ArgumentParser, example: str) -> None:

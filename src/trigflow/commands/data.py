@@ -1,4 +1,4 @@
-"""`trigflow data`: bring images into one archive, or look at them."""
+"""`trigflow data`: convert images to one archive, encode them as latents, or inspect them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "statistics of images or latents",
     )
     parser.add_argument(
-        "source", metavar="SOURCE", help="images: a data set, or a file or folder in one of the formats"
+        "source", metavar="SOURCE", help="the images: a data set, or a file or folder in one of the formats"
     )
     add_data_options(parser)
     parser.add_argument(
@@ -40,19 +40,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         type=integer(1),
-        help="prepare, encode: shorter side to so many pixels, then the square in the middle (default: as they are)",
+        help="prepare, encode: resize the shorter side to this size and centre-crop to a square (default: unchanged)",
     )
     parser.add_argument(
-        "--rgb", action="store_true", help="prepare: write all in RGB (default: as the first is)"
+        "--rgb", action="store_true", help="prepare: convert all images to RGB (default: as the first image)"
     )
     parser.add_argument(
         "--skip-damaged",
         action="store_true",
-        help="prepare, encode: leave damaged images out (default: stop at the first)",
+        help="prepare, encode: skip damaged images (default: stop at the first)",
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="prepare, encode: go on with a run that was stopped"
-    )
+    parser.add_argument("--resume", action="store_true", help="prepare, encode: resume an interrupted run")
     _add_encoding(parser)
 
 
@@ -61,24 +59,24 @@ def _add_encoding(parser: argparse.ArgumentParser) -> None:
         "--vae",
         metavar="NAME_OR_PATH",
         help="encode: an AutoencoderKL or AutoencoderDC, a folder or owner/name on the hub, which is downloaded "
-        "(default: stabilityai/sd-vae-ft-mse, if it was downloaded before); inspect: that of the latents, if their "
-        "folder has lost it",
+        "(default: stabilityai/sd-vae-ft-mse, if downloaded before); inspect: the autoencoder of the latents, if "
+        "it is missing from their folder",
     )
     parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),
-        help="encode: of the stored numbers (default: float16)",
+        help="encode: type of the stored latents (default: float16)",
     )
     parser.add_argument(
         "--mean-only",
         action="store_true",
-        help="encode: leave the standard deviations of the latents out, half of the space (default: keep them, and "
-        "draw each latent anew whenever it is looked at)",
+        help="encode: store only the means of the latents, in half of the space (default: means and standard "
+        "deviations; training then samples each latent anew whenever it is used)",
     )
     parser.add_argument(
         "--batch",
         type=integer(1),
-        help="encode: images in one pass (default: so many that they have a million pixels)",
+        help="encode: images in one pass (default: about a million pixels)",
     )
     parser.add_argument(
         "--device",
@@ -92,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
     for flag in sorted(set().union(*_FLAGS.values()) - _FLAGS[action]):
         if getattr(args, flag):
             others = " and ".join(f"data {name}" for name, flags in _FLAGS.items() if flag in flags)
-            raise UserError(f"data {action}: --{flag.replace('_', '-')} is for {others}; leave it out")
+            raise UserError(f"data {action}: --{flag.replace('_', '-')} is for {others} only; remove it")
     if action == "inspect":
         return _inspect(args)
     from trigflow.system.signals import interrupt_with_resume_hint
@@ -178,7 +176,7 @@ def _inspect_latents(args: argparse.Namespace) -> int:
 
 COMMAND = Command(
     name="data",
-    summary="bring images of any format and size into one archive, encode them, or look at them",
+    summary="convert images of any format and size to one archive, encode them as latents, or inspect them",
     example="trigflow data prepare photos/ --out photos-64.zip --size 64",
     add_arguments=_add_arguments,
     run=_run,

@@ -1,4 +1,4 @@
-"""`trigflow demo`: from nothing to digits in one and two steps."""
+"""`trigflow demo`: train, distil and score a model of digits."""
 
 from __future__ import annotations
 

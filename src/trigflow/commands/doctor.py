@@ -1,4 +1,4 @@
-"""`trigflow doctor`: is the derivative of this network right, and what does each way to it cost?"""
+"""`trigflow doctor`: is the derivative of this network right, and what does each mode cost?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape",
         type=integers(1),
-        help="of one sample, for package.module:Class, e.g. 1,8,8 (default: 3,32,32)",
+        help="shape of one sample, for package.module:Class, e.g. 1,8,8 (default: 3,32,32)",
     )
     add_device(parser)
 

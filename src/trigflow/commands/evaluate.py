@@ -1,4 +1,4 @@
-"""`trigflow evaluate`: score a model beside its teacher and write the report."""
+"""`trigflow evaluate`: score a model against its teacher and write the report."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_data_options(parser, "data.split=test or test_data.key=images")
-    parser.add_argument("--steps", type=integers(1), help="a student's numbers of steps (default: 1,2,4)")
+    parser.add_argument("--steps", type=integers(1), help="sampling steps of a student (default: 1,2,4)")
     parser.add_argument("--num", type=integer(2), default=5000, help="samples for each score (default: 5000)")
     parser.add_argument(
         "--seeds",
         type=integer(1),
         default=3,
-        help="repetitions of each score; the median counts (default: 3)",
+        help="repetitions of each score; the median is reported (default: 3)",
     )
     parser.add_argument(
         "--features",
-        help="what the Frechet distance is taken in: a name or NAME=FILE (`trigflow list features`), a "
+        help="the features in which samples are scored: a name or NAME=FILE (`trigflow list features`), a "
         "classifier's folder, or package.module:Class "
         "(default: the shipped classifier for digits and MNIST, pixels elsewhere)",
     )
@@ -47,38 +47,38 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--data",
-        help="the real data (default: what the model was trained on); of a latent model images, or latents to decode",
+        help="the real data (default: what the model was trained on); for a latent model images, or latents to decode",
     )
     parser.add_argument(
         "--test-data",
         metavar="DATA",
-        help="real data that was held out, for a row of its own (default: the test part of the data, if it has one)",
+        help="held-out real data, scored in a row of its own (default: the test split of the data, if there is one)",
     )
     parser.add_argument(
         "--noise-levels",
         type=numbers(0.0),
         default=[],
         metavar="SDS",
-        help="rows that tell what a distance means: the held-out images with noise of these standard deviations, in "
+        help="extra rows for comparison: the held-out images with noise of these standard deviations, in "
         "pixel values of 0..255, e.g. 5,10",
     )
     parser.add_argument(
         "--guidance-scale",
         type=number(0.0),
-        help="guidance of the teacher, and of a student that takes it, 1 = none (default: such a student's own, "
-        "else the teacher's)",
+        help="guidance scale of the teacher, and of a student that takes it as an input; 1 = none (default: the "
+        "student's own if it takes it, else the teacher's)",
     )
     add_guide(parser, "the teacher")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="a folder for the whole report (default: the table is printed, no more)",
+        help="a folder for the full report (default: only print the table)",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with a stopped evaluation in --out: what it has measured of the same models is taken over",
+        help="continue an interrupted evaluation in --out; scores of the same models are reused",
     )
     add_vae(parser)
     add_trust_code(parser)
@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
     from trigflow.system.distributed import open_world
 
     if args.resume and args.out is None:
-        raise UserError("--resume goes on with the evaluation in a folder: give its --out")
+        raise UserError("--resume continues the evaluation in a folder: give its --out")
     with open_world(args.device) as world:
         return _evaluate(args, world)
 
@@ -129,7 +129,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> int:
 
 COMMAND = Command(
     name="evaluate",
-    summary="score a model beside its teacher: Frechet distance, seconds, evaluations, compute",
+    summary="score a model against its teacher: Frechet distance, time, evaluations, compute",
     example="trigflow evaluate digits --steps 1,2,4 --num 5000 --seeds 3 --out report",
     add_arguments=_add_arguments,
     run=_run,

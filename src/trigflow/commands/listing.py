@@ -1,4 +1,4 @@
-"""`trigflow list`: what there is to train, to sample and to build with."""
+"""`trigflow list`: the shipped models, the recipes and their parts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ KINDS = ("models", "recipes", "datasets", "networks", "objectives", "samplers", 
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", nargs="?", choices=KINDS, help="only these (default: everything)")
+    parser.add_argument("kind", nargs="?", choices=KINDS, help="list only these (default: everything)")
 
 
 def _describe(thing: object) -> str:
-    """A text itself, or the first line of what a function or class says of itself."""
+    """A text itself, or the first line of the docstring of a function or class."""
     if isinstance(thing, str):
         return thing
     if isinstance(thing, partial):

@@ -1,4 +1,4 @@
-"""`trigflow plan`: what a training needs before it is started: memory, arithmetic, days."""
+"""`trigflow plan`: estimate what a training will need: memory, FLOPs, days."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change a field of the recipe, e.g. train.batch=64"
     )
-    parser.add_argument("--gpus", type=integer(1), default=8, help="how many there are (default: 8)")
-    parser.add_argument("--memory", type=number(0.1), default=80.0, help="of each GPU in GiB (default: 80)")
+    parser.add_argument("--gpus", type=integer(1), default=8, help="number of GPUs (default: 8)")
+    parser.add_argument(
+        "--memory", type=number(0.1), default=80.0, help="memory of each GPU, in GiB (default: 80)"
+    )
     parser.add_argument(
         "--throughput",
         type=number(0.001),
         default=150.0,
-        help="that each GPU sustains in training, in TFLOP/s (default: 150, a guess for an A100 or H100 in bfloat16)",
+        help="sustained TFLOP/s of each GPU in training (default: 150, a guess for an A100 or H100 in bfloat16)",
     )
     parser.add_argument(
         "--microbatch",
         type=integer(1),
-        help="images in one pass on one GPU (default: the recipe's, else as many as fit)",
+        help="images per pass on one GPU (default: the recipe's, else as many as fit)",
     )
     parser.add_argument(
         "--checkpointing",
         action="store_true",
         help="plan with activation checkpointing of the network's blocks, as in `trigflow train`",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -51,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
 
 COMMAND = Command(
     name="plan",
-    summary="what a training needs on your GPUs, before it is started: memory, FLOPs, days",
+    summary="estimate what a training will need on your GPUs: memory, FLOPs, days",
     example="trigflow plan imagenet512-xxl-scd --gpus 8 --memory 80",
     add_arguments=_add_arguments,
     run=_run,

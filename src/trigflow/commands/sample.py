@@ -1,4 +1,4 @@
-"""`trigflow sample`: draw samples from a model, as a picture or as an array."""
+"""`trigflow sample`: draw samples from a model, as an image grid or an array."""
 
 from __future__ import annotations
 
@@ -35,30 +35,32 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=integer(1), help="sampling steps (default: the model's own; students: 2)"
     )
-    parser.add_argument("--num", type=integer(1), default=16, help="how many samples (default: 16)")
+    parser.add_argument("--num", type=integer(1), default=16, help="number of samples (default: 16)")
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="FILE",
-        help=".png: a grid; .npz or .npy: the samples as an array",
+        help=".png: an image grid; .npz or .npy: the samples as an array",
     )
     parser.add_argument(
         "--labels",
         type=integers(0),
-        help="classes with commas between them, taken in turn (default: all classes)",
+        help="comma-separated classes, taken in turn (default: all classes)",
     )
     parser.add_argument(
         "--guidance-scale",
         type=number(0.0),
-        help="guidance, 1 = none; of a student that takes it, in the range of its training (default: the model's own)",
+        help="guidance scale; 1 = none; a student that takes it: in its training range (default: the model's own)",
     )
     add_guide(parser, "a diffusion model")
     add_precision(parser)
     parser.add_argument("--sampler", help="a name from `trigflow list samplers` (default: the model's own)")
     add_vae(parser)
     parser.add_argument(
-        "--latents", action="store_true", help="of a latent model: write latents, in .npz or .npy, not images"
+        "--latents",
+        action="store_true",
+        help="for a latent model: write latents (.npz or .npy) instead of images",
     )
     add_seed(parser)
     add_trust_code(parser)
@@ -69,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.out.suffix not in ENDINGS:
         raise UserError(f"--out {args.out}: the name must end in one of {', '.join(ENDINGS)}")
     if args.latents and args.out.suffix == ".png":
-        raise UserError(f"--out {args.out}: latents cannot be drawn; give a name that ends in .npz or .npy")
+        raise UserError(f"--out {args.out}: latents cannot be drawn; choose a name that ends in .npz or .npy")
     from trigflow.system.distributed import open_world
 
     with open_world(args.device) as world:
@@ -126,7 +128,7 @@ def _write(samples: Tensor, labels: Tensor | None, file: Path) -> None:
 
 COMMAND = Command(
     name="sample",
-    summary="draw samples from a model, as a grid of pictures or as an array",
+    summary="draw samples from a model, as an image grid or an array",
     example="trigflow sample digits --steps 2 --num 64 --out digits.png",
     add_arguments=_add_arguments,
     run=_run,

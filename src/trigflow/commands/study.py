@@ -1,4 +1,4 @@
-"""`trigflow study`: an experiment over many models or trainings, which goes on where it was stopped."""
+"""`trigflow study`: an experiment over many models or trainings, which can be resumed."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="none or several; studies that train: change a field of both recipes, or of one: teacher.key=value, "
-        "student.key=value",
+        help="for studies that train: change a field of both recipes, or of one of them (teacher.key=value, "
+        "student.key=value)",
     )
     add_out_folder(parser, "runs/scaling")
-    parser.add_argument("--seeds", type=integer(1), help="repetitions of everything (default: 3)")
+    parser.add_argument("--seeds", type=integer(1), help="number of seeds (default: 3)")
     parser.add_argument("--num", type=integer(2), help="samples for each score (default: 5000)")
-    parser.add_argument("--features", help="what the Frechet distance is taken in, as in evaluate")
+    parser.add_argument("--features", help="the features in which samples are scored, as in evaluate")
     parser.add_argument(
         "--teacher", help="steps, speed: the teacher (default: the one it was distilled from)"
     )
     parser.add_argument("--data", help="steps, speed: the real data (default: what the model was trained on)")
     parser.add_argument(
-        "--steps", type=integers(1), help="steps, speed: the student's (default: 1,2,4,8 and 1,2)"
+        "--steps",
+        type=integers(1),
+        help="steps, speed: sampling steps of the student (default: 1,2,4,8 and 1,2)",
     )
     parser.add_argument(
         "--guidance-scale",
         type=number(0.0),
-        help="steps, speed: guidance of the guided teacher, and of a student that takes it, 1 = none",
+        help="steps, speed: guidance scale of the guided teacher, and of a student that takes it as an input; 1 = none",
     )
     parser.add_argument(
         "--shares",
@@ -52,7 +54,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute: shares of the teacher's training compute (default: 0.1,0.2,0.5,1,2,5)",
     )
     parser.add_argument(
-        "--jobs", type=integer(1), help="trainings at once, with one thread each (default: one for each core)"
+        "--jobs", type=integer(1), help="trainings run at once, with one thread each (default: one per core)"
     )
     add_device(parser)
 
@@ -70,10 +72,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _given(args: argparse.Namespace, study: Any) -> dict[str, Any]:
-    """The flags of the line that the study takes.
+    """The given flags, which the study must accept.
 
     Raises:
-        UserError: one that it does not take.
+        UserError: a flag that the study does not accept.
     """
     given = {name: getattr(args, name) for name in OWN if getattr(args, name) is not None}
     if args.overrides:
@@ -83,7 +85,7 @@ def _given(args: argparse.Namespace, study: Any) -> dict[str, Any]:
         if name not in takes:
             word = args.overrides[0] if name == "overrides" else f"--{name.replace('_', '-')}"
             flags = ", ".join(f"--{one.replace('_', '-')}" for one in takes if one != "overrides")
-            raise UserError(f"study {args.study} takes no {word}; it takes {flags}")
+            raise UserError(f"study {args.study} does not accept {word}; it accepts {flags}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 

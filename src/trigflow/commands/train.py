@@ -1,4 +1,4 @@
-"""`trigflow train`: run a recipe, or go on with a run that was stopped."""
+"""`trigflow train`: train a recipe, or resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="key=value", help="change a field of the recipe, e.g. train.batch=64"
     )
     add_out_folder(parser, "runs/teacher")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
-    parser.add_argument("--data", metavar="PATH_OR_NAME", help="another data set than the recipe's")
-    parser.add_argument("--seed", type=integer(0), help="seed of the run (default: the recipe's)")
+    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint in --out")
+    parser.add_argument(
+        "--data", metavar="PATH_OR_NAME", help="train on this data set instead of the recipe's"
+    )
+    parser.add_argument("--seed", type=integer(0), help="random seed (default: the recipe's)")
     parser.add_argument(
         "--parallel",
         choices=("fsdp", "hsdp", "ddp"),
-        help="under torchrun: weights shared out among all processes, among those of a machine, or whole in each "
+        help="under torchrun: shard the weights over all processes, over those of each machine, or replicate them "
         "(default: fsdp)",
     )
     parser.add_argument(
         "--checkpointing",
         action="store_true",
-        help="activation checkpointing of the network's blocks: less memory, a third more arithmetic, the same results",
+        help="activation checkpointing of the network's blocks: less memory for a third more compute, same results",
     )
     add_device(parser)
 
@@ -46,19 +48,19 @@ def _run(args: argparse.Namespace) -> int:
         checkpointing=args.checkpointing,
     )
     if is_main():
-        print(f"{folder} holds the model; see what it makes: trigflow sample {folder} --out samples.png")
+        print(f"{folder} holds the model; to sample from it: trigflow sample {folder} --out samples.png")
     return 0
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
-    """--data and --seed are overrides with a flag's name; what stands last wins."""
+    """--data and --seed as overrides; the last one wins."""
     named = {"data": args.data, "train.seed": args.seed}
     return [*args.overrides, *(f"{key}={value}" for key, value in named.items() if value is not None)]
 
 
 COMMAND = Command(
     name="train",
-    summary="train a recipe: a diffusion teacher, or a student in one or two steps (sCT, sCD)",
+    summary="train a recipe: a diffusion teacher, or a consistency model (sCT, sCD)",
     example="trigflow train digits-scd teacher=runs/teacher train.batch=64 --out runs/student",
     add_arguments=_add_arguments,
     run=_run,

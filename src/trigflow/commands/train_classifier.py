@@ -19,7 +19,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="labelled images: a data set, or a file or folder in one of the formats",
+        help="the labelled images: a data set, or a file or folder in one of the formats",
     )
     add_data_options(parser)
     parser.add_argument("--epochs", type=integer(1), default=40, help="passes over the data (default: 40)")
@@ -36,14 +36,14 @@ def _run(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     data = load_data(named_data(args.data, args.overrides))
     accuracy = train_classifier(data, args.out, args.seed, args.epochs, device)
-    print(f"accuracy on images held out: {accuracy:.2%}")
-    print(f"score with it: trigflow evaluate MODEL --features {args.out} --out report")
+    print(f"accuracy on held-out images: {accuracy:.2%}")
+    print(f"use it: trigflow evaluate MODEL --features {args.out} --out report")
     return 0
 
 
 COMMAND = Command(
     name="train-classifier",
-    summary="train a small classifier; its features are what scores are taken in",
+    summary="train a small classifier, in whose features samples can be scored",
     example="trigflow train-classifier digits --out runs/classifier",
     add_arguments=_add_arguments,
     run=_run,

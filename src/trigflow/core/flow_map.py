@@ -1,4 +1,4 @@
-"""Scores of points, where the truth is known: a student's flow map beside the exact one, and sliced Wasserstein."""
+"""Error of a student's flow map against the exact one, where that is known."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trigflow.core.oracles import Oracle
 from trigflow.core.randomness import SampleRandom
 from trigflow.system.errors import UserError
 
-# f(x_T, t): where a student lands from x_T (n, ...) at the times t (n,).
-Jump = Callable[[Tensor, Tensor], Tensor]
+# f(x_T, t): a student's x_0 (n, ...) for x_T (n, ...) at the times t (n,).
+FlowMap = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class FlowMapError:
         return cls(noises.to(device), t.to(device), ends.to(device), sigma_data)
 
     @torch.no_grad()
-    def __call__(self, jump: Jump) -> dict[str, float]:
+    def __call__(self, flow_map: FlowMap) -> dict[str, float]:
         """Median and root mean square over the noises: {"flow_map_median": ..., "flow_map_rms": ...}."""
-        error = (jump(self.noises, self.t) - self.ends).cpu().double().flatten(1).norm(
+        error = (flow_map(self.noises, self.t) - self.ends).cpu().double().flatten(1).norm(
             dim=1
         ) / self.sigma_data
         return {

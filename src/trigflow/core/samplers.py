@@ -27,7 +27,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 class OnStep(Protocol):
-    """Told at each time of the grid where the path is and what the network takes for its end."""
+    """Called at each time of the grid with x_t and the network's prediction of x_0."""
 
     def __call__(self, t: float, x_t: Tensor, x_0: Tensor) -> None: ...
 
@@ -142,7 +142,7 @@ def sample_consistency(
     sigma_data: float,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Jump to data, add noise, jump again (Song et al., 2023, algorithm 1).
+    """Multistep consistency sampling: predict x_0, add noise, predict again (Song et al., 2023, algorithm 1).
 
     Costs one evaluation for each time.
 
@@ -161,12 +161,12 @@ def sample_consistency(
         UserError: ts is empty, not descending, or outside (0, pi/2]; noise of another shape.
     """
     _check_times(ts, least=1, lowest_allowed=False)
-    x_0 = _jump(velocity, x_T, ts[0], on_step)
+    x_0 = _predict(velocity, x_T, ts[0], on_step)
     for step, t in enumerate(ts[1:], start=1):
         z = noise(step)
         _check_noise(z, step, x_T)
         x_t = flow.interpolate(x_0, sigma_data * z.to(x_0), t)
-        x_0 = _jump(velocity, x_t, t, on_step)
+        x_0 = _predict(velocity, x_t, t, on_step)
     return x_0
 
 
@@ -314,7 +314,7 @@ def _evaluate(velocity: Velocity, x_t: Tensor, t: float, on_step: OnStep | None)
     return v
 
 
-def _jump(velocity: Velocity, x_t: Tensor, t: float, on_step: OnStep | None) -> Tensor:
+def _predict(velocity: Velocity, x_t: Tensor, t: float, on_step: OnStep | None) -> Tensor:
     return flow.denoised(x_t, _evaluate(velocity, x_t, t, on_step), t)
 
 

@@ -164,7 +164,7 @@ def of_pixels(
 def _check_images(source: str, pixels: Tensor) -> None:
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
         shape = tuple(pixels.shape)
-        raise UserError(f"{source} holds {pixels.dtype} of shape {shape}: give images, grey or RGB")
+        raise UserError(f"{source} holds {pixels.dtype} of shape {shape}: give images, greyscale or RGB")
 
 
 def file_content(path: Path, where: str) -> bytes:

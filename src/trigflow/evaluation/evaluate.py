@@ -223,7 +223,7 @@ def _contenders(
     teachers = [contender(reference, None, scale)] if reference else []
     if guide_was_given and teachers[0].plan.guidance_scale == 1:
         raise UserError(
-            "a guide was given, but a guidance scale of 1 is none: give --guidance-scale, or leave it out"
+            "a guide was given, but a guidance scale of 1 is none: give --guidance-scale, or remove the guide"
         )
     return teachers, students
 
@@ -238,10 +238,10 @@ def _check(settings: _Settings) -> None:
     if holds_scores(out / SCORES) or (out / REPORT).exists():
         if not settings.resume:
             raise UserError(
-                f"{out} holds an evaluation already: go on with it by --resume, or give another --out"
+                f"{out} holds an evaluation already: continue it with --resume, or choose another --out"
             )
     elif is_occupied(out, but=lambda name: name == SCORES or is_leftover(name)):
-        raise UserError(f"{out} is not empty and holds no report: give another --out")
+        raise UserError(f"{out} is not empty and holds no report: choose another --out")
 
 
 @contextlib.contextmanager
@@ -256,7 +256,7 @@ def _report_folder(settings: _Settings, world: World) -> Iterator[Path | None]:
             if world.is_main:
                 make_folder(folder / SCORES)
                 complaint = (
-                    f"{folder} is in use by another evaluation: give another --out, or wait for that one"
+                    f"{folder} is in use by another evaluation: choose another --out, or wait for that one"
                 )
                 stack.enter_context(locked(folder / LOCK, complaint))
         yield folder / SCORES if world.is_main else None

@@ -41,13 +41,13 @@ def with_own_guide(
     recorded = model.card.recipe.get("guide") if model.is_student else None
     if teacher is None:
         if guide is not None:
-            raise UserError("a guide was given, but there is no teacher to be guided: leave it out")
+            raise UserError("a guide was given, but there is no teacher for it to guide: remove it")
         return None
     if guide is None and (recorded is None or teacher.guide is not None):
         return teacher
     if guide is None and recorded not in SHIPPED and not Path(str(recorded)).is_dir():
         raise UserError(
-            f"the guide '{recorded}' of the model's teacher is not here: --guide names its folder"
+            f"the guide '{recorded}' of the model's teacher was not found: give its folder with --guide"
         )
     chosen = recorded if guide is None else guide
     return teacher.with_guide(

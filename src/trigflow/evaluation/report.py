@@ -1,4 +1,4 @@
-"""report.json as something to read: Markdown, and one HTML file with its pictures inside."""
+"""report.json as Markdown, and as one HTML file with its pictures embedded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_report(report: Report, samples: Mapping[str, Tensor], folder: Path) ->
 
 
 def headline(report: Report) -> str:
-    """One sentence: the student with the most steps up to two, beside its teacher."""
+    """One sentence: the student with the most steps up to two, against its teacher."""
     score, num = report["score"], report["num_samples"]
     setting = (
         f"{score} of {num} samples, median of {report['seeds']} seed{'s' if report['seeds'] > 1 else ''}"
@@ -104,12 +104,12 @@ def _quality(score: str) -> tuple[Column, ...]:
         Column("range", _range),
         _number("ratio", "fd_ratio", "{:.2f}"),
         _number("over test", "test_ratio", "{:.2f}"),
-        _number("kernel distance", "kernel_distance", "{:.2g}"),
+        _number("KID", "kernel_distance", "{:.2g}"),
         _number("precision", "precision", "{:.2f}"),
         _number("recall", "recall", "{:.2f}"),
         _number("Inception score", "inception_score", "{:.2f}"),
         _number("classifier score", "classifier_score", "{:.2f}"),
-        _number("labels", "label_agreement", "{:.1%}"),
+        _number("label accuracy", "label_agreement", "{:.1%}"),
         _number("sliced W2", "sliced_wasserstein", "{:.4g}"),
         _number("map error, median", "flow_map_median", "{:.3g}"),
         _number("map error, RMS", "flow_map_rms", "{:.3g}"),
@@ -161,7 +161,7 @@ def _what(part: Mapping[str, Any], otherwise: str) -> str:
 
 
 def facts(report: Report) -> list[str]:
-    """What one must know to read the table, and to repeat it."""
+    """Notes needed to read the table, and to reproduce it."""
     machine, timing, reference = report["machine"], report["timing"], report["reference"]
     scales = {row["name"]: f"{row['guidance_scale']:g}" for row in [*report["teachers"], *report["students"]]}
     return [
@@ -170,9 +170,10 @@ def facts(report: Report) -> list[str]:
         " each seed.",
         f"{report['score']} is a Frechet distance in these features, the median over the seeds; smaller is better."
         " It is biased upwards by about 1/n: compare only at the same number of samples and in the same features.",
-        "The kernel distance has no such bias: equal distributions have 0 in the mean. Precision: share of the samples"
-        " that lie where data lies; recall: share of the data that the samples reach (at most 10,000 on each side).",
-        "Two random halves of the real data give a row, too: with fewer samples in each, its bias is larger.",
+        "KID (unbiased, cubic polynomial kernel, Binkowski et al. 2018, in these features) has no such bias: its"
+        " expectation is 0 for equal distributions. Precision: share of the samples within the support of the data;"
+        " recall: share of the data within the support of the samples (at most 10,000 on each side).",
+        "The row of halves compares two random halves of the real data; with fewer samples, its bias is larger.",
         *_test_facts(report),
         f"Reference teacher: {report['reference_teacher'] or 'none, so there are no ratios'}. NFE: evaluations of the"
         f" network for a sample, counted. ESC: effective sampling compute. Guidance scale (1 is none): "
@@ -200,7 +201,7 @@ def _test_facts(report: Report) -> list[str]:
         ]
     text = (
         f"Held-out real data: {test['num']} samples of {test['data']} that no model was trained on, in the place of"
-        " samples: about what a perfect model would get. Over test: a model's distance over theirs."
+        " samples: about the score of a perfect model. Over test: a model's distance over theirs."
     )
     if test.get("noised"):
         text += " With noise: of that standard deviation in pixel values, of which white has 255."
@@ -224,7 +225,7 @@ def _diversity_facts(report: Report) -> list[str]:
         return []
     return [
         "Inception or classifier score: exp(mean KL(p(y|x) || p(y))), over all samples at once; larger is surer and"
-        " more varied. The row of the halves has it for all of the real data."
+        " more varied. In the row of halves it is that of all real data."
     ]
 
 
@@ -232,8 +233,8 @@ def _flow_map_facts(report: Report) -> list[str]:
     if not any("flow_map_rms" in row for row in report["students"]):
         return []
     return [
-        "Map error: |f - exact|_2 / sigma_data of one step from t_max, over as many noises as samples, beside the exact"
-        " end of each path."
+        "Map error: |f - exact|_2 / sigma_data of one step from t_max, over as many noises as samples, against the"
+        " exact end of each path."
     ]
 
 

@@ -49,7 +49,7 @@ def _own_teacher(student: Model, trust_code: bool) -> tuple[Model | None, list[s
         ]
     if name not in SHIPPED and not Path(name).is_dir():
         return None, [
-            f"The model's teacher '{name}' is not here: there are no ratios (--teacher names its folder)."
+            f"The model's teacher '{name}' was not found, so there are no ratios (give its folder with --teacher)."
         ]
     return _fitting(student, load(name, student.device, trust_code)), []
 
@@ -61,12 +61,12 @@ def _fitting(model: Model, teacher: Model) -> Model:
     if ours.data_shape != theirs.data_shape or ours.num_classes != theirs.num_classes:
         wanted, found = (f"{card.data_shape} in {card.num_classes} classes" for card in (ours, theirs))
         raise UserError(
-            f"teacher '{teacher.name}' makes {found}, model '{model.name}' {wanted}: give another teacher"
+            f"teacher '{teacher.name}' makes {found}, model '{model.name}' {wanted}: choose another teacher"
         )
     if model.decoder is not None or teacher.decoder is not None:
         if getattr(model.decoder, "sha256", None) != getattr(teacher.decoder, "sha256", None):
             raise UserError(
-                f"teacher '{teacher.name}' and model '{model.name}' are of different autoencoders: give another teacher"
+                f"teacher '{teacher.name}' and model '{model.name}' have different autoencoders: choose another teacher"
             )
         return replace(teacher, decoder=model.decoder)
     return teacher

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from trigflow.core.precond import TrigFlowPrecond
-from trigflow.models.card import ModelCard, Stretch
+from trigflow.models.card import ModelCard, TrainingPhase
 from trigflow.models.model import Model
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
@@ -40,7 +40,7 @@ def training_forwards(model: Model, teacher: Model | None = None) -> float | Non
 
     Returns:
         None where the card does not tell: no recipe, no images counted, an objective of the user's own (its code is not
-        run for this), or samples of a teacher that is not here, or that cannot have made them.
+        run for this), or samples of a teacher that was not found, or that cannot have made them.
     """
     own, samples = _own_forwards(model.card), _forwards_of_samples(model.card, teacher)
     return None if own is None or samples is None else own + samples
@@ -81,9 +81,9 @@ def pass_flops(net: TrigFlowPrecond, x: Tensor, cond: Mapping[str, Tensor]) -> i
     return int(counter.get_total_flops())
 
 
-def _objective(stretch: Stretch) -> Objective | None:
+def _objective(phase: TrainingPhase) -> Objective | None:
     try:
-        component = validate(Component, with_current_names(stretch.recipe.get("objective")), "objective")
+        component = validate(Component, with_current_names(phase.recipe.get("objective")), "objective")
         if component.name not in OBJECTIVES:
             return None
         objective: Objective = build(component, OBJECTIVES, "objective")
@@ -93,28 +93,28 @@ def _objective(stretch: Stretch) -> Objective | None:
 
 
 def _own_forwards(card: ModelCard) -> float | None:
-    return _total(_own_forwards_of(stretch) for stretch in card.stretches)
+    return _total(_own_forwards_of(phase) for phase in card.phases)
 
 
-def _own_forwards_of(stretch: Stretch) -> float | None:
-    objective = _objective(stretch)
-    return None if objective is None or not stretch.nimg else stretch.nimg * objective.forwards_per_image
+def _own_forwards_of(phase: TrainingPhase) -> float | None:
+    objective = _objective(phase)
+    return None if objective is None or not phase.nimg else phase.nimg * objective.forwards_per_image
 
 
 def _forwards_of_samples(card: ModelCard, teacher: Model | None) -> float | None:
-    return _total(_forwards_of_samples_of(stretch, teacher) for stretch in card.stretches)
+    return _total(_forwards_of_samples_of(phase, teacher) for phase in card.phases)
 
 
-def _forwards_of_samples_of(stretch: Stretch, teacher: Model | None) -> float | None:
+def _forwards_of_samples_of(phase: TrainingPhase, teacher: Model | None) -> float | None:
     """Of `train.synthetic`, as synthetic_data makes them; 0 for a model that was trained on the data itself."""
-    training: Any = stretch.recipe.get("train")
+    training: Any = phase.recipe.get("train")
     num = training.get("synthetic", 0) if isinstance(training, dict) else 0
     if num == 0:
         return 0.0
     if teacher is None or type(num) is not int:
         return None
-    scale = guidance_scale(_objective(stretch))
+    scale = guidance_scale(_objective(phase))
     try:
-        return float(num * evaluations_per_sample(teacher, scale, bool(stretch.recipe.get("guide"))))
+        return float(num * evaluations_per_sample(teacher, scale, bool(phase.recipe.get("guide"))))
     except UserError:  # it cannot be guided: another one than made the samples
         return None

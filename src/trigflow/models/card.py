@@ -31,8 +31,8 @@ RecipeJson = Annotated[dict[str, Any], AfterValidator(_checked_recipe)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
-class Stretch:
-    """A training that weights went through before the one of their card.
+class TrainingPhase:
+    """A training phase of the weights: one recipe, run for a number of images.
 
     Args:
         name: of its recipe.
@@ -67,10 +67,10 @@ class ModelCard:
         recipe: the whole recipe as JSON.
         guidance_range: (low, high) of the guidance scales that a student was trained with which takes the scale as an
             input; null for a model that takes none.
-        earlier: trainings that the weights had been through, the oldest first, where the run went on with another model
-            of its kind (`init`): a student with a student, a teacher with a teacher.
-        kind: "student" of a consistency model, which jumps to data; "teacher" of a diffusion model, which follows a
-            path. A card of an older version does not tell: it is what its sampler is for.
+        earlier: the weights' earlier training phases, oldest first, where the run was initialised from another model of
+            its kind (`init`): a student from a student, a teacher from a teacher.
+        kind: "student" of a consistency model, which predicts x_0 in one evaluation; "teacher" of a diffusion model,
+            whose PF-ODE is solved. A card of an older version does not have it: its sampler tells.
     """
 
     name: str
@@ -86,7 +86,7 @@ class ModelCard:
     ema: str = ""
     recipe: RecipeJson = field(default_factory=dict)
     guidance_range: tuple[float, float] | None = None
-    earlier: tuple[Stretch, ...] = ()
+    earlier: tuple[TrainingPhase, ...] = ()
     kind: Kind | None = None
 
     def __post_init__(self) -> None:
@@ -95,9 +95,9 @@ class ModelCard:
             object.__setattr__(self, "kind", kind)
 
     @property
-    def stretches(self) -> tuple[Stretch, ...]:
-        """All trainings of the weights, this one the last."""
-        return (*self.earlier, Stretch(name=self.name, nimg=self.nimg, recipe=self.recipe))
+    def phases(self) -> tuple[TrainingPhase, ...]:
+        """All training phases of the weights, this one last."""
+        return (*self.earlier, TrainingPhase(name=self.name, nimg=self.nimg, recipe=self.recipe))
 
     @property
     def label_dropout(self) -> float | None:

@@ -71,7 +71,7 @@ class Model:
 
     @property
     def is_student(self) -> bool:
-        """Whether it jumps to data (a consistency model), rather than following a path (a diffusion model)."""
+        """Whether it is a consistency model (predicts x_0 in one evaluation) rather than a diffusion model."""
         return self.card.kind == "student"
 
     @property
@@ -289,8 +289,8 @@ class Model:
 
     @torch.no_grad()
     @true_float32()
-    def jump(self, x_t: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
-        """f(x_t, t): where a student lands from x_t (n, ...), as x_0 (n, ...) on the CPU; at its card's guidance."""
+    def predict_x_0(self, x_t: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
+        """The prediction f(x_t, t) of x_0, in one evaluation at the card's guidance: (n, ...), on the CPU."""
         times = torch.full((len(x_t),), t, dtype=torch.float32, device=self.device)
         cond = self.conditions(labels, torch.full((len(x_t),), self.card.sampling.guidance_scale))
         with products_in(self.precision, self.device):

@@ -326,15 +326,13 @@ def or_null(labels: Tensor | None, emb: Tensor, num_classes: int) -> Tensor:
 def no_labels(labels: Tensor | None) -> None:
     """Raise a UserError where labels were given, for networks without classes."""
     if labels is not None:
-        raise UserError("labels were given to a network without classes (num_classes=0); leave them out")
+        raise UserError("labels were given to a network without classes (num_classes=0); remove them")
 
 
 def no_guidance(guidance: Tensor | None) -> None:
     """Raise a UserError where a guidance scale was given, for networks that do not take it."""
     if guidance is not None:
-        raise UserError(
-            "guidance was given to a network that takes none (guidance_input=false); leave it out"
-        )
+        raise UserError("guidance was given to a network that takes none (guidance_input=false); remove it")
 
 
 def given_guidance(guidance: Tensor | None) -> Tensor:

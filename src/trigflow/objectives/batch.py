@@ -60,7 +60,7 @@ class Objective(Protocol):
 
     @property
     def is_consistency(self) -> bool:
-        """Whether the network learns to jump to data (a consistency model), or the velocity of a path (a diffusion)."""
+        """Whether it trains a consistency model, rather than a diffusion model."""
 
     @property
     def forwards_per_image(self) -> float:

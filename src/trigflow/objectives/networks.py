@@ -32,7 +32,7 @@ def networks_of(
 
 
 def check_guidance_input(net: TrigFlowPrecond, objective: str, scales: tuple[float, float] | None) -> None:
-    """A network that takes the guidance scale needs an objective that draws it, and the other way round.
+    """A network that takes the guidance scale needs an objective that draws it, and vice versa.
 
     Args:
         net: to be trained.
@@ -45,7 +45,7 @@ def check_guidance_input(net: TrigFlowPrecond, objective: str, scales: tuple[flo
     if net.guidance_input and scales is None:
         raise UserError(
             f"network.guidance_input = true: objective '{objective}' draws no scale for it; give scd a range, "
-            "objective.guidance_scale=[1,2], or leave it out"
+            "objective.guidance_scale=[1,2], or remove it"
         )
     if scales is not None and not net.guidance_input:
         raise UserError(

@@ -79,15 +79,15 @@ class SCM:
     """L = E exp(-u(t)) / D |F - sg(F) - g/(|g| + c)|^2 + u(t), with g = cos t df/dt from one pass through the network.
 
     Args:
-        velocity: whence dx_t/dt comes: "teacher" is sCD, "data" (cos(t) z - sin(t) x_0) is sCT.
+        velocity: the source of dx_t/dt: "teacher" is sCD, "data" (cos(t) z - sin(t) x_0) is sCT.
         P_mean, P_std: log(sigma_data tan t) ~ N(P_mean, P_std^2).
         time_distribution: "lognormal", or "uniform" in t.
         normalization: of the tangent: "rms", "l2", "clip" or "none".
         c: added to the norm of the tangent.
         warmup: length H of the tangent's warm-up r = min(1, progress/H); 0 switches it off. Or knots
             [[length, r], ...], between which r is linear; from the last on it stays. Where r stays below
-            1 the student averages the teacher's denoiser over the rest of the path: a little blur, but errors at small
-            times fade instead of adding up (docs/objectives.md).
+            1 the student averages the teacher's denoiser over the rest of the path: slightly blurred, but errors at
+            small times fade instead of accumulating (docs/objectives.md).
         warmup_unit: whether the lengths count "images" or "steps".
         adaptive_weight: learn u(t); off means u = 0.
         prior_weight: the weight 1/sigma that is folded into g; off means a weight of one, g sigma_data tan t.
@@ -129,7 +129,7 @@ class SCM:
         if self.guidance_scale != 1 and self.velocity == "data":
             scale = scale_in_words(self.guidance_scale)
             raise ValueError(
-                f"guidance_scale 1, not {scale}: sct has no teacher to be guided; leave it out, or train with scd"
+                f"guidance_scale 1, not {scale}: sct has no teacher to guide; remove it, or train with scd"
             )
         return self
 

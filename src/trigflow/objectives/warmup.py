@@ -37,7 +37,7 @@ def warmup_at(warmup: int | Knots, progress: float) -> float:
     return float(np.interp(progress, lengths, values))
 
 
-def stretched(warmup: int | Knots, factor: float) -> int | Knots:
+def scaled_warmup(warmup: int | Knots, factor: float) -> int | Knots:
     """The same warm-up over lengths that are ``factor`` times as long."""
     if isinstance(warmup, tuple):
         return tuple((round(length * factor), r) for length, r in warmup)

@@ -72,7 +72,7 @@ def mnist_scd() -> Recipe:
 def mnist_scd_fine() -> Recipe:
     """Goes on with an MNIST student: products in float32, and the guidance scale as an input, drawn from [1, 1.6].
 
-    The last stretch of the shipped student (docs/LOG.md). It starts from the shipped one, or from another one:
+    The last training phase of the shipped student (docs/LOG.md). It starts from the shipped one, or from another one:
     init=runs/mnist-scd.
 
     Command: trigflow train mnist-scd-fine data.folder=FOLDER teacher=runs/mnist-teacher --out runs/mnist-scd-fine

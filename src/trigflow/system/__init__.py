@@ -1,1 +1,1 @@
-"""What everything stands on: configuration, devices, processes, files, errors."""
+"""The base of all packages: configuration, devices, processes, files, errors."""

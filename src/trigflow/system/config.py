@@ -1,4 +1,4 @@
-"""Choosing parts by name: components, overrides `key=value`, and errors of one line."""
+"""Configuration: components by name, overrides `key=value`, and one-line errors."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _import(name: str) -> Callable[..., Any]:
 
 
 def check_trusted(component: Component, what: str, source: object) -> None:
-    """Refuses code that only a file names: what comes from elsewhere is data, and does not run.
+    """Refuses code that only a file names: what comes from elsewhere is data and is not executed.
 
     Args:
         component: as the file has it.
@@ -114,8 +114,8 @@ def check_trusted(component: Component, what: str, source: object) -> None:
     """
     if ":" in component.name:
         raise UserError(
-            f"{source} names code of its own, {what} '{component.name}', which is not run unasked: if you know that "
-            "code, say --trust-code (trust_code=True in Python)"
+            f"{source} names code of its own, {what} '{component.name}', which is not run by default: if you trust "
+            "it, use --trust-code (trust_code=True in Python)"
         )
 
 
@@ -157,7 +157,7 @@ def _argument(hint: Any, value: object, where: str) -> object:
     except ValidationError as error:
         complaint = _describe(error, where)
     if isinstance(value, bool | float) and _takes_text(adapter):  # how it was typed is lost: 1e3, or 1000.0
-        raise UserError(f"{complaint}; as text, give it in quotes: '{where}=\"...\"'")
+        raise UserError(f"{complaint}; to give it as text, use quotes: '{where}=\"...\"'")
     if not isinstance(value, int):
         raise UserError(complaint)
     try:  # a folder, a split or a column of digits
@@ -374,7 +374,7 @@ def with_options(names: Mapping[str, str | None], overrides: Sequence[str]) -> d
     for override in overrides:
         key = override.partition("=")[0].partition(".")[0]
         if names.get(key, "") is None:
-            raise UserError(f"'{override}' is an option of --{key.replace('_', '-')}, which is missing")
+            raise UserError(f"'{override}' is an option of --{key.replace('_', '-')}, which was not given")
     data: dict[str, Any] = {
         key: None if name is None else {"name": name, "options": {}} for key, name in names.items()
     }

@@ -42,7 +42,7 @@ def _named(name: str) -> torch.device:
             f"unknown device '{name}'{did_you_mean(name, DEVICES)}; there are: {', '.join(DEVICES)}"
         )
     if not _available(kind) or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
-        raise UserError(f"this machine has no device '{name}': take --device auto or --device cpu")
+        raise UserError(f"this machine has no device '{name}': use --device auto or --device cpu")
     return torch.device(name)
 
 

@@ -1,4 +1,4 @@
-"""Several processes as one run: what torchrun has started, the few things they tell each other, tensors in shards.
+"""Several processes as one run: the processes that torchrun started, their messages, sharded tensors.
 
 A single process is a World of size 1, where every function here is the identity and torch.distributed is not used.
 """
@@ -34,7 +34,7 @@ class World:
     """The processes of a run, seen from one of them.
 
     Attributes:
-        rank: number of this process; 0 is the first, which writes and speaks.
+        rank: number of this process; 0 is the main process, which writes files and prints.
         size: number of processes.
         device: where this process computes.
         mesh: of the processes, "replicate" x "shard" or "shard" alone; None for a single process.
@@ -162,7 +162,7 @@ def open_world(device: str | torch.device = "auto", strategy: Strategy | None = 
         hint = did_you_mean(strategy, STRATEGIES)
         raise UserError(f"unknown strategy '{strategy}'{hint}; there are: {', '.join(STRATEGIES)}")
     if strategy is not None and not launch.is_launched():
-        raise UserError(f"--parallel {strategy}: there is one process; start several with torchrun")
+        raise UserError(f"--parallel {strategy}: there is only one process; start several with torchrun")
     size = launch.place("WORLD_SIZE", 1)
     if size == 1:
         yield World(device=resolve_device(device))
@@ -230,8 +230,8 @@ def _told_of_a_lost_process() -> Iterator[None]:
         if not isinstance(error, RuntimeError | dist.DistError) or not is_lost_connection(error):
             raise
         raise LostProcess(
-            f"another process of the run has ended, so process {launch.place('RANK', 0)} ends, too; nothing that was "
-            "saved is lost: the same command with --resume goes on with a training"
+            f"another process of the run has ended, so process {launch.place('RANK', 0)} exits, too; what was "
+            "saved is not lost: add --resume to the same command to continue a training"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Mistakes of the user, told in one line."""
+"""Errors of the user, reported in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: its text is one line that says what is wrong, where, and what to do.
+    """An error that the user can fix: one line that says what is wrong, where, and what to do.
 
     The command prints it on stderr without a traceback and exits with code 2.
     """
@@ -19,11 +19,11 @@ class Diverged(UserError):
 
 
 class OwnMistake(UserError):
-    """What one of several processes has met alone: it says so itself, where else the first speaks for all."""
+    """An error of one process only, which prints it itself; otherwise the main process prints for all."""
 
 
 class LostProcess(OwnMistake):
-    """Another process of the run has ended: each of those that are left says so."""
+    """Another process of the run has ended; each remaining one reports it."""
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
@@ -46,5 +46,5 @@ def must_be_whole(**values: int) -> None:
 
 
 def printable(text: str) -> str:
-    """Names that come from files, for a terminal: what would move its cursor or colour it is shown as an escape."""
+    """Names that come from files, made safe for a terminal: control characters are shown as escapes."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -1,4 +1,4 @@
-"""Files and folders: read with one clear line for what the system refuses, written as a whole or not at all."""
+"""Files and folders: atomic writes, and errors of the file system in one line."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def must_be_folder(path: Path) -> None:
         UserError: it is a file.
     """
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, not a folder: give another --out")
+        raise UserError(f"{path} is a file, not a folder: choose another --out")
 
 
 def must_be_writable(path: Path) -> None:
@@ -146,9 +146,9 @@ def must_be_writable(path: Path) -> None:
         nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
     must_be_folder(path)
     if not nearest.is_dir():
-        raise UserError(f"cannot make the folder {path}: {nearest} is a file; give another --out")
+        raise UserError(f"cannot make the folder {path}: {nearest} is a file; choose another --out")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write {path}: no permission in {nearest}; give another --out")
+        raise UserError(f"cannot write {path}: no permission in {nearest}; choose another --out")
 
 
 def must_be_new(path: Path) -> None:
@@ -158,7 +158,7 @@ def must_be_new(path: Path) -> None:
         UserError: there is something of that name.
     """
     if path.exists():
-        raise UserError(f"{path} exists already: give another --out, or remove it")
+        raise UserError(f"{path} already exists: choose another --out, or remove it")
 
 
 def is_leftover(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a measurement was taken on and with: a time or a score says little without it."""
+"""The machine and the versions that a measurement was taken with."""
 
 from __future__ import annotations
 

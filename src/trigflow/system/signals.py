@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a request that a loop looks at, or an end at once with a line that says how to go on."""
+"""Ctrl-C and SIGTERM: a request that a loop polls, or an immediate exit with a line that says how to resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM become a request that the loop looks at after each step (in the main thread only)."""
+    """SIGINT and SIGTERM become a request that the loop polls after each step (in the main thread only)."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -45,7 +45,7 @@ def interrupt_with_resume_hint() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        text = "stopped; nothing that was saved is lost: the same command with --resume goes on"
+        text = "stopped; what was saved is not lost: add --resume to the same command to continue"
         raise KeyboardInterrupt(str(stop) or text) from None
     finally:
         if in_main:

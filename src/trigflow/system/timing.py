@@ -1,4 +1,4 @@
-"""Times that can be compared: what is timed takes turns, so that a busy moment of the machine meets all alike."""
+"""Comparable times: timed calls are interleaved, so that a busy moment of the machine affects all alike."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The demo: from nothing to handwritten digits in one and two steps, in about five minutes on two cores.
 
-Every part writes its result when it is whole, so the same command goes on where a stopped demo was.
+Each part writes its result when it is complete, so the same command resumes an interrupted demo.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def run(
     """
     plan = plan or DemoSettings()
     if not _begin(out, seed, plan):
-        print(f"{out} holds a finished demo, see {out}/report/report.html: for a new one give another --out")
+        print(
+            f"{out} holds a finished demo, see {out}/report/report.html: for a new one choose another --out"
+        )
         return
     start = time.perf_counter()
     teacher = _train(
@@ -98,16 +100,18 @@ def run(
 
 
 def trace_paths(teacher: Model, student: Model, seed: int = 0, num: int = 10) -> diagram.Paths:
-    """The teacher's paths from a few noises, and the student's jumps from every point of them."""
+    """The teacher's paths from a few noises, and the student's predictions of x_0 from every point of them."""
     path = teacher.trajectory(num, seed=seed)
     times = path.ts.tolist()
-    jumps = [student.jump(x_t, t, path.labels) for x_t, t in zip(path.states, times, strict=True)]
+    predictions = [
+        student.predict_x_0(x_t, t, path.labels) for x_t, t in zip(path.states, times, strict=True)
+    ]
     return diagram.Paths(
         ts=path.ts,
         states=path.states,
-        jumps=torch.stack(jumps),
+        predictions=torch.stack(predictions),
         pictures=torch.stack([teacher.codec.decode(x_t) for x_t in path.states]),
-        jump_pictures=torch.stack([student.codec.decode(x_0) for x_0 in jumps]),
+        prediction_pictures=torch.stack([student.codec.decode(x_0) for x_0 in predictions]),
         nfe=path.nfe,
     )
 
@@ -121,16 +125,16 @@ def _begin(out: Path, seed: int, plan: DemoSettings) -> bool:
     must_be_folder(out)
     if not (out / STATE).exists():
         if out.is_dir() and any(out.iterdir()):
-            raise UserError(f"{out} is not empty and holds no demo: give another --out")
+            raise UserError(f"{out} is not empty and holds no demo: choose another --out")
         make_folder(out)
         write_json(out / STATE, _state(seed, plan) | {"finished": False})
         return True
     stored = read_json(out / STATE)
     if not isinstance(stored, dict):
-        raise UserError(f"{out / STATE} is damaged: it does not hold a demo; give another --out")
+        raise UserError(f"{out / STATE} is damaged: it does not hold a demo; choose another --out")
     finished = stored.pop("finished", False)
     if key := first_difference(stored, _state(seed, plan)):
-        raise UserError(f"{out} holds another demo ('{key}' differs): give another --out")
+        raise UserError(f"{out} holds another demo ('{key}' differs): choose another --out")
     return not finished
 
 
@@ -139,7 +143,7 @@ def _train(name: str, folder: Path, overrides: Sequence[str], device: str, progr
     try:
         train(recipes.get(name, overrides), folder, resume=True, device=device, progress=progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped, all saved: the same command goes on") from None
+        raise KeyboardInterrupt("stopped, everything is saved: run the same command to resume") from None
     return replace(load(folder, device), name=f"demo {folder.name}")
 
 

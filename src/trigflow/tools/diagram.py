@@ -1,7 +1,7 @@
-"""The picture of what distillation does: a diffusion path in many steps, and the jump of a consistency model.
+"""A diagram of distillation: a diffusion path in many steps, and a consistency model's one-step predictions.
 
-Drawn from real models: the teacher's probability-flow ODE solved from a few noises, the student's f(x_t, t) asked at
-points of one of these paths. Where the student has learned its lesson, every arrow ends at the end of the path.
+Drawn from real models: the teacher's probability-flow ODE solved from a few noises, the student's f(x_t, t) at
+points of one of these paths. For a perfect student every arrow would end at the end of the path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trigflow.models.pictures import png
 from trigflow.system.files import write_atomically
 
 PATH_COLOUR = "#2563a8"
-JUMP_COLOUR = "#d1495b"
+PREDICTION_COLOUR = "#d1495b"
 FAINT = 0.28
 
 
@@ -31,17 +31,17 @@ class Paths:
     Attributes:
         ts: times of the solver's steps, descending from t_max to 0, (S + 1,).
         states: x_t of every path at these times, (S + 1, B, ...); states[-1] is the teacher's data.
-        jumps: the student's f(x_t, t) at the same points, same shape.
+        predictions: the student's f(x_t, t) at the same points, same shape.
         pictures: states as stored, (S + 1, B, C, H, W) uint8.
-        jump_pictures: jumps as stored, same shape.
+        prediction_pictures: predictions as stored, same shape.
         nfe: network evaluations of the teacher's solver.
     """
 
     ts: Tensor
     states: Tensor
-    jumps: Tensor
+    predictions: Tensor
     pictures: Tensor
-    jump_pictures: Tensor
+    prediction_pictures: Tensor
     nfe: int
 
 
@@ -59,7 +59,9 @@ def draw(paths: Paths, file: Path, columns: int = 9) -> None:
     grid = GridSpec(3, columns, figure=figure, height_ratios=(4.6, 1, 1))
     _draw_paths(figure.add_subplot(grid[0, :]), paths, shown, main)
     _draw_strip(figure, grid, 1, paths.pictures[shown, main], PATH_COLOUR, "path\n$x_t$")
-    _draw_strip(figure, grid, 2, paths.jump_pictures[shown, main], JUMP_COLOUR, "jump\n$f(x_t, t)$")
+    _draw_strip(
+        figure, grid, 2, paths.prediction_pictures[shown, main], PREDICTION_COLOUR, "prediction\n$f(x_t, t)$"
+    )
     write_atomically(file, png(figure))
 
 
@@ -81,24 +83,28 @@ def heights(states: Tensor) -> Tensor:
 
 def _draw_paths(axes: Axes, paths: Paths, shown: list[int], main: int) -> None:
     steps = range(len(paths.ts))
-    both = heights(torch.cat([paths.jumps, paths.states])).numpy()
-    jump, path = both[: len(steps)], both[len(steps) :]
+    both = heights(torch.cat([paths.predictions, paths.states])).numpy()
+    predicted, path = both[: len(steps)], both[len(steps) :]
     for k in set(range(path.shape[1])) - {main}:
         axes.plot(steps, path[:, k], color=PATH_COLOUR, alpha=FAINT, lw=1.2)
-        _arrow(axes, float(path[0, k]), 0, float(jump[0, k]), len(steps) - 1, alpha=FAINT)
+        _arrow(axes, float(path[0, k]), 0, float(predicted[0, k]), len(steps) - 1, alpha=FAINT)
     for step in shown[:-1]:
         _arrow(
             axes,
             float(path[step, main]),
             step,
-            float(jump[step, main]),
+            float(predicted[step, main]),
             len(steps) - 1,
             alpha=1.0 if step == 0 else 0.5,
         )
     label = f"diffusion: {len(steps) - 1} steps, {paths.nfe} network evaluations"
     axes.plot(steps, path[:, main], "o-", color=PATH_COLOUR, ms=3.5, lw=2, label=label)
     axes.plot(
-        [], [], color=JUMP_COLOUR, lw=2, label="consistency: 1 step, 1 network evaluation, from any point"
+        [],
+        [],
+        color=PREDICTION_COLOUR,
+        lw=2,
+        label="consistency: 1 step, 1 network evaluation, from any point",
     )
     low, high = float(both.min()), float(both.max())
     axes.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))
@@ -111,7 +117,7 @@ def _arrow(axes: Axes, start: float, step: int, end: float, last: int, alpha: fl
     arrow = FancyArrowPatch(
         (step, start), (last, end), connectionstyle=style, arrowstyle="-|>", mutation_scale=12, lw=1.6
     )
-    arrow.set(color=JUMP_COLOUR, alpha=alpha, zorder=3 if alpha == 1 else 2)
+    arrow.set(color=PREDICTION_COLOUR, alpha=alpha, zorder=3 if alpha == 1 else 2)
     axes.add_patch(arrow)
 
 

@@ -1,1 +1,1 @@
-"""The training loop and all that a run is made of."""
+"""The training loop, and what a run consists of."""

@@ -177,7 +177,7 @@ def _card(recipe: Recipe, objective: Objective, dataset: Dataset, start: Model |
         codec=codec_to_json(dataset.codec),
         data=dataset.name,
         recipe=to_json(recipe),
-        earlier=start.card.stretches if start and goes_on else (),
+        earlier=start.card.phases if start and goes_on else (),
     )
 
 
@@ -230,7 +230,7 @@ def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
         return None
     if not objective.needs_teacher:
         raise UserError(
-            f"guide = {recipe.guide}: objective '{recipe.objective.name}' has no teacher to be guided; leave it out"
+            f"guide = {recipe.guide}: objective '{recipe.objective.name}' has no teacher to guide; remove it"
         )
     if guidance_scale(objective) == 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The state of a run that lies on several processes: a folder in which each has written its own parts.
+"""The checkpoint of a run of several processes: a folder into which each writes its own parts.
 
 The parts are PyTorch's distributed checkpoint in safetensors, so any number of processes can read them, and nothing is
 pickled. Beside them stands state.json: the rest of the state, and the digests of all files.
@@ -38,7 +38,7 @@ STATE = "state.json"
 
 
 def write_shards(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], world: World) -> None:
-    """Tensors and JSON data in a folder, which is there as a whole or not at all; all processes take part.
+    """Write tensors and JSON data into a folder, atomically; called by all processes.
 
     Args:
         path: of the folder, in one that all processes see.
@@ -77,7 +77,7 @@ def _finish(temporary: Path, path: Path, content: dict[str, Any]) -> None:
 
 
 def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What write_shards wrote; of several processes each has its parts, laid out as the weights of a sharded network.
+    """Read what write_shards wrote; each process gets its parts, laid out as the weights of a sharded network.
 
     Raises:
         DamagedFile: a file is missing or was changed; in all processes.

@@ -1,4 +1,4 @@
-"""The newest few states of a run: files of a single process, folders of several; any number goes on with either."""
+"""The newest checkpoints of a run: files of a single process, folders of several; any number can resume from them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from trigflow.training.checkpoint_shards import read_shards, remove, write_shard
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The newest few states of a run.
+    """The newest checkpoints of a run.
 
     Args:
         folder: where they lie.
-        keep: how many are kept.
+        keep: how many to keep.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class CheckpointFolder:
         state: Mapping[str, Any],
         world: World = SINGLE_PROCESS,
     ) -> Path:
-        """Writes one and removes those that are too many (and what a killed writer left half done)."""
+        """Write one; remove the oldest beyond `keep`, and incomplete ones of a killed run."""
         name = f"nimg-{nimg:012d}"
         if world.is_single:
             path = self.folder / f"{name}.safetensors"
@@ -58,7 +58,7 @@ class CheckpointFolder:
     def load_newest(
         self, note: Callable[[str], object] = print, world: World = SINGLE_PROCESS
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest one that is whole, or None where there is none; `note` is told of each damaged one.
+        """The newest intact checkpoint, or None if there is none; damaged ones are reported to `note`.
 
         Of several processes, all read the file of a single process; of a folder each reads its parts.
 
@@ -71,9 +71,9 @@ class CheckpointFolder:
                 return read_shards(path, world) if path.is_dir() else _read_file(path, world)
             except DamagedFile as damage:
                 if world.is_main:
-                    note(f"checkpoint {path.name} is damaged ({damage}): going back to the one before")
+                    note(f"checkpoint {path.name} is damaged ({damage}): falling back to the one before")
         if paths:
-            raise UserError(f"every checkpoint in {self.folder} is damaged: start again in another folder")
+            raise UserError(f"every checkpoint in {self.folder} is damaged: start again with another --out")
         return None
 
 

@@ -43,30 +43,30 @@ def train(
     parallel: Strategy | None = None,
     checkpointing: bool = False,
 ) -> Path:
-    """Trains a recipe in a folder, which holds the model (the average of the weights) in the end.
+    """Train a recipe in a folder, which holds the model (the averaged weights) at the end.
 
-    Under torchrun it is one run of all processes: each has its share of every batch, and the run is that of a process
-    alone (to rounding). How many there are, and how they share the work, may change where a run goes on.
+    Under torchrun all processes form one run: each takes its share of every batch, and the result is that of a single
+    process (up to rounding). Their number, and how they share the work, may change when a run is resumed.
 
     Args:
         recipe: the run.
-        run_dir: folder; a new one, or with `resume` that of a run that was stopped (or of one that is finished, with a
+        run_dir: folder; a new one, or with `resume` that of an interrupted run (or of one that is finished, with a
             larger train.total_nimg).
-        resume: go on from the newest whole checkpoint. The result is bit for bit that of a run without a stop. The
+        resume: resume from the newest intact checkpoint. The result is bit for bit that of an uninterrupted run. The
             recipe must be the same, but for what changes no result (`run_folder.FREE`) and train.microbatch, which
             moves it by rounding (and is refused with objective.stable_target); the changes hold from there on.
         device: where to compute.
         progress: show a bar on stderr.
         parallel: how several processes hold the networks (`distributed.open_world`).
         checkpointing: keep the inputs of the networks' blocks only, and run each block again in the backward pass: less
-            memory for a third more arithmetic, and no other result.
+            memory for a third more compute, with the same result.
 
     Returns:
         The folder.
 
     Raises:
         UserError: a mistake in the recipe, a folder in use, no space, or a loss that is not finite.
-        KeyboardInterrupt: the run was asked to stop (Ctrl-C, SIGTERM); its state is saved, the text says how to go on.
+        KeyboardInterrupt: the run was asked to stop (Ctrl-C, SIGTERM); the text says how to resume.
     """
     with open_world(device, parallel) as world, generators_kept(world.device), true_float32():
         check_shares(recipe.train, world)
@@ -84,14 +84,14 @@ def train(
 
 
 def _by_batch(parts: RunParts) -> bool:
-    """Whether the loss of an image depends on those beside it in a pass."""
+    """Whether the loss of an image depends on the others in its microbatch."""
     return bool(getattr(parts.objective, "stable_target", False))
 
 
 def _checkpoint_blocks(parts: RunParts) -> None:
     if getattr(parts.objective, "compile", False):
         raise UserError(
-            "--checkpointing: objective.compile = true decides itself what to keep; give one of both"
+            "--checkpointing: objective.compile = true already decides what to recompute; use only one of the two"
         )
     for name in parts.objective.trains:
         checkpoint_blocks(parts.nets[name].network)
@@ -117,7 +117,7 @@ def _with_synthetic_data(
 
 
 class Run:
-    """A training under way: the loop, and the state that a checkpoint holds.
+    """A run in progress: the loop, and the state that a checkpoint holds.
 
     Args:
         recipe: of the run.
@@ -140,8 +140,8 @@ class Run:
         trains = parts.objective.trains
         if len(trains) > 1 and not world.is_single:
             raise UserError(
-                f"objective '{recipe.objective.name}' trains {len(trains)} networks, whose gradients several processes "
-                "cannot tell apart: train it in one process"
+                f"objective '{recipe.objective.name}' trains {len(trains)} networks, whose gradients cannot be "
+                "separated across processes: train it in a single process"
             )
         self.trained = {name: new_trained(name, parts.nets[name], recipe, device, world) for name in trains}
         self.averages = Averages(world)
@@ -167,7 +167,7 @@ class Run:
     # The loop
 
     def go(self, progress: bool) -> None:
-        """From where the run stands to its end."""
+        """Train from the current image to the last."""
         config = self.recipe.train
         self._restore()
         self.world.by_first(self.folder.truncate_metrics, self.nimg)
@@ -177,7 +177,7 @@ class Run:
             ):  # killed between the last checkpoint and the model, or the recipe has changed
                 self._save_model()
             self._say(
-                f"{self.folder.path} is finished ({self.nimg} images); a larger train.total_nimg goes on with it"
+                f"{self.folder.path} is finished ({self.nimg} images); continue it with a larger train.total_nimg"
             )
             return
         self.reporter = self._reporter(progress)
@@ -208,7 +208,7 @@ class Run:
     def _stop(self, why: str) -> None:
         self._save()
         raise KeyboardInterrupt(
-            f"stopped by {why} after {self.nimg} images, all saved; the same command with --resume goes on"
+            f"stopped by {why} after {self.nimg} images, all saved; add --resume to the same command to continue"
         )
 
     def _is_due(self, interval: int) -> bool:
@@ -329,14 +329,14 @@ class Run:
         raise Diverged(
             f"objective '{self.recipe.objective.name}' has no finite loss or gradient for '{name}' at step "
             f"{step} ({where} {self.nimg + int(worst)}, t = {t[worst].item():.4f}, "
-            f"loss {loss[worst].item():g}); the state before it is kept in {self.folder.path}; "
+            f"loss {loss[worst].item():g}); the last checkpoint is in {self.folder.path}; "
             f"try a smaller optimizer.lr{instead} in another --out"
         )
 
     # State
 
     def _restore(self) -> None:
-        """Takes up the newest checkpoint, if there is one.
+        """Load the newest checkpoint, if there is one.
 
         Raises:
             UserError: it is whole, but not of this run.
@@ -349,11 +349,11 @@ class Run:
         except UserError as error:
             source = f"the newest checkpoint in {self.folder.checkpoints.folder}"
             raise UserError(
-                f"{source} does not belong to this run ({error}): remove it, or give another --out"
+                f"{source} does not belong to this run ({error}): remove it, or choose another --out"
             ) from None
 
     def _save(self) -> None:
-        """A checkpoint, then the model as it stands."""
+        """Write a checkpoint, then the model."""
         self.folder.checkpoints.save(self.nimg, *self.state.pack(self.nimg), self.world)
         self._save_model()
 
@@ -370,7 +370,7 @@ class Run:
         self.world.by_first(save_model, self.folder.path, tensors, self._card())
 
     def _save_snapshots(self, config: EMAConfig) -> None:
-        """The averages as they stand, for post-hoc reconstruction."""
+        """A snapshot of the averages, for post-hoc reconstruction."""
         for std, average in zip(config.ema_std, self.main.ema.averages, strict=True):
             snapshot = EMASnapshot(self.nimg, std, whole(average, self.world))
             self.world.by_first(self.folder.save_snapshot, snapshot)

@@ -83,7 +83,7 @@ class LossScale:
             raise UserError("its loss scale is that of another precision, or not whole")
         scale, good_steps, skipped = state["scale"], state["good_steps"], state["skipped"]
         if type(scale) is not float or not 0 < scale < math.inf:
-            raise UserError(f"its loss scale is {scale!r}, no positive number")
+            raise UserError(f"its loss scale is {scale!r}, not a positive number")
         if any(type(count) is not int or count < 0 for count in (good_steps, skipped)):
             raise UserError("its loss scale counts no whole steps")
         self._scaler.load_state_dict(

@@ -1,4 +1,4 @@
-"""What a run says while it trains: progress bar, metrics.jsonl, TensorBoard, and the stop that Ctrl-C asks for."""
+"""What a run reports while it trains: progress bar, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Reporter:
 
 
 class Silent:
-    """In the place of a Reporter in all processes but the first."""
+    """In place of a Reporter in all processes but the main one."""
 
     def advance(self, images: int) -> None:
         """No bar."""

@@ -33,7 +33,7 @@ from trigflow.system.tensors import read_state, write_state
 from trigflow.training.checkpoints import CheckpointFolder
 from trigflow.training.ema import EMASnapshot, reconstruct
 
-# Fields that may change when a run goes on. Of these its length alone moves the result, where a schedule looks at it.
+# Fields that may change when a run is resumed. Only its length affects the result, if a schedule depends on it.
 FREE = (
     *("name", "train.total_nimg", "train.log_nimg", "train.checkpoint_nimg", "train.keep_checkpoints"),
     *("train.tensorboard", "sampling.grid_nimg", "sampling.grid_count", "sampling.flow_map_num"),
@@ -47,7 +47,7 @@ class RunFolder:
 
     Args:
         path: of the folder.
-        keep_checkpoints: how many checkpoints are kept.
+        keep_checkpoints: how many checkpoints to keep.
     """
 
     def __init__(self, path: Path, keep_checkpoints: int) -> None:
@@ -94,9 +94,9 @@ def read_snapshots(run_dir: Path) -> list[EMASnapshot]:
         try:
             tensors, state = read_state(path)
         except DamagedFile as damage:
-            raise UserError(f"{path} is damaged ({damage}): remove it to do without") from None
+            raise UserError(f"{path} is damaged ({damage}): remove it to continue without it") from None
         if not isinstance(state.get("nimg"), int) or not isinstance(state.get("ema_std"), float):
-            raise UserError(f"{path} is no snapshot of this run's: remove it to do without")
+            raise UserError(f"{path} is not a snapshot of this run: remove it to continue without it")
         snapshots.append(EMASnapshot(state["nimg"], state["ema_std"], tensors))
     return snapshots
 
@@ -121,7 +121,7 @@ def reconstruct_model(run_dir: Path, out: Path, ema_std: float, nimg: int | None
     snapshots = read_snapshots(run_dir)
     tensors = reconstruct(snapshots, ema_std, nimg)
     if is_occupied(out):
-        raise UserError(f"{out} is in use: give another folder")
+        raise UserError(f"{out} is in use: choose another folder")
     card = read_card(run_dir)
     make_folder(out)
     if (run_dir / FOLDER).is_dir():
@@ -143,15 +143,15 @@ def _nimg_of(line: bytes) -> int:
 def open_run(
     path: Path, recipe: Recipe, resume: bool, by_batch: bool = False, note: Callable[[str], object] = print
 ) -> Iterator[RunFolder]:
-    """The folder of a new run, or of one to go on with; no other process can open it meanwhile.
+    """The folder of a new run, or of one to resume; locked against other processes.
 
     Args:
         path: of the folder.
-        recipe: of the run; one that goes on must have the same, but for the fields in FREE and train.microbatch. It
-            takes the place of the former one.
-        resume: go on with the run that is there (a new one is begun where there is none).
+        recipe: of the run; a resumed run must have the same, but for the fields in FREE and train.microbatch. It
+            replaces the former one.
+        resume: resume the run that is there (start a new one if there is none).
         by_batch: the loss of an image depends on the others in its microbatch, so that its size may not change.
-        note: is told where a run that goes on is no longer bit for bit what it was.
+        note: called with a message if a resumed run is no longer bit for bit the same.
 
     Raises:
         UserError: the folder is in use, holds something else or a run of another recipe, or cannot be written.
@@ -162,7 +162,9 @@ def open_run(
     former = _stored_recipe(recipe_path) if recipe_path.exists() else to_json(recipe)
     _check_same(path, former, to_json(recipe), by_batch)
     make_folder(path)
-    with locked(path / LOCK, f"{path} is in use by another training: give another --out, or stop that one"):
+    with locked(
+        path / LOCK, f"{path} is in use by another training: choose another --out, or stop that training"
+    ):
         if text := _microbatch_note(former, recipe):
             note(text)
         write_json(
@@ -191,16 +193,16 @@ def open_run_of_all(
 def _check_free(path: Path, recipe_path: Path, resume: bool) -> None:
     occupied = is_occupied(path, but=is_leftover)
     if occupied and not recipe_path.exists():
-        raise UserError(f"{path} is not empty and holds no run: give another --out")
+        raise UserError(f"{path} is not empty and holds no run: choose another --out")
     if occupied and not resume:
-        raise UserError(f"{path} holds a run already: go on with it by --resume, or give another --out")
+        raise UserError(f"{path} already holds a run: resume it with --resume, or choose another --out")
 
 
 def _stored_recipe(path: Path) -> dict[str, Any]:
     """The recipe of a run; fields that an older version did not know have their defaults."""
     stored = read_json(path)
     if not isinstance(stored, dict):
-        raise UserError(f"{path} is damaged: it does not hold a recipe; give another --out")
+        raise UserError(f"{path} is damaged, not a recipe: choose another --out")
     if "objective" in stored:
         stored["objective"] = with_current_names(stored["objective"])
     try:
@@ -219,7 +221,7 @@ def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any], by_b
     key = key.replace(".options.", ".")  # as overrides name it
     why = ", which objective.stable_target depends on" if key == MICROBATCH else ""
     raise UserError(
-        f"{path} was trained with another recipe ('{key}' differs: {old} there, {new} now{why}): give another --out, "
+        f"{path} was trained with another recipe ('{key}' differs: {old} there, {new} now{why}): choose another --out, "
         "or that recipe"
     )
 

@@ -1,4 +1,4 @@
-"""What the rest of a run depends on, as tensors and JSON data for a checkpoint, and back."""
+"""The state of a run, to and from the tensors and JSON data of a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network whose weights lie in parts on several processes, by PyTorch's fully_shard (FSDP2)."""
+"""Sharding a network's weights over several processes, by PyTorch's fully_shard (FSDP2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set that a teacher makes: as many samples as wanted, of the distribution that its velocity belongs to.
+"""Synthetic training data: samples of the teacher.
 
 A consistency model is trained on points of the teacher's paths. Noise added to a small data set gives other points: a
 teacher that generalises has mass between the data, where the student would never be trained.
@@ -118,7 +118,7 @@ def _sample(
                 bar.update(len(part))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            "stopped while the teacher made the training data; the same command with --resume begins with that again"
+            "stopped while the teacher generated training data; the same command with --resume starts that part again"
         ) from None
     return torch.cat(parts)
 
@@ -131,7 +131,7 @@ def evaluations_per_sample(
     Args:
         teacher: that made them.
         guidance_scale: that they were made with, a number or a range.
-        has_guide: whether another model guided the teacher, which need not be here.
+        has_guide: whether another model guided the teacher, which need not be available.
 
     Raises:
         UserError: it cannot be guided.

@@ -174,7 +174,7 @@ def _label(shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> in
         value = value.get("label")
     if value is None or type(value) is int:
         return value
-    raise UserError(f"{shard}: {member.name} holds no label: a number 0, 1, 2, ... is wanted")
+    raise UserError(f"{shard}: {member.name} holds no label: an integer 0, 1, 2, ... is expected")
 
 
 def _entries(samples: list[_Sample]) -> Iterator[tuple[str, Read]]:

@@ -148,7 +148,9 @@ class _Batches:
         if len(image) == 1 and self.autoencoder.image_channels == 3:
             image = image.repeat(3, axis=0)
         if len(image) != self.autoencoder.image_channels:
-            raise Unfit(f"{where} is in RGB, and the autoencoder is of grey images: give another --vae")
+            raise Unfit(
+                f"{where} is in RGB, and the autoencoder is for greyscale images: choose another --vae"
+            )
         return image
 
     def read(self, name: str, read: Read) -> np.ndarray | None:

@@ -135,7 +135,7 @@ def _fitted(image: np.ndarray, how: Preparation, shape: tuple[int, ...] | None, 
     if len(image) == 1 and channels == 3:
         image = image.repeat(3, axis=0)
     if len(image) != channels:
-        raise Unfit(f"{where} is in RGB, the first image is grey: say --rgb")
+        raise Unfit(f"{where} is in RGB, the first image is greyscale: use --rgb")
     if shape is not None and image.shape != shape:
         raise Unfit(f"{where} has the shape {image.shape}, the first image {shape}: give them one by --size")
     return image

@@ -62,13 +62,13 @@ class Part:
 
     def __enter__(self) -> Part:
         if not self.index.exists() and is_occupied(self.folder, but=self._is_ours):
-            raise UserError(f"{self.folder} holds no run that was stopped: remove it, or give another --out")
+            raise UserError(f"{self.folder} holds no interrupted run: remove it, or choose another --out")
         self.folder.mkdir(exist_ok=True)
         with contextlib.ExitStack() as opened:
             opened.enter_context(
                 locked(
                     self.folder / LOCK,
-                    f"{self.folder} is in use by another process: give another --out, or stop that one",
+                    f"{self.folder} is in use by another process: choose another --out, or stop that process",
                 )
             )
             must_be_new(self.out)  # that process may just have ended
@@ -117,10 +117,12 @@ class Part:
         if not self.lines:
             return 0
         if head != self.settings:
-            raise UserError(f"{self.folder} is of other images or options: remove it, or give another --out")
+            raise UserError(
+                f"{self.folder} was made from other images or with other options: remove it, or choose another --out"
+            )
         if not self.resume:
             raise UserError(
-                f"{self.folder} is of a run that was stopped: --resume goes on with it, or remove it"
+                f"{self.folder} belongs to an interrupted run: continue it with --resume, or remove it"
             )
         del self.lines[len(self.lines) - len(self.lines) % self.group :]
         return sum(map(len, rows[: 1 + len(self.lines)]))
@@ -160,9 +162,9 @@ def kept(out: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            "stopped, what is done is kept; the same command with --resume goes on"
+            "stopped; progress is saved: add --resume to the same command to continue"
         ) from None
     except OSError as error:
         raise UserError(
-            f"cannot write {out}: {error.strerror or error}; what is done is kept, --resume goes on"
+            f"cannot write {out}: {error.strerror or error}; progress is saved: continue with --resume"
         ) from None

@@ -1,4 +1,4 @@
-"""Scores of samples on pluggable features (Frechet, kernel distance, precision and recall, labels), of flow maps."""
+"""Scores of samples in pluggable features: Frechet distance, KID, precision and recall, label accuracy, flow maps."""
 
 from trigflow.core.flow_map import FlowMapError
 from trigflow.evaluation.metrics.diversity import classifier_score

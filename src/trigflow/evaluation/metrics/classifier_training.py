@@ -68,7 +68,7 @@ def train_classifier(
 def _new_folder(folder: Path) -> None:
     if is_occupied(folder):
         what = "holds a classifier already" if (folder / CARD).exists() else "is not empty"
-        raise UserError(f"{folder} {what}: give another --out")
+        raise UserError(f"{folder} {what}: choose another --out")
     make_folder(folder)
 
 

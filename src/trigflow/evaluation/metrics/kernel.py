@@ -1,11 +1,12 @@
-"""Kernel distance between two sets of feature vectors: the squared maximum mean discrepancy with a cubic kernel.
+"""KID between two sets of feature vectors: the squared maximum mean discrepancy with a cubic polynomial kernel.
 
     k(x, y) = (x . y / D + 1)^3
-    KD = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
+    KID = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-With the standard Inception features it is the KID (Binkowski et al., "Demystifying MMD GANs", 2018, arXiv 1801.01401).
-Unbiased, unlike the Frechet distance: two sets from one distribution have the mean 0, and one of them may well be
-slightly negative. All pairs are used, where others average over random subsets of 1,000: the same mean, less spread.
+The unbiased estimator of Binkowski et al., "Demystifying MMD GANs", 2018 (arXiv 1801.01401), in any features;
+published values are in those of Inception. Unlike the Frechet distance it has expectation 0 for two sets from one
+distribution, and may be slightly negative. All pairs are used, where others average over random subsets of 1,000: the
+same expectation, a smaller variance.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _BLOCK = 2048  # rows of the kernel matrix that are in memory at once
 
 
 def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """KD between two sets of feature vectors, (N, D) and (M, D); computed in float64 on the CPU.
+    """KID between two sets of feature vectors, (N, D) and (M, D); computed in float64 on the CPU.
 
     Raises:
         UserError: fewer than two vectors in a set, different numbers of features.
@@ -27,7 +28,7 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
     a, b = (features.detach().to("cpu", torch.float64) for features in (features_a, features_b))
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise UserError(
-            f"a kernel distance needs two vectors or more on each side, of one length, not {tuple(a.shape)} and "
+            f"KID needs two vectors or more on each side, of one length, not {tuple(a.shape)} and "
             f"{tuple(b.shape)}"
         )
     return _mean_kernel(a, a, same=True) + _mean_kernel(b, b, same=True) - 2 * _mean_kernel(a, b, same=False)

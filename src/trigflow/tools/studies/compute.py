@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from trigflow.evaluation.figures import in_steps
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
-from trigflow.objectives.warmup import stretched
+from trigflow.objectives.warmup import scaled_warmup
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import build
 from trigflow.system.errors import UserError
@@ -113,7 +113,7 @@ def _objective(recipe: Recipe) -> Objective:
 
 
 def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> Recipe:
-    """A student's recipe cut (or stretched) to a share of the teacher's forward passes, to a whole batch.
+    """A student's recipe shortened (or lengthened) to a share of the teacher's forward passes, to a whole batch.
 
     Warm-up, ramp-up, half-life and an inverse-sqrt decay are scaled with it; the other decays follow the length.
 
@@ -136,7 +136,7 @@ def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> R
     factor = total / student.train.total_nimg
     options = dict(student.objective.options)
     if warmup := getattr(objective, "warmup", 0):  # also where the recipe leaves it to the objective
-        options["warmup"] = stretched(warmup, factor)
+        options["warmup"] = scaled_warmup(warmup, factor)
     optimizer, ema = student.optimizer, student.ema
     schedule = optimizer.schedule
     if "t_ref" in schedule.options:

@@ -92,12 +92,12 @@ def open_study(path: Path, config: dict[str, Any]) -> StudyFolder:
     if (path / STATE).exists():
         stored = read_json(path / STATE)
         if not isinstance(stored, dict):
-            raise UserError(f"{path / STATE} is damaged: it does not hold a study; give another --out")
+            raise UserError(f"{path / STATE} is damaged: it does not hold a study; choose another --out")
         key = first_difference(stored, config)
         if key is not None and _is_begun(path):
-            raise UserError(f"{path} holds another study ('{key}' differs): give another --out")
+            raise UserError(f"{path} holds another study ('{key}' differs): choose another --out")
     elif is_occupied(path):
-        raise UserError(f"{path} is not empty and holds no study: give another --out")
+        raise UserError(f"{path} is not empty and holds no study: choose another --out")
     make_folder(path)
     # First: it makes the folder a study's, also where the start is killed.
     write_json(path / STATE, config)

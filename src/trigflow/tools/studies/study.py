@@ -93,12 +93,12 @@ def carry_out(
     folder = open_study(out, config)
     if jobs is None:
         jobs = (os.cpu_count() or 1) if place.type == "cpu" else 1
-    with locked(out / LOCK, f"{out} is in use by another study: give another --out, or wait for that one"):
+    with locked(out / LOCK, f"{out} is in use by another study: choose another --out, or wait for that one"):
         try:
             with interrupt_with_resume_hint():  # SIGTERM as Ctrl-C, so that the trainings hear of it
                 outcome = study.measure(StudyContext(folder, place, jobs, progress))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("stopped, all saved: the same command goes on") from None
+            raise KeyboardInterrupt("stopped, everything is saved: run the same command to resume") from None
         about = {**config, "command": command_of(study, out), "machine": describe_machine(place)}
         write_outcome(outcome, about, out)
     print(to_markdown(outcome))

@@ -58,7 +58,7 @@ class Pair:
         for one in (*teacher, *student):
             key = one.partition("=")[0]
             if key in OURS:
-                raise UserError(f"'{one}': a study sets {key} itself; leave it out")
+                raise UserError(f"'{one}': the study sets {key} itself; remove it")
         return Pair(self.data, (*self.teacher, *teacher), (*self.student, *student))
 
     def teacher_recipe(self, seed: int) -> Recipe:

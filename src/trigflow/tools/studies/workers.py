@@ -101,7 +101,7 @@ class _Worker:
     def _killed(self) -> UserError:
         assert self.task
         return UserError(
-            f"the process of '{self.task.name}' was killed (no memory?): the same command goes on; try --jobs 1"
+            f"the process of '{self.task.name}' was killed (out of memory?): the same command resumes; try --jobs 1"
         )
 
     def stop(self) -> None:
