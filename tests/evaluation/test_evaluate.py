@@ -24,7 +24,7 @@ from trigflow.evaluation import evaluate as evaluate_module
 from trigflow.evaluation import measure
 from trigflow.evaluation.cached_scores import cached_scores
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.evaluation.measure import contender, draw_labels, new_trial, score_all, seconds_per_sample
+from trigflow.evaluation.measure import draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.evaluation.metrics import Features, load_features
 from trigflow.evaluation.real import with_noise
 from trigflow.models.storage import save_model
@@ -118,7 +118,7 @@ def test_evaluations_are_counted_while_the_samples_are_drawn(monkeypatch: pytest
 
     monkeypatch.setattr(Teacher, "forward", seen)
     trial = new_trial(gaussian_data(), load_features("pixels"), num=20, seeds=1, batch=10)
-    (scores,) = score_all(trial, [contender(gaussian_model(Teacher), None, None)], progress=False)
+    (scores,) = score_all(trial, [gaussian_model(Teacher)], progress=False)
     assert len(calls) == 2 * 63 and scores.nfe == 63
 
 
@@ -153,7 +153,7 @@ def test_label_agreement_counts_the_requested_label() -> None:
     model = gaussian_model(Student, num_classes=2)
     for features, expected in ((always_one, 0.25), (nearest, 1.0)):
         trial = new_trial(gaussian_data(num_classes=2), features, num=1000, seeds=2, batch=300)
-        (scores,) = score_all(trial, [contender(model, 1, None)], progress=False)
+        (scores,) = score_all(trial, [model.with_plan(1)], progress=False)
         assert scores.agreements == pytest.approx([expected] * 2, abs=0.05)
 
 
@@ -359,7 +359,7 @@ def test_time_is_that_of_a_whole_call_over_its_samples(batch: int, monkeypatch: 
     """By a clock that goes on by a second at each look."""
     ticks = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
-    one = contender(gaussian_model(Student), 1, None)
+    one = gaussian_model(Student).with_plan(1)
     assert seconds_per_sample([one, one], batch) == [1 / batch] * 2
     with pytest.raises(UserError, match="batch is 0"):
         seconds_per_sample([one], 0)

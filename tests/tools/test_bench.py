@@ -84,7 +84,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("arguments", "complaint"),
     [
         (["nothing", "--random"], "unknown recipe 'nothing'"),
-        (["digits", "train.batch=3"], "with --random a recipe has"),
+        (["digits", "train.batch=3"], "use --random to time a recipe"),
         (["runs/nowhere"], "runs/nowhere"),
         (["digits", "--random", "network.widht=3"], "widht"),
     ],

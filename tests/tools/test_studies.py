@@ -22,8 +22,8 @@ from trigflow import recipes
 from trigflow.commands.cli import main
 from trigflow.core.samplers import count_nfe as evaluations
 from trigflow.data import load_data
-from trigflow.evaluation.measure import Contender, Trial
-from trigflow.models.model import load
+from trigflow.evaluation.measure import Trial
+from trigflow.models.model import Model, load
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
 from trigflow.tools.studies import STUDIES, ablation, carry_out, scaling, speed, trained
@@ -306,15 +306,15 @@ def test_the_search_for_a_rival_stops_at_the_first_that_is_no_worse() -> None:
     scores = {2: [9.0, 9.0, 9.0], 3: [1.0, 5.0, 6.0], 4: [1.0, 4.0, 9.0], 5: [0.0, 0.0, 0.0]}
     tried: list[int] = []
 
-    def score(way: Contender) -> list[float]:
-        tried.append(way.nfe)
-        return scores[way.nfe]
+    def score(way: Model) -> list[float]:
+        tried.append(cast(Any, way).nfe)
+        return scores[cast(Any, way).nfe]
 
-    def ways() -> Iterator[Contender]:
-        return (cast(Contender, FakeWay(nfe)) for nfe in scores)
+    def ways() -> Iterator[Model]:
+        return (cast(Model, FakeWay(nfe)) for nfe in scores)
 
     found = speed.find_rival(ways(), score, goal=4.0)
-    assert found is not None and found.nfe == 4 and tried == [2, 3, 4]
+    assert found is not None and cast(Any, found).nfe == 4 and tried == [2, 3, 4]
     assert speed.find_rival(ways(), score, goal=-1.0) is None
 
 
@@ -330,12 +330,12 @@ def test_a_rival_far_from_the_goal_has_one_seed(
     class FakeScored:
         bench = SimpleNamespace(folder=SimpleNamespace(has=lambda name: kept))
 
-        def score(self, name: str, way: Contender, seeds: int | None = None) -> Any:
+        def score(self, name: str, way: Model, seeds: int | None = None) -> Any:
             seen.append(seeds)
             return {"name": name, "scores": [first] * (seeds or 3)}
 
     monkeypatch.setattr(speed, "cell_name", lambda way: "x")
-    cell = speed._score_of_rival(cast(Any, FakeScored()), cast(Contender, FakeWay(8)), goal=4.0)
+    cell = speed._score_of_rival(cast(Any, FakeScored()), cast(Model, FakeWay(8)), goal=4.0)
     assert seen == asked and cell["name"] == ("x" if asked[-1] is None else "x-seed0")
 
 
@@ -361,11 +361,11 @@ def test_rivals_come_in_the_order_of_their_evaluations(teacher_folder: Path, tmp
     bench = StudyContext(StudyFolder(tmp_path), torch.device("cpu"))
     ready = Scored(teacher, teacher, cast(Trial, None), bench)
     ways = list(speed.rivals(ready, 2.0))
-    nfe = [evaluations(way.plan) for way in ways]
+    nfe = [evaluations(way.default_plan) for way in ways]
     assert nfe == sorted(nfe)
-    assert {way.plan.sampler for way in ways} == {"heun", "dpmpp_2m"}
-    assert max(evaluations(way.plan) for way in ways if way.plan.guidance_scale == 1) == 63
-    assert {way.plan.guidance_scale for way in ways} == {1.0, 2.0}
+    assert {way.default_plan.sampler for way in ways} == {"heun", "dpmpp_2m"}
+    assert max(evaluations(way.default_plan) for way in ways if way.default_plan.guidance_scale == 1) == 63
+    assert {way.default_plan.guidance_scale for way in ways} == {1.0, 2.0}
 
 
 def test_a_recipe_is_scaled_to_a_share_of_the_compute() -> None:

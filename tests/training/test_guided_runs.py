@@ -19,9 +19,9 @@ from trigflow import recipes
 from trigflow.commands import cli
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import load_data
-from trigflow.evaluation.cached_scores import contender_key
+from trigflow.evaluation.cached_scores import score_key
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.evaluation.measure import contender
+from trigflow.evaluation.rows import effective_sampling_compute
 from trigflow.evaluation.training_compute import forward_flops, training_forwards
 from trigflow.models.model import Model, load
 from trigflow.models.storage import load_model, read_card
@@ -267,8 +267,10 @@ def test_sampling_with_a_guide_is_the_formula(teacher_folder: Path, weak_folder:
     assert nfe_of(both, both.plan(guidance_scale=3.0)) == 2 * nfe
     assert torch.equal(both.sample(4, guidance_scale=1.0), model.sample(4, guidance_scale=1.0))
     mean = (model.num_parameters + guide.num_parameters) / 2 / 1e9
-    assert contender(both, None, 3.0).esc(2 * nfe) == pytest.approx(mean * 2 * nfe)
-    keys = {contender_key("data", one, model.plan(), 8) for one in (model, both, guide)}
+    assert effective_sampling_compute(both.with_plan(guidance_scale=3.0), 2 * nfe) == pytest.approx(
+        mean * 2 * nfe
+    )
+    keys = {score_key("data", one, 8) for one in (model, both, guide)}
     assert len(keys) == 3, "scores that are kept know their guide"
 
 

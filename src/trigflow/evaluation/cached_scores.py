@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trigflow.core.samplers import SamplingPlan
 from trigflow.data.codecs import codec_to_json
 from trigflow.models.model import Model
 from trigflow.system.config import to_json
@@ -31,25 +30,31 @@ _NEEDED = {"fd", "kernel", "nfe"}  # of every score
 _OURS = re.compile(r"[0-9a-f]{32}\.json")
 
 
-def contender_key(trial_key: str, model: Model, plan: SamplingPlan, num: int) -> str | None:
-    """What the scores of a model depend on, but for the seed; None where that cannot be told.
+def score_key(trial_key: str, model: Model, num: int) -> str | None:
+    """All that the scores of a model depend on, except the seed; None where that cannot be determined.
 
     Args:
-        trial_key: of the real data in its features (`reference.cache_key`), "" where there is none.
-        model, plan: what is sampled, and how.
+        trial_key: of the real data in its features (`reference.reference_key`), "" where there is none.
+        model: the model, sampled by its `default_plan`.
         num: samples of a seed.
     """
+    weights = _weights_key(model)
+    if not trial_key or weights is None:
+        return None
+    return repr((__version__, trial_key, weights, sorted(asdict(model.default_plan).items()), num))
+
+
+def _weights_key(model: Model) -> str | None:
+    """Of the network and, where there is one, its guide; None for a network whose code is the user's own."""
     network = getattr(model.card, "network", None)
-    if not trial_key or network is None or ":" in network.name:
+    if network is None or ":" in network.name:
         return None
     own = (to_json(network), to_json(model.card.precond), codec_to_json(model.codec), model.num_classes)
     weights = tensors_digest(model.precond.network.state_dict(), repr(own))
-    if model.guide is not None:
-        guide = contender_key(trial_key, model.guide, plan, num)
-        if guide is None:
-            return None
-        weights += f" guided by {guide}"
-    return repr((__version__, trial_key, weights, sorted(asdict(plan).items()), num))
+    if model.guide is None:
+        return weights
+    guide = _weights_key(model.guide)
+    return guide and f"{weights} guided by {guide}"
 
 
 def cached_scores(
@@ -63,7 +68,7 @@ def cached_scores(
 
     Args:
         folder: exists; None: nothing is kept.
-        key: see `contender_key`; None: nothing is kept.
+        key: see `score_key`; None: nothing is kept.
         seed: of the samples.
         measure: gives the numbers.
         world: processes that ask alike; the first, which alone has a folder, decides for all.

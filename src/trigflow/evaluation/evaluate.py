@@ -14,15 +14,13 @@ from trigflow.core.flow_map import FlowMapError
 from trigflow.data import Dataset
 from trigflow.evaluation.cached_scores import SCORES, holds_scores
 from trigflow.evaluation.figures import in_steps
-from trigflow.evaluation.guidance import common_scale, student_contender
+from trigflow.evaluation.guidance import common_scale, student_in_steps
 from trigflow.evaluation.measure import (
     SPLITS,
     TIMING_BATCH,
     TIMING_REPEATS,
-    Contender,
     Scores,
     Trial,
-    contender,
     must_be_held_out,
     new_trial,
     samples_alone,
@@ -98,9 +96,7 @@ def evaluate(
     noise_levels: Sequence[float] = (),
     world: World = SINGLE_PROCESS,
 ) -> Row:
-    """Scores a student in several numbers of steps beside its teacher (or a teacher alone).
-
-    Labels are drawn from the data's; sample k of a seed has the same noise and label for every contender.
+    """Scores a student in several numbers of steps beside its teacher; sample k of a seed has one noise and label.
 
     Args:
         model: a model, its shipped name or its folder.
@@ -130,33 +126,53 @@ def evaluate(
         reference, notes = reference_teacher(model, teacher, trust_code, guide)
         dataset = real_data_of(model, data, trust_code)
         held_out = held_out_data(model, data, test_data, trust_code)
-        yardsticks = _yardsticks(dataset, held_out, noise_levels) if world.is_main else []
+        sets = _held_out_sets(dataset, held_out, noise_levels) if world.is_main else []
         known = _features(features, dataset, model.device)
-        contenders = _contenders(model, reference, steps, guidance_scale, guide is not None)
-    with _report_folder(settings, world) as kept:
-        sides = _real_sides(dataset, yardsticks, known, settings, world)
-        return _reported(model, sides, contenders, notes, kept, settings.progress, world)
+        models = _teacher_and_students(model, reference, steps, guidance_scale, guide is not None)
+        notes += reference_notes(model, dataset)
+        compared = _Compared(model, *models, dataset, sets, known, notes)
+    with _report_folder(settings, world) as cached:
+        return _measured_and_written(compared, settings, cached, world)
 
 
-def _reported(
-    model: Model,
-    sides: tuple[Trial, Row | None],
-    contenders: tuple[list[Contender], list[Contender]],
-    notes: list[str],
-    kept: Path | None,
-    progress: bool,
-    world: World,
-) -> Row:
-    """The report, written beside the scores that were kept; nothing in all processes but the first."""
-    trial, real_test = sides
-    everyone = [*contenders[0], *contenders[1]]
-    scores = score_all(trial, everyone, progress, kept, world)
+@dataclass(frozen=True)
+class _Compared:
+    """What an evaluation compares.
+
+    Args:
+        model: the subject.
+        teacher: it is compared with, sampled by its `default_plan`; a subject that is a teacher itself; None for none.
+        students: the subject in each number of steps.
+        dataset, held_out_sets, features: the real data, what is a row of its own, and what the distances are taken in.
+        notes: on the choice of teacher and data.
+    """
+
+    model: Model
+    teacher: Model | None
+    students: list[Model]
+    dataset: Dataset
+    held_out_sets: list[Dataset]
+    features: Features
+    notes: list[str]
+
+    @property
+    def everyone(self) -> list[Model]:
+        """The teacher, where there is one, and the students."""
+        return [*([self.teacher] if self.teacher else []), *self.students]
+
+
+def _measured_and_written(compared: _Compared, settings: _Settings, cached: Path | None, world: World) -> Row:
+    """The report, written beside the cached scores; nothing in all processes but the main one."""
+    with world.together():
+        trial = _trial(compared, settings, world)
+        sets = compared.held_out_sets
+        real_test = _real_test(trial, sets, settings.progress) if sets else None
+    scores = score_all(trial, compared.everyone, settings.progress, cached, world)
     if not world.is_main:
         return {}
-    report = _measure(trial, model, *contenders, scores, real_test)
-    report["notes"] = notes + reference_notes(model, trial.dataset) + _notes(trial)
-    if kept is not None:
-        write_report(report, _panels(everyone, scores), kept.parent)
+    report = _report(trial, compared, scores, real_test)
+    if cached is not None:
+        write_report(report, _panels(compared.everyone, scores), cached.parent)
     return report
 
 
@@ -170,25 +186,16 @@ def _features(name: str | None, dataset: Dataset, device: torch.device) -> Featu
     return known
 
 
-def _real_sides(
-    dataset: Dataset,
-    yardsticks: list[Dataset],
-    known: Features,
-    settings: _Settings,
-    world: World,
-) -> tuple[Trial, Row | None]:
-    """What all contenders are compared with, and the row of held-out data."""
-    num, seeds, batch, progress = settings.num, settings.seeds, settings.batch, settings.progress
-    with world.together():
-        if not world.is_main:
-            return samples_alone(dataset, known, num, seeds, batch), None
-        trial = new_trial(dataset, known, num, seeds, batch, progress)
-        rows = [_real_test(trial, one, progress) for one in yardsticks]
-    return trial, rows[0] | {"noised": rows[1:]} if rows else None
+def _trial(compared: _Compared, settings: _Settings, world: World) -> Trial:
+    """What all models are compared with; the processes other than the main one only draw samples for it."""
+    about = (compared.dataset, compared.features, settings.num, settings.seeds, settings.batch)
+    return new_trial(*about, settings.progress) if world.is_main else samples_alone(*about)
 
 
-def _yardsticks(dataset: Dataset, held_out: Dataset | None, noise_levels: Sequence[float]) -> list[Dataset]:
-    """The held-out data, where there is some, then itself with noise."""
+def _held_out_sets(
+    dataset: Dataset, held_out: Dataset | None, noise_levels: Sequence[float]
+) -> list[Dataset]:
+    """The held-out data, if there is any, then the same with each level of noise."""
     if held_out is None:
         if noise_levels:
             raise UserError("noise levels are of held-out data, and there is none: --test-data names it")
@@ -197,14 +204,14 @@ def _yardsticks(dataset: Dataset, held_out: Dataset | None, noise_levels: Sequen
     return [held_out, *(with_noise(held_out, sd) for sd in noise_levels)]
 
 
-def _contenders(
+def _teacher_and_students(
     model: Model,
     reference: Model | None,
     steps: Sequence[int] | None,
     guidance_scale: float | None,
     guide_was_given: bool,
-) -> tuple[list[Contender], list[Contender]]:
-    """Teachers and students, at one scale where the student takes it.
+) -> tuple[Model | None, list[Model]]:
+    """Teacher and students, at one scale where the student takes it.
 
     Raises:
         UserError: what was asked for would have no effect.
@@ -219,13 +226,13 @@ def _contenders(
             f"guidance_scale {guidance_scale:g}: there is no teacher to be guided, and '{model.name}' takes no scale"
         )
     counts = (steps or STEPS) if model.is_student else ()
-    students = [student_contender(model, count, scale) for count in counts]
-    teachers = [contender(reference, None, scale)] if reference else []
-    if guide_was_given and teachers[0].plan.guidance_scale == 1:
+    students = [student_in_steps(model, count, scale) for count in counts]
+    teacher = reference.with_plan(guidance_scale=scale) if reference else None
+    if guide_was_given and teacher and teacher.default_plan.guidance_scale == 1:
         raise UserError(
             "a guide was given, but a guidance scale of 1 is none: give --guidance-scale, or remove the guide"
         )
-    return teachers, students
+    return teacher, students
 
 
 def _check(settings: _Settings) -> None:
@@ -300,32 +307,26 @@ def _notes(trial: Trial) -> list[str]:
 # The report
 
 
-def _measure(
-    trial: Trial,
-    model: Model,
-    teachers: list[Contender],
-    students: list[Contender],
-    scores: list[Scores],
-    real_test: Row | None,
-) -> Row:
-    everyone, name = teachers + students, trial.features.diversity_name
+def _report(trial: Trial, compared: _Compared, scores: list[Scores], real_test: Row | None) -> Row:
+    everyone, teacher, name = compared.everyone, compared.teacher, trial.features.diversity_name
     times = zip(seconds_per_sample(everyone), seconds_per_sample(everyone, batch=1), strict=True)
     rows = [row_of(*measured, name) for measured in zip(everyone, scores, times, strict=True)]
     for row, one in zip(rows, everyone, strict=True):
-        row.update(_flow_map_error(trial, one) | _training(one.model, teachers))
+        row.update(_flow_map_error(trial, one) | _training(one, teacher))
         if real_test and real_test["fd"] > 0:
             row["test_ratio"] = row["fd"] / real_test["fd"]
-    reference = rows[0] if teachers else None
+    teachers = rows[:1] if teacher else []
+    students = rows[len(teachers) :]
     return {
-        "model": model.name,
+        "model": compared.model.name,
         "data": trial.dataset.name,
         "features": trial.features.name,
         "score": trial.score_name,
         "num_samples": trial.num,
         "seeds": trial.seeds,
-        "reference_teacher": teachers[0].model.name if teachers else None,
-        "teachers": rows[: len(teachers)],
-        "students": [row | beside(row, reference) for row in rows[len(teachers) :]],
+        "reference_teacher": teacher.name if teacher else None,
+        "teachers": teachers,
+        "students": [row | beside(row, teachers[0] if teachers else None) for row in students],
         "reference": {
             "num": trial.real.num,
             "num_features": trial.real.mean.numel(),
@@ -336,45 +337,50 @@ def _measure(
         | ({} if trial.real_diversity is None else {name: trial.real_diversity}),
         **({} if real_test is None else {"real_test": real_test}),
         "timing": {"batch": TIMING_BATCH, "repeats": TIMING_REPEATS},
-        "machine": describe_machine(model.device),
+        "machine": describe_machine(compared.model.device),
+        "notes": compared.notes + _notes(trial),
     }
 
 
-def _real_test(trial: Trial, held_out: Dataset, progress: bool) -> Row:
+def _real_test(trial: Trial, held_out_sets: list[Dataset], progress: bool) -> Row:
+    """The row of held-out data, and in it one for each level of noise."""
+    first, *noised = [_real_row(trial, one, progress) for one in held_out_sets]
+    return first | {"noised": noised}
+
+
+def _real_row(trial: Trial, held_out: Dataset, progress: bool) -> Row:
     scores = score_held_out(trial, held_out, progress)
-    figures = quality(scores, trial.features.diversity_name)
     about = {"data": held_out.name, "num": len(held_out.data), "what": what_is_real(held_out)}
-    return about | {"fd": scores.fds[0]} | figures
+    return about | {"fd": scores.fds[0]} | quality(scores, trial.features.diversity_name)
 
 
-def _training(model: Model, teachers: list[Contender]) -> Row:
+def _training(model: Model, teacher: Model | None) -> Row:
     """What the training cost, and for a student beside a teacher its share of the teacher's."""
-    teacher = teachers[0].model if teachers else None
     cost: Row = {"training_forwards": training_forwards(model, teacher if model.is_student else None)}
     if model.is_student:
         cost["training_share"] = None if teacher is None else training_share(model, teacher)
     return cost
 
 
-def _flow_map_error(trial: Trial, one: Contender) -> dict[str, float]:
+def _flow_map_error(trial: Trial, model: Model) -> dict[str, float]:
     """Of a student in one step, on data whose flow map is known."""
-    oracle, model = trial.dataset.oracle, one.model
-    if oracle is None or not model.is_student or one.plan.steps != 1 or model.guidance_range:
+    oracle = trial.dataset.oracle
+    if oracle is None or not model.is_student or model.default_plan.steps != 1 or model.guidance_range:
         return {}
     shape, sigma_data = model.card.data_shape, model.precond.sigma_data
     return FlowMapError.measure(oracle, shape, sigma_data, trial.num, model.device)(model.precond.denoised)
 
 
-def _panels(contenders: Sequence[Contender], scores: Sequence[Scores]) -> dict[str, Tensor]:
-    """Samples of every contender from the same noises and labels (all classes in turn); none that cannot be drawn."""
-    shape = contenders[0].model.sample_shape
+def _panels(models: Sequence[Model], scores: Sequence[Scores]) -> dict[str, Tensor]:
+    """Samples of every model from the same noises and labels (all classes in turn); none that cannot be drawn."""
+    shape = models[0].sample_shape
     if not drawable(shape):
         return {}
     vectors = len(shape) == 1
     n = SCATTER_SAMPLES if vectors else GRID_SAMPLES
     return {
-        f"{one.model.name}: {in_steps(one.plan.steps)}, {own.nfe} NFE": torch.cat(
-            list(one.model.sample_batches(n, one.plan))
+        f"{model.name}: {in_steps(model.default_plan.steps)}, {own.nfe} NFE": torch.cat(
+            list(model.sample_batches(n))
         )
-        for one, own in zip(contenders, scores, strict=True)
+        for model, own in zip(models, scores, strict=True)
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trigflow.evaluation.measure import Contender, contender
 from trigflow.models.model import Model, load
 from trigflow.models.shipped import SHIPPED
 from trigflow.system.errors import UserError
@@ -25,9 +24,9 @@ def common_scale(student: Model, guidance_scale: float | None) -> float | None:
     return guidance_scale
 
 
-def student_contender(student: Model, steps: int, guidance_scale: float | None) -> Contender:
-    """A student in so many steps. The scale is told to one that takes it; any other has learned its guided paths."""
-    return contender(student, steps, None if student.guidance_range is None else guidance_scale)
+def student_in_steps(student: Model, steps: int, guidance_scale: float | None) -> Model:
+    """A student, sampled in so many steps. The scale is an input of one that takes it; others have learned theirs."""
+    return student.with_plan(steps, None if student.guidance_range is None else guidance_scale)
 
 
 def with_own_guide(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.core.samplers import CountNFE, SamplingPlan
+from trigflow.core.samplers import CountNFE
 from trigflow.data import Dataset, labels_like
-from trigflow.evaluation.cached_scores import Numbers, cached_scores, contender_key
+from trigflow.evaluation.cached_scores import Numbers, cached_scores, score_key
 from trigflow.evaluation.metrics.diversity import classifier_score
 from trigflow.evaluation.metrics.features import Features, class_logits, extract_features, share_of_labels
 from trigflow.evaluation.metrics.frechet import Moments, frechet_distance_of_moments, moments
@@ -31,30 +31,6 @@ from trigflow.system.timing import time_in_turn
 
 SPLITS = 5
 TIMING_BATCH, TIMING_REPEATS = 64, 5
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A model with one way to sample it.
-
-    Attributes:
-        model, plan: what is sampled, and how.
-    """
-
-    model: Model
-    plan: SamplingPlan
-
-    def esc(self, nfe: int) -> float:
-        """Effective sampling compute: billions of parameters x evaluations a sample (arXiv 2410.11081, figure 1)."""
-        sizes = [self.model.num_parameters]
-        if self.model.guide is not None and self.plan.guidance_scale != 1:
-            sizes.append(self.model.guide.num_parameters)  # half of the evaluations are the guide's
-        return sum(sizes) / len(sizes) / 1e9 * nfe
-
-
-def contender(model: Model, steps: int | None, guidance_scale: float | None) -> Contender:
-    """A model sampled in so many steps; what is None is as its card says."""
-    return Contender(model, model.plan(steps, guidance_scale))
 
 
 @dataclass(frozen=True)
@@ -187,47 +163,47 @@ def score_held_out(trial: Trial, held_out: Dataset, progress: bool = False) -> S
 
 def score_all(
     trial: Trial,
-    contenders: Sequence[Contender],
+    models: Sequence[Model],
     progress: bool = True,
     folder: Path | None = None,
     world: World = SINGLE_PROCESS,
 ) -> list[Scores]:
-    """Scores of each contender over all seeds; the bar counts the steps of all samples.
+    """Scores of each model over all seeds; the bar counts the steps of all samples.
 
     Args:
         trial: what they are compared with.
-        contenders: models, and how they are sampled.
+        models: each is sampled by its `default_plan`.
         progress: draw the bar.
         folder: exists; keeps the scores of every seed, and those that it has are not measured again.
         world: processes that all draw samples; the first scores them, those of the others are nothing.
     """
-    total = sum(one.plan.steps for one in contenders) * trial.num * trial.seeds
+    total = sum(model.default_plan.steps for model in models) * trial.num * trial.seeds
     trial_key = (
         reference_key(trial.dataset, trial.features, SPLITS) if folder and trial.features.identity else ""
     )
     with tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress) as bar:
-        return [_score(trial, one, bar, folder, trial_key, world) for one in contenders]
+        return [_score(trial, model, bar, folder, trial_key, world) for model in models]
 
 
 def _score(
-    trial: Trial, one: Contender, bar: tqdm[Any], folder: Path | None, trial_key: str, world: World
+    trial: Trial, model: Model, bar: tqdm[Any], folder: Path | None, trial_key: str, world: World
 ) -> Scores:
-    bar.set_description(f"{one.model.name}, {one.plan.sampler}, steps {one.plan.steps}")
-    key = contender_key(trial_key, one.model, one.plan, trial.num) if folder else None
+    bar.set_description(f"{model.name}, {model.default_plan.sampler}, steps {model.default_plan.steps}")
+    key = score_key(trial_key, model, trial.num) if folder else None
     scores = Scores()
     for seed in range(trial.seeds):
-        measure = partial(_score_seed, trial, one, seed, bar, world)
+        measure = partial(_score_seed, trial, model, seed, bar, world)
         numbers, was_kept = cached_scores(folder, key, seed, measure, world)
         if world.is_main:
             scores.add(numbers)
-        bar.update(one.plan.steps * trial.num if was_kept else 0)
+        bar.update(model.default_plan.steps * trial.num if was_kept else 0)
     return scores
 
 
-def _score_seed(trial: Trial, one: Contender, seed: int, bar: tqdm[Any], world: World) -> Numbers:
-    labels = draw_labels(trial, one.model, seed)
-    counter = one.model.counter()
-    samples, features = _generate(trial, one, seed, labels, bar, world, counter)
+def _score_seed(trial: Trial, model: Model, seed: int, bar: tqdm[Any], world: World) -> Numbers:
+    labels = draw_labels(trial, model, seed)
+    counter = model.counter()
+    samples, features = _generate(trial, model, seed, labels, bar, world, counter)
     numbers: Numbers = {}
     with world.together():
         if world.is_main:
@@ -259,7 +235,7 @@ def _compare_pairs(trial: Trial, few: Tensor) -> Numbers:
 
 def _generate(
     trial: Trial,
-    one: Contender,
+    model: Model,
     seed: int,
     labels: Tensor | None,
     bar: tqdm[Any],
@@ -269,12 +245,12 @@ def _generate(
     """One seed's samples as stored, and their features (num, D); each process draws and looks at its share."""
     samples: list[Tensor] = []
     features: list[Tensor] = []
-    for part in one.model.sample_batches(
-        trial.num, one.plan, labels, seed, trial.batch, world=world, counter=counter
+    for part in model.sample_batches(
+        trial.num, labels=labels, seed=seed, batch=trial.batch, world=world, counter=counter
     ):
         samples.append(part)
         features.append(world.joined(extract_features(trial.features, world.share(part)))[: len(part)])
-        bar.update(one.plan.steps * len(part))
+        bar.update(model.default_plan.steps * len(part))
     return torch.cat(samples), torch.cat(features)
 
 
@@ -294,14 +270,14 @@ def draw_labels(trial: Trial, model: Model, seed: int) -> Tensor | None:
     return labels_like(trial.dataset, trial.num, seed)
 
 
-def seconds_per_sample(contenders: Sequence[Contender], batch: int = TIMING_BATCH) -> list[float]:
-    """Median seconds a sample of each contender, in calls of `batch` samples; of one sample: its latency.
+def seconds_per_sample(models: Sequence[Model], batch: int = TIMING_BATCH) -> list[float]:
+    """Median seconds a sample of each model, in calls of `batch` samples; of one sample: its latency.
 
     A whole sampling call is timed, noise and decoding included; after one call of each to warm up, TIMING_REPEATS
     rounds call them in turn, so that a busy moment of the machine meets all of them.
 
     Args:
-        contenders: to time.
+        models: to time, each sampled by its `default_plan`.
         batch: samples of a call, >= 1.
 
     Raises:
@@ -309,11 +285,11 @@ def seconds_per_sample(contenders: Sequence[Contender], batch: int = TIMING_BATC
     """
     if batch < 1:
         raise UserError(f"batch is {batch}: give 1 or more")
-    calls = {number: partial(draw, one.model, one.plan, batch) for number, one in enumerate(contenders)}
+    calls = {number: partial(draw, model, batch) for number, model in enumerate(models)}
     return [statistics.median(taken) / batch for taken in time_in_turn(calls, TIMING_REPEATS).values()]
 
 
-def draw(model: Model, plan: SamplingPlan, batch: int, seed: int) -> None:
+def draw(model: Model, batch: int, seed: int) -> None:
     """A whole sampling call, to be timed; its samples end on the CPU."""
-    for _ in model.sample_batches(batch, plan, seed=seed, batch=batch):
+    for _ in model.sample_batches(batch, seed=seed, batch=batch):
         pass

@@ -5,28 +5,42 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from trigflow.evaluation.measure import Contender, Scores
+from trigflow.evaluation.measure import Scores
+from trigflow.models.model import Model
 
 Row = dict[str, Any]
 METHODS = {"scd": "sCD", "sct": "sCT"}
 
 
-def row_of(one: Contender, scores: Scores, seconds: tuple[float, float], diversity_name: str) -> Row:
+def row_of(model: Model, scores: Scores, seconds: tuple[float, float], diversity_name: str) -> Row:
     """Of a model sampled in one way; seconds of a sample in a batch, and alone."""
-    own = {"name": one.model.name, "method": METHODS.get(one.model.card.objective, one.model.card.objective)}
+    own = {"name": model.name, "method": METHODS.get(model.card.objective, model.card.objective)}
     plan: Row = {
-        "sampler": one.plan.sampler,
-        "guidance_scale": one.plan.guidance_scale,
-        "steps": one.plan.steps,
+        "sampler": model.default_plan.sampler,
+        "guidance_scale": model.default_plan.guidance_scale,
+        "steps": model.default_plan.steps,
     }
-    if one.plan.sampler == "consistency" and one.plan.steps > 1:
-        plan["t_mid"] = one.plan.t_mid
+    if model.default_plan.sampler == "consistency" and model.default_plan.steps > 1:
+        plan["t_mid"] = model.default_plan.t_mid
     figures = spread(scores.fds) | {"fds": scores.fds} | quality(scores, diversity_name)
     cost = {"seconds_per_sample": seconds[0], "latency_seconds": seconds[1]}
-    cost |= {"params": one.model.num_parameters, "esc": one.esc(scores.nfe)}
-    if one.model.guide is not None:
-        own["guide"] = one.model.guide.name
+    cost |= {"params": model.num_parameters, "esc": effective_sampling_compute(model, scores.nfe)}
+    if model.guide is not None:
+        own["guide"] = model.guide.name
     return own | plan | {"nfe": scores.nfe} | figures | cost
+
+
+def effective_sampling_compute(model: Model, nfe: int) -> float:
+    """Billions of parameters x evaluations of a sample (arXiv 2410.11081, figure 1).
+
+    Args:
+        model: sampled by its `default_plan`.
+        nfe: network evaluations of a sample, the guide's included.
+    """
+    sizes = [model.num_parameters]
+    if model.guide is not None and model.default_plan.guidance_scale != 1:
+        sizes.append(model.guide.num_parameters)  # half of the evaluations are the guide's
+    return sum(sizes) / len(sizes) / 1e9 * nfe
 
 
 def quality(scores: Scores, diversity_name: str) -> Row:

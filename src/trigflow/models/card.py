@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
+from trigflow.data.codecs import codec_from_json, codec_to_json
 from trigflow.recipes.schema import PrecondConfig, Recipe, SamplingConfig
 from trigflow.system.config import STRICT_KEYS, Component
+from trigflow.system.errors import UserError
 
 
 def _checked_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -127,3 +129,33 @@ def card_of(
         sampling=recipe.sampling,
         guidance_range=guidance_range,
     )
+
+
+def check_guide(name: str, guide: ModelCard, guided: ModelCard) -> None:
+    """Whether one model can guide another: both velocities must be of the same x_t, under the same labels.
+
+    Args:
+        name: what the guide was loaded by.
+        guide, guided: cards of the two.
+
+    Raises:
+        UserError: the guide is a consistency model, or belongs to other data.
+    """
+    if guide.kind == "student":
+        raise UserError(f"the guide '{name}' is a consistency model: give a diffusion model")
+    pairs = {
+        "data shape": (guide.data_shape, guided.data_shape),
+        "number of classes": (guide.num_classes, guided.num_classes),
+        "sigma_data": (guide.precond.sigma_data, guided.precond.sigma_data),
+        "codec": (_written_codec(guide), _written_codec(guided)),
+    }
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UserError(
+                f"the guide '{name}' does not fit '{guided.name}': its {what} is {theirs}, not {ours}"
+            )
+
+
+def _written_codec(card: ModelCard) -> dict[str, Any]:
+    """Of a card of any version, as this one writes it."""
+    return codec_to_json(codec_from_json(card.codec))

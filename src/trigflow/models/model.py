@@ -17,8 +17,8 @@ from trigflow.core.randomness import SampleRandom
 from trigflow.core.samplers import SAMPLERS, CountNFE, OnStep, SamplingPlan, Trajectory
 from trigflow.core.samplers import sample as run_sampler
 from trigflow.data.autoencoder import FOLDER, Decoder, find
-from trigflow.data.codecs import Codec, LatentCodec, codec_from_json, codec_to_json, sample_shape
-from trigflow.models.card import ModelCard
+from trigflow.data.codecs import Codec, LatentCodec, codec_from_json, sample_shape
+from trigflow.models.card import ModelCard, check_guide
 from trigflow.models.labels import Labels, cycle_labels
 from trigflow.models.shipped import model_folder
 from trigflow.models.storage import load_model
@@ -39,6 +39,7 @@ class Model:
         guide: a weaker model that guides it in the place of its null label (`with_guide`).
         precision: of the products inside the network (`in_precision`).
         decoder: makes images of a latent model's samples; None for other models.
+        chosen_plan: how it is sampled by default, in the place of its card's choice (`with_plan`).
     """
 
     precond: TrigFlowPrecond
@@ -48,6 +49,7 @@ class Model:
     guide: Model | None = None
     precision: Precision = "float32"
     decoder: Decoder | None = None
+    chosen_plan: SamplingPlan | None = None
 
     @property
     def device(self) -> torch.device:
@@ -87,8 +89,17 @@ class Model:
         """
         if self.is_student:
             raise UserError(f"model '{self.name}' is a consistency model: only a diffusion model has a guide")
-        check_guide(guide, self.card)
+        check_guide(guide.name, guide.card, self.card)
         return replace(self, guide=guide)
+
+    def with_plan(
+        self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
+    ) -> Model:
+        """The same model, by default sampled in this way; what is None stays as it is.
+
+        Args, Raises: as of `plan`.
+        """
+        return replace(self, chosen_plan=self.plan(steps, guidance_scale, sampler))
 
     def in_precision(self, precision: Precision) -> Model:
         """The same model, the products inside its network in "float32", "bfloat16" or "float16", as in training.
@@ -119,7 +130,7 @@ class Model:
 
         Args:
             n: number of samples, >= 1.
-            steps: of the sampler, >= 1 (default: the card's; 2 for our students).
+            steps: of the sampler, >= 1 (default: as in `default_plan`; 2 for our students).
             labels: a class, or several that are taken in turn (default: all classes in turn).
             seed: of all noises.
             guidance_scale: 1 = none (default: the card's). A student that takes the scale as an input has learned it in
@@ -138,15 +149,21 @@ class Model:
         batches = self.sample_batches(n, plan, labels, seed, batch, latents=latents, world=world)
         return torch.cat(list(batches))
 
+    @property
+    def default_plan(self) -> SamplingPlan:
+        """How it is sampled where nothing else is asked for: as `with_plan` has chosen, or as its card says."""
+        own = self.card.sampling
+        return self.chosen_plan or SamplingPlan(own.sampler, own.steps, own.guidance_scale, own.t_mid)
+
     def plan(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
     ) -> SamplingPlan:
-        """These choices, completed by the card's.
+        """These choices, completed by `default_plan`.
 
         Raises:
             UserError: steps < 1, an unknown sampler, guidance that the model has not learned.
         """
-        own = self.card.sampling
+        own = self.default_plan
         chosen = own.sampler if sampler is None else sampler
         steps = own.steps if steps is None else steps
         if chosen not in SAMPLERS:
@@ -197,7 +214,7 @@ class Model:
     def sample_batches(
         self,
         n: int,
-        plan: SamplingPlan,
+        plan: SamplingPlan | None = None,
         labels: Labels = None,
         seed: int = 0,
         batch: int = 256,
@@ -210,13 +227,14 @@ class Model:
 
         Args:
             n, labels, seed, batch, latents, world: as of `sample`.
-            plan: how each is sampled.
+            plan: how each is sampled (default: `default_plan`).
             scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
             counter: the model's `counter`, whose `nfe` are a sample's evaluations as soon as the first batch is there.
 
         Raises:
             UserError, Diverged: as `sample`.
         """
+        plan = plan or self.chosen_plan or self.plan()
         if scales is not None:
             self._check_scales(n, scales)
         must_be_whole(n=n, batch=batch, seed=seed)
@@ -344,27 +362,6 @@ class Model:
         if self.guide is not None:
             return autoguided(counter, counter.with_guide(self.guide.precond.velocity), scale)
         return guided(counter, scale, self.num_classes)
-
-
-def check_guide(guide: Model, card: ModelCard) -> None:
-    """Whether a model can guide that of the card: both velocities must be of the same x_t, under the same labels.
-
-    Raises:
-        UserError: it is a consistency model, or lives on other data.
-    """
-    if guide.is_student:
-        raise UserError(f"the guide '{guide.name}' is a consistency model: give a diffusion model")
-    pairs = {
-        "data shape": (tuple(guide.card.data_shape), tuple(card.data_shape)),
-        "number of classes": (guide.num_classes, card.num_classes),
-        "sigma_data": (guide.precond.sigma_data, card.precond.sigma_data),
-        "codec": (codec_to_json(guide.codec), card.codec),
-    }
-    for what, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise UserError(
-                f"the guide '{guide.name}' does not fit '{card.name}': its {what} is {theirs}, not {ours}"
-            )
 
 
 def load(

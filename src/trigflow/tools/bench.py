@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -128,7 +128,7 @@ def measure(model: Model, steps: Sequence[int], batch: int, rounds: int, progres
         progress: show a bar on stderr.
     """
     calls: dict[int, Callable[[int], object]] = {0: lambda _: _evaluate(model, batch)}
-    calls |= {n: partial(draw, model, _plan(model, n), batch) for n in steps}
+    calls |= {n: partial(draw, _in_steps(model, n), batch) for n in steps}
     with tqdm(total=(1 + rounds) * len(calls), unit="call", disable=not progress) as bar:
         taken = time_in_turn(calls, rounds, after=bar.update)
     return Timing(
@@ -157,10 +157,11 @@ def teacher_nfe(card: ModelCard) -> int:
     return count_nfe(SamplingPlan(sampling.sampler, sampling.steps, sampling.guidance_scale, sampling.t_mid))
 
 
-def _plan(model: Model, steps: int) -> SamplingPlan:
-    """Consistency steps of any network, an evaluation each: a teacher's is as fast as its student's."""
+def _in_steps(model: Model, steps: int) -> Model:
+    """Sampled in consistency steps, one evaluation each: a teacher's network takes as long as its student's."""
     scale = model.card.sampling.guidance_scale if model.guidance_range else 1.0
-    return SamplingPlan("consistency", steps, scale, model.card.sampling.t_mid)
+    plan = SamplingPlan("consistency", steps, scale, model.card.sampling.t_mid)
+    return replace(model, chosen_plan=plan)
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.samplers import SAMPLERS, consistency_times
 from trigflow.data import Dataset, exact_teacher, load_data
 from trigflow.data.codecs import CODECS, Codec, codec_from_json, codec_to_json
-from trigflow.models.card import ModelCard, card_of
-from trigflow.models.model import Model, check_guide
+from trigflow.models.card import ModelCard, card_of, check_guide
+from trigflow.models.model import Model
 from trigflow.models.pictures import drawable
 from trigflow.models.shipped import model_folder
 from trigflow.models.storage import load_model, new_precond
@@ -104,7 +104,7 @@ def _built(recipe: Recipe, device: torch.device, blank: bool) -> RunParts:
     _check_sampling(Model(nets[objective.trains[0]], dataset.codec, card, recipe.name), objective)
     model = teacher if isinstance(teacher, Model) else None
     if guide:
-        check_guide(guide, card)
+        check_guide(guide.name, guide.card, card)
         model = model and model.with_guide(guide)
     if recipe.train.synthetic and model is None:
         raise UserError(

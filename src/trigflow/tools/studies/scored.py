@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trigflow.data import Dataset
-from trigflow.evaluation.guidance import common_scale, student_contender
-from trigflow.evaluation.measure import SPLITS, Contender, Trial, new_trial, score_all
+from trigflow.evaluation.guidance import common_scale, student_in_steps
+from trigflow.evaluation.measure import SPLITS, Trial, new_trial, score_all
 from trigflow.evaluation.metrics import Features, load_features
 from trigflow.evaluation.real import default_features, real_data, trained_on
 from trigflow.evaluation.reference import reference_key
@@ -64,23 +64,22 @@ class Scored:
     bench: StudyContext
     scale: float | None = None
 
-    def of_student(self, steps: int) -> Contender:
+    def of_student(self, steps: int) -> Model:
         """The student in so many steps."""
-        return student_contender(self.student, steps, self.scale)
+        return student_in_steps(self.student, steps, self.scale)
 
-    def of_teacher(self, sampler: str, steps: int, guidance_scale: float = 1.0) -> Contender:
+    def of_teacher(self, sampler: str, steps: int, guidance_scale: float = 1.0) -> Model:
         """The teacher by a sampler of its own choice."""
-        plan = self.teacher.plan(steps, guidance_scale, sampler)
-        return Contender(self.teacher, plan)
+        return self.teacher.with_plan(steps, guidance_scale, sampler)
 
-    def score(self, name: str, way: Contender, seeds: int | None = None) -> Cell:
+    def score(self, name: str, way: Model, seeds: int | None = None) -> Cell:
         """Of so many seeds (default: all), measured once."""
         trial = self.trial if seeds is None else replace(self.trial, seeds=seeds)
 
         def measure() -> Cell:
             (scores,) = score_all(trial, [way], self.bench.progress)
-            settings = {"sampler": way.plan.sampler, "steps": way.plan.steps}
-            settings |= {"guidance_scale": way.plan.guidance_scale, "params": way.model.num_parameters}
+            settings = {"sampler": way.default_plan.sampler, "steps": way.default_plan.steps}
+            settings |= {"guidance_scale": way.default_plan.guidance_scale, "params": way.num_parameters}
             return {"name": name, **settings, **score_cell(scores)}
 
         return self.bench.folder.cell(name, measure)
@@ -116,7 +115,7 @@ def check_setting(setting: Setting) -> dict[str, Any]:
     if scale is not None:
         # Complains where the teacher cannot be guided, or the student has not learned the scale.
         teacher.plan(1, scale, "heun")
-        student_contender(student, 1, scale)
+        student_in_steps(student, 1, scale)
     dataset, features = _data_and_features(setting, student)
     return {
         "student_weights": _digest(student),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trigflow.evaluation.figures import in_steps
-from trigflow.evaluation.measure import TIMING_BATCH, TIMING_REPEATS, Contender, seconds_per_sample
+from trigflow.evaluation.measure import TIMING_BATCH, TIMING_REPEATS, seconds_per_sample
 from trigflow.models.model import Model
 from trigflow.system.errors import UserError
 from trigflow.system.machine import describe_machine
@@ -67,7 +67,7 @@ class Speed(Setting):
         tried: list[Cell] = []
         goal = statistics.median(cells[BASE]["scores"])
 
-        def score(way: Contender) -> list[float]:
+        def score(way: Model) -> list[float]:
             tried.append(_score_of_rival(ready, way, goal))
             return [float(one) for one in tried[-1]["scores"]]
 
@@ -92,19 +92,21 @@ def can_be_guided(teacher: Model) -> bool:
     return teacher.guide is not None or bool(teacher.num_classes and teacher.card.label_dropout)
 
 
-def cell_name(way: Contender) -> str:
+def cell_name(way: Model) -> str:
     """A name for the file of its scores."""
-    role = "student" if way.model.is_student else "teacher"
-    guidance = f"-guidance{way.plan.guidance_scale:g}" if way.plan.guidance_scale != 1 else ""
-    return f"{role}-{way.plan.sampler}-{way.plan.steps}{guidance}"
+    role = "student" if way.is_student else "teacher"
+    plan = way.default_plan
+    guidance = f"-guidance{plan.guidance_scale:g}" if plan.guidance_scale != 1 else ""
+    return f"{role}-{plan.sampler}-{plan.steps}{guidance}"
 
 
-def _in_words(way: Contender) -> str:
-    guidance = f", guidance {way.plan.guidance_scale:g}" if way.plan.guidance_scale != 1 else ""
-    return f"{way.plan.sampler}, {way.plan.steps} steps{guidance}"
+def _in_words(way: Model) -> str:
+    plan = way.default_plan
+    guidance = f", guidance {plan.guidance_scale:g}" if plan.guidance_scale != 1 else ""
+    return f"{plan.sampler}, {plan.steps} steps{guidance}"
 
 
-def rivals(ready: Scored, scale: float | None) -> Iterator[Contender]:
+def rivals(ready: Scored, scale: float | None) -> Iterator[Model]:
     """Settings of the teacher over both samplers and, where it can be guided, with and without; the cheapest first."""
     settings = []
     for factor, guidance in ((1, 1.0), *(((2, scale),) if scale is not None else ())):
@@ -115,14 +117,12 @@ def rivals(ready: Scored, scale: float | None) -> Iterator[Contender]:
         yield ready.of_teacher(sampler, steps, guidance)
 
 
-def find_rival(
-    ways: Iterator[Contender], score: Callable[[Contender], list[float]], goal: float
-) -> Contender | None:
+def find_rival(ways: Iterator[Model], score: Callable[[Model], list[float]], goal: float) -> Model | None:
     """The first whose median score is no worse than the goal; None if there is none. Those after it are not scored."""
     return next((way for way in ways if statistics.median(score(way)) <= goal), None)
 
 
-def _score_of_rival(ready: Scored, way: Contender, goal: float) -> Cell:
+def _score_of_rival(ready: Scored, way: Model, goal: float) -> Cell:
     """Of all seeds, or of the first where that is far from the goal."""
     name = cell_name(way)
     if not ready.bench.folder.has(name):
@@ -132,7 +132,7 @@ def _score_of_rival(ready: Scored, way: Contender, goal: float) -> Cell:
     return ready.score(name, way)
 
 
-def _timed(ways: dict[str, Contender], bench: StudyContext) -> Cell:
+def _timed(ways: dict[str, Model], bench: StudyContext) -> Cell:
     """Seconds a sample of all, interleaved, in one run."""
     seconds = {
         str(batch): dict(zip(ways, seconds_per_sample(list(ways.values()), batch=batch), strict=True))

@@ -51,7 +51,9 @@ class Steps(Setting):
         teachers: dict[str, Cell] = {}
         for nfe in TEACHER_NFE:
             way = ready.of_teacher("heun", (nfe + 1) // 2, scale)
-            teachers[f"teacher, heun, {way.plan.steps} steps"] = ready.score(f"teacher-heun-{nfe}", way)
+            teachers[f"teacher, heun, {way.default_plan.steps} steps"] = ready.score(
+                f"teacher-heun-{nfe}", way
+            )
         return _outcome(ready, students, teachers, scale)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trigflow import recipes
-from trigflow.evaluation.measure import Scores, Trial, contender, new_trial, score_all
+from trigflow.evaluation.measure import Scores, Trial, new_trial, score_all
 from trigflow.evaluation.metrics import load_features
 from trigflow.evaluation.real import default_features, real_data
 from trigflow.models.model import Model, load
@@ -131,13 +131,15 @@ class TrainAndScore:
 
     def _scored(self, model: Model) -> Cell:
         trial = self._trial(model)
-        ways = [contender(model, steps, None) for steps in (STEPS if model.is_student else (None,))]
+        ways = [model.with_plan(steps) for steps in (STEPS if model.is_student else (None,))]
         scores = score_all(trial, ways, progress=False)
         return {
             "params": model.num_parameters,
             "nimg": model.card.nimg,
             "score": score_name(trial),
-            "scores": {str(way.plan.steps): score_cell(one) for way, one in zip(ways, scores, strict=True)},
+            "scores": {
+                str(way.default_plan.steps): score_cell(one) for way, one in zip(ways, scores, strict=True)
+            },
         }
 
     def _trial(self, model: Model) -> Trial:
@@ -152,7 +154,7 @@ def score_name(trial: Trial) -> str:
 
 
 def score_cell(scores: Scores) -> Cell:
-    """Everything that was measured of one contender, the score that counts first; a number for each seed."""
+    """Everything that was measured of one model, the score that counts first; a number for each seed."""
     agreements = {"label_agreements": scores.agreements} if scores.agreements else {}
     return {
         "scores": scores.sliced or scores.fds,
