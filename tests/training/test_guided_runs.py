@@ -176,7 +176,7 @@ def test_a_study_compares_at_the_same_scale(teacher_folder: Path, tmp_path: Path
             ["network.guidance_input=false"],
             "[1, 2]: a range needs a network that takes the scale as an input",
         ),
-        (["objective.guidance_scale=2"], "objective 'scd' draws no scale for it"),
+        (["objective.guidance_scale=2"], "objective 'scd' draws no guidance scale"),
         (
             ["objective.guidance_scale=[1.5,3]"],
             "sampling.guidance_scale 1: model 'digits-scd' was trained with scales of 1.5 to 3",
@@ -211,7 +211,7 @@ def test_guidance_that_the_model_could_not_be_sampled_with(teacher_folder: Path)
 
 
 def test_a_teacher_takes_no_scale(teacher_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="objective 'diffusion' draws no scale"):
+    with pytest.raises(UserError, match="objective 'diffusion' draws no guidance scale"):
         assemble(recipes.get("digits-teacher", [*SMALL, "network.guidance_input=true"]), CPU)
     student = trained(student_recipe(teacher_folder), tmp_path / "student")
     with pytest.raises(UserError, match="it is a student, give its teacher"):
