@@ -211,7 +211,7 @@ def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset, blank: bool
 
 
 def _check_guidance(name: str, teacher: Model | None, scale: float | tuple[float, float]) -> None:
-    """A guided teacher must know the null label from its own training."""
+    """Checks that a guided teacher was trained with the null label."""
     if scale == 1:
         return
     setting = f"objective.guidance_scale = {scale_in_words(scale)}"
@@ -240,7 +240,7 @@ def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
 
 
 def _check_sampling(model: Model, objective: Objective) -> None:
-    """Whether the model will be able to do what sampling.guidance_scale asks for, in its grids and by default."""
+    """Checks that the model can be sampled with sampling.guidance_scale, in its grids and by default."""
     own, distilled = model.card.sampling.guidance_scale, guidance_scale(objective)
     if own != 1 and distilled != 1 and model.guidance_range is None:
         raise UserError(
