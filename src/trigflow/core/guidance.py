@@ -22,7 +22,7 @@ _HIGHEST = 1000  # far beyond any scale in use
 def guided(
     velocity: ConditionalVelocity, guidance_scale: float | Tensor, null_label: int
 ) -> ConditionalVelocity:
-    """Classifier-free guidance (Ho and Salimans, 2021): v = v_null + guidance_scale (v_cond - v_null), NFE 2.
+    """Classifier-free guidance (Ho and Salimans, 2021): v = v_null + guidance_scale (v_cond - v_null), two evaluations.
 
     The network is called twice on the same batch, so that a counter around it counts two evaluations and the
     memory is that of one.
@@ -30,7 +30,7 @@ def guided(
     Args:
         velocity: velocity(x_t, t, labels=..., **cond).
         guidance_scale: a number, or a scale for each sample (B,). The number 1 means no guidance: `velocity` itself is
-            returned, NFE 1.
+            returned, with one evaluation.
         null_label: the label that stands for "no class": the network's number of classes.
 
     Returns:
@@ -59,7 +59,7 @@ def guided(
 def autoguided(
     velocity: ConditionalVelocity, guide: ConditionalVelocity, guidance_scale: float | Tensor
 ) -> ConditionalVelocity:
-    """Autoguidance (arXiv 2406.02507, equation 2): v = v_guide + guidance_scale (v - v_guide), NFE 1 of each.
+    """Autoguidance (arXiv 2406.02507, equation 2): v = v_guide + guidance_scale (v - v_guide), one evaluation of each.
 
     The guide is a weaker version of the model (smaller, or trained for less), under the same conditions: where both
     err, they err alike, and the difference points away from the error.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def _signed(value: int) -> int:
-    """A 64-bit pattern as the int64 that torch stores; its arithmetic wraps around, as the hash wants."""
+    """A 64-bit pattern as the int64 that torch stores; its arithmetic wraps around, as the hash requires."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 

@@ -81,12 +81,12 @@ class LossScale:
         if not self.on and state == {}:
             return
         if not self.on or not isinstance(state, dict) or state.keys() != self.state().keys():
-            raise UserError("its loss scale is that of another precision, or not whole")
+            raise UserError("its loss scale is that of another precision, or incomplete")
         scale, good_steps, skipped = state["scale"], state["good_steps"], state["skipped"]
         if type(scale) is not float or not 0 < scale < math.inf:
             raise UserError(f"its loss scale is {scale!r}, not a positive number")
         if any(type(count) is not int or count < 0 for count in (good_steps, skipped)):
-            raise UserError("its loss scale counts no whole steps")
+            raise UserError("its loss scale has an invalid number of steps")
         self._scaler.load_state_dict(
             self._scaler.state_dict() | {"scale": scale, "_growth_tracker": good_steps}
         )

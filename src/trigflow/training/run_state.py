@@ -92,11 +92,11 @@ class RunState:
         if type(nimg) is not int or nimg < 0 or nimg % self.batch:
             raise UserError(f"its nimg is {nimg!r}, not a number of whole batches")
         if not isinstance(counts, dict) or counts.keys() != sums.keys():
-            raise UserError("its sums of logged values are not whole")
+            raise UserError("its sums of logged values are incomplete")
         if not all(type(n) is int and n > 0 for n in counts.values()) or any(x.dim() for x in sums.values()):
-            raise UserError("its sums of logged values are not whole")
+            raise UserError("its sums of logged values are incomplete")
         if not isinstance(state.get("loss_scale", {}), dict):
-            raise UserError("its loss scales are not whole")
+            raise UserError("its loss scales are incomplete")
         if "rng/cpu" not in tensors:
             raise UserError("it has no tensor 'rng/cpu'")
         known = ["rng/", "log/"] + (["target/"] if self.target is not None else [])
