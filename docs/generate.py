@@ -1,4 +1,4 @@
-"""Writes what the documentation takes from elsewhere: `make docs`. A test holds it up to date.
+"""Writes the generated parts of the documentation: `make docs`. A test checks that they are up to date.
 
 docs/commands.md comes from the parser; the tables in README.md, benchmarks/README.md and pages of docs/, between
 `<!-- NAME -->` and `<!-- end -->`, from results/; the cards of the shipped models, pretrained/README.md,
@@ -184,7 +184,7 @@ def latency(name: str) -> str:
     teacher = timing["teacher"]
     rows = [
         ["one evaluation", _spread(timing["evaluation"]["all_seconds"], "{:.3g}"), "-"],
-        [f"teacher, {teacher['nfe']} evaluations (reckoned)", f"{teacher['reckoned_seconds']:.4g}", "1x"],
+        [f"teacher, {teacher['nfe']} evaluations (extrapolated)", f"{teacher['reckoned_seconds']:.4g}", "1x"],
     ]
     for steps, row in timing["steps"].items():
         seconds = _spread(row["all_seconds"], "{:.3g}")
@@ -280,7 +280,7 @@ def _card(name: str) -> str:
         ("Training", f"`trigflow train {card.name}`{source}, {run}"),
         ("Data", data),
         (report["score"], f"{scores} {spread}"),
-        ("Limits", f"{limits} Some samples are no digit, or another one than was asked for."),
+        ("Limits", f"{limits} Some samples are no digit, or not the requested one."),
     ]
     lines = [f"- **{head}**: {text}" for head, text in facts]
     return "\n".join([f"## {name}", "", *lines])
@@ -303,9 +303,9 @@ SOURCES = {
 def results() -> str:
     """Every file of results/: its command, seeds, machine and commit."""
     rows = [_origin(path.name) for path in sorted(RESULTS.glob("*.json"))]
-    text = """The figures of the runs that were done for this repository. README.md takes its tables from here, and
-`make docs` makes this list from the files (of an evaluation its report.json, of a study its study.json). A commit with
--dirty had changes besides. Times differ between machines, scores by rounding only."""
+    text = """The results of the runs for this repository. The tables in README.md are made from them, and `make docs`
+makes this list from the files (the report.json of an evaluation, the study.json of a study). A commit with
+-dirty had uncommitted changes. Times differ between machines, scores by rounding only."""
     return (
         "\n\n".join(["# Results", text, _markdown("file | command | seeds | machine | commit", rows)]) + "\n"
     )

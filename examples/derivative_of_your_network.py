@@ -1,4 +1,4 @@
-"""The derivative along the path of any PyTorch network: value with its graph, tangent without, in one pass."""
+"""The derivative of any PyTorch network along the path: value with its graph, tangent without, in one pass."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ from trigflow.core.randomness import SampleRandom
 from trigflow.core.samplers import edm_times, sample_heun
 from trigflow.core.schedules import Conversion, FlowMatching
 
-DATA_STD = 2.0  # of your data
+DATA_STD = 2.0  # standard deviation of your data
 
 
 def your_network(x: Tensor, s: Tensor) -> Tensor:
-    """eps - x_0, expected at x = (1 - s) x_0 + s eps, for x_0 ~ N(0, DATA_STD^2)."""
+    """E[eps - x_0 | x] at x = (1 - s) x_0 + s eps, for x_0 ~ N(0, DATA_STD^2)."""
     s = s[:, None]
     variance = ((1 - s) * DATA_STD) ** 2 + s**2
     return (s - (1 - s) * DATA_STD**2) / variance * x

@@ -1,6 +1,6 @@
 """A training loop of your own: a diffusion model of a 2-D mixture, then sCD into one step from the exact velocity.
 
-The teacher is a formula, so the error of the student is known exactly: no score, no judge.
+The teacher is a closed form, so the error of the student is known exactly, without a score.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(steps: int = 3000, width: int = 128) -> float:
     x_T = 0.5 * random.normal("x_T", (2,))
     ts = consistency_times(1)
 
-    def noise(step: int) -> torch.Tensor:  # of more times than one: a number for each of x_T
+    def noise(step: int) -> torch.Tensor:  # the new noise of each further step, of the shape of x_T
         return random.normal(f"noise of step {step}", (2,))
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Handwritten digits from the shipped student: one and two steps beside its teacher in 32."""
+"""Handwritten digits from the shipped student in one and two steps, and from its teacher in 32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(num: int = 50, out: Path = Path("digits.png")) -> None:
     ]
     # The same seed means the same noise: the student predicts in one step what the teacher reaches in many.
     save_grid(torch.cat(rows), out, columns=num)
-    print(f"{out}: above one step, then two steps, below the teacher")
+    print(f"{out}: first row one step, second row two steps, third row the teacher")
 
 
 if __name__ == "__main__":

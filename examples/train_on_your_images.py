@@ -15,7 +15,7 @@ from trigflow.training.loop import train
 
 
 def your_images(count: int) -> np.ndarray:
-    """(N, C, H, W) uint8: here blurry dots, put your own in."""
+    """(N, C, H, W) uint8: blurry dots here, to be replaced by your images."""
     y, x = np.mgrid[:8, :8]
     centres = np.random.default_rng(0).uniform(2, 5, (count, 2, 1, 1))
     dots = np.exp(-((y - centres[:, 0]) ** 2 + (x - centres[:, 1]) ** 2) / 3)

@@ -121,9 +121,9 @@ def test_defaults_come_from_the_card() -> None:
         ({"n": 0}, "0 samples"),
         ({"n": 1, "batch": 0}, "batches of 0"),
         ({"n": 1, "steps": 0}, "steps is 0"),
-        ({"n": 1, "labels": 3}, r"knows 0\.\.2"),
-        ({"n": 1, "labels": [-1]}, r"knows 0\.\.2"),
-        ({"n": 1, "labels": []}, r"knows 0\.\.2"),
+        ({"n": 1, "labels": 3}, r"has the classes 0\.\.2"),
+        ({"n": 1, "labels": [-1]}, r"has the classes 0\.\.2"),
+        ({"n": 1, "labels": []}, r"has the classes 0\.\.2"),
         ({"n": 1, "sampler": "huen"}, "did you mean 'heun'"),
         ({"n": 1, "sampler": "heun"}, "'student' is a consistency model; leave the sampler out"),
         ({"n": 2.5}, "n is 2.5: give a whole number"),
@@ -143,7 +143,7 @@ def test_mistakes(arguments: dict[str, Any], complaint: str) -> None:
 
 
 def test_labels_for_a_model_without_classes() -> None:
-    with pytest.raises(UserError, match="knows no classes"):
+    with pytest.raises(UserError, match="has no classes"):
         gaussian_model(Student).sample(1, labels=0)
 
 

@@ -226,7 +226,7 @@ def test_as_many_numbers_of_images_as_there_are_images(name: str, count: int) ->
     net = TrigFlowPrecond(GaussianF(0.3, consistent=True), sigma_data=SIGMA_DATA).double()
     x_0 = points((2, 3), 4)[0]
     nets, random = {"net": net, "teacher": net}, SampleRandom(0, torch.arange(count))
-    with pytest.raises(UserError, match=f"random numbers {count} images, and the batch has 4"):
+    with pytest.raises(UserError, match=rf"random.index has the shape \({count},\), and the batch has 4"):
         OBJECTIVES[name]()(nets, Batch(x_0), 0, random)
 
 

@@ -182,7 +182,7 @@ def test_ranges_are_checked(override: str, message: str) -> None:
         ("digits-scd", [], "needs a teacher: give teacher=FOLDER"),
         ("digits-scd", ["teacher=nowhere"], "no model 'nowhere'"),
         ("digits-scd", ["teacher=exact"], "knows no labels"),
-        ("mixture2d-scd", ["objective.guidance_scale=2"], "the teacher 'exact' knows no classes"),
+        ("mixture2d-scd", ["objective.guidance_scale=2"], "the teacher 'exact' has no classes"),
         ("mixture2d-sct", ["train.label_dropout=0.1"], "has no labels; set it to 0"),
         ("mixture2d-sct", ["sampling.sampler=consistent"], "did you mean 'consistency'"),
         ("mixture2d-sct", ["network.widht=3"], "did you mean 'width'"),

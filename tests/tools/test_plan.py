@@ -163,7 +163,7 @@ def test_scales_and_guides_are_planned() -> None:
     assert told.weights > plain.weights and told.teacher == plain.teacher
     guided = dry_run_step(recipes.get("mnist-scd", ["guide=mnist-teacher"]), (1, 28, 28), 10)
     assert guided.teacher == 2 * plain.teacher and guided.training_flops == plain.training_flops
-    with pytest.raises(UserError, match=r"guidance_input = true: objective 'scd' draws no scale"):
+    with pytest.raises(UserError, match=r"guidance_input = true: objective 'scd' draws no guidance scale"):
         dry_run_step(recipes.get("mnist-scd", scaled[:1]), (1, 28, 28), 10)
 
 

@@ -176,14 +176,14 @@ def test_a_study_compares_at_the_same_scale(teacher_folder: Path, tmp_path: Path
             ["network.guidance_input=false"],
             "[1, 2]: a range needs a network that takes the scale as an input",
         ),
-        (["objective.guidance_scale=2"], "objective 'scd' draws no scale for it"),
+        (["objective.guidance_scale=2"], "objective 'scd' draws no guidance scale"),
         (
             ["objective.guidance_scale=[1.5,3]"],
             "sampling.guidance_scale 1: model 'digits-scd' was trained with scales of 1.5 to 3",
         ),
         (
             ["network.guidance_input=false", "objective.guidance_scale=2", "sampling.guidance_scale=2"],
-            "sampling.guidance_scale = 2: the student has its teacher's guidance inside",
+            "sampling.guidance_scale = 2: the student is distilled from a guided teacher",
         ),
         (["objective.guidance_scale=[2,1]"], "objective.guidance_scale = [2, 1]: should be a number from 0"),
         (["objective.guidance_scale=much"], 'objective.guidance_scale = "much": should be a number from 0'),
@@ -201,7 +201,7 @@ def test_guidance_that_the_model_could_not_be_sampled_with(teacher_folder: Path)
     scale, none = "sampling.guidance_scale=2", "train.label_dropout=0"
     for own, message in (
         (["digits-teacher", none], "never saw the null label; use 1, or train it with train.label_dropout"),
-        (["digits-teacher", "data.labels=false", none], "knows no classes; use 1"),
+        (["digits-teacher", "data.labels=false", none], "has no classes; use 1"),
         (["digits-scd", f"teacher={teacher_folder}"], "or distil it with objective.guidance_scale=[1,2]"),
     ):
         name, *overrides = own
@@ -211,7 +211,7 @@ def test_guidance_that_the_model_could_not_be_sampled_with(teacher_folder: Path)
 
 
 def test_a_teacher_takes_no_scale(teacher_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="objective 'diffusion' draws no scale"):
+    with pytest.raises(UserError, match="objective 'diffusion' draws no guidance scale"):
         assemble(recipes.get("digits-teacher", [*SMALL, "network.guidance_input=true"]), CPU)
     student = trained(student_recipe(teacher_folder), tmp_path / "student")
     with pytest.raises(UserError, match="it is a student, give its teacher"):

@@ -198,9 +198,9 @@ def test_samples_are_images_also_far_from_the_data(place: Path, tmp_path: Path) 
     assert isinstance(model.codec, LatentCodec)
     assert torch.equal(load_autoencoder(place / "vae", CPU).images(latents), images)
     assert (model.sample(5, batch=2).int() - images.int()).abs().max() <= 1
-    with pytest.raises(UserError, match="makes no latents"):
+    with pytest.raises(UserError, match="is no latent model: leave latents out"):
         load("digits", "cpu").sample(1, latents=True)
-    with pytest.raises(UserError, match="has no use for the autoencoder"):
+    with pytest.raises(UserError, match="does not use the autoencoder"):
         load("digits", "cpu", vae=str(place / "vae"))
 
 

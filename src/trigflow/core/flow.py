@@ -1,4 +1,4 @@
-"""TrigFlow: the path from data to noise, and what a velocity says about its two ends.
+"""TrigFlow: the path from data to noise, and its two ends as functions of the velocity.
 
     x_t = cos(t) x_0 + sin(t) z,   z ~ N(0, sigma_data^2 I),   t in [0, pi/2]         (sCM, section 4.1)
 
@@ -19,7 +19,7 @@ from trigflow.system.errors import UserError
 T_MAX = math.pi / 2
 # Where sampling starts in all of the paper's experiments: t_max = arctan(80 / sigma_data).
 SIGMA_MAX = 80.0
-# Where their second step starts (section 4.4).
+# Where the second step of two-step sampling starts (section 4.4).
 T_MID = 1.1
 
 
@@ -31,7 +31,7 @@ def expand(t: float | Tensor, x: Tensor) -> Tensor:
         x: (B, ...).
 
     Returns:
-        A float64 scalar for a number (0-dimensional: it does not widen x), else (B, 1, ...).
+        A float64 scalar for a number (0-dimensional, so that it does not promote x), else (B, 1, ...).
 
     Raises:
         UserError: t is neither float32 nor float64. In bfloat16 10,000 different times become 769.
@@ -64,7 +64,7 @@ def velocity_target(x_0: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
 
 
 def denoised(x_t: Tensor, velocity: Tensor, t: float | Tensor) -> Tensor:
-    """x_0 = cos(t) x_t - sin(t) velocity: the expected data, or for a consistency model the end of the path."""
+    """x_0 = cos(t) x_t - sin(t) velocity: E[x_0 | x_t], or for a consistency model the end of the path."""
     cos, sin = _cos_sin(t, x_t)
     return (cos * x_t - sin * velocity).to(x_t.dtype)
 
@@ -78,15 +78,15 @@ def noise(x_t: Tensor, velocity: Tensor, t: float | Tensor) -> Tensor:
 def velocity_from_denoised(x_t: Tensor, D: Tensor, t: float | Tensor) -> Tensor:
     """velocity = (cos(t) x_t - D) / sin(t), the inverse of `denoised`.
 
-    At t = 0 the denoiser says nothing about the velocity. There D = x_t, the result is 0, and the floor under
-    sin(t) (the rounding error of the dtype) keeps rounding errors from becoming infinite on the way.
+    At t = 0 the denoiser does not determine the velocity: D = x_t there, and the result is 0. sin(t) is clamped from
+    below (by the machine epsilon of the dtype), so that rounding errors stay finite.
     """
     cos, sin = _cos_sin(t, x_t)
     return ((cos * x_t - D) / sin.clamp(min=torch.finfo(sin.dtype).eps)).to(x_t.dtype)
 
 
 def ddim_step(x_t: Tensor, velocity: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
-    """From t to s with x_0 and z held: x_s = cos(t - s) x_t - sin(t - s) velocity (sCM, section 4.1)."""
+    """A step from t to s with x_0 and z fixed: x_s = cos(t - s) x_t - sin(t - s) velocity (sCM, section 4.1)."""
     cos, sin = _cos_sin(expand(t, x_t) - expand(s, x_t), x_t)
     return (cos * x_t - sin * velocity).to(x_t.dtype)
 

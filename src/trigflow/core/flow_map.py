@@ -1,4 +1,4 @@
-"""Error of a student's flow map against the exact one, where that is known."""
+"""Error of a student's flow map against the exact flow map, for data where that is known."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FlowMap = Callable[[Tensor, Tensor], Tensor]
 class FlowMapError:
     """Distance of a one-step student from the exact end of each path, over fixed noises.
 
-    |f(x_T, t_max) - x_0(x_T)|_2 / sigma_data, with the end x_0(x_T) of the probability flow solved by the oracle.
+    |f(x_T, t_max) - x_0(x_T)|_2 / sigma_data, where x_0(x_T) is the end of the oracle's PF-ODE path.
 
     Attributes:
         noises: x_T, (n, ...), of std sigma_data.
         t: t_max, (n,).
         ends: x_0(x_T), (n, ...).
-        sigma_data: of the data.
+        sigma_data: standard deviation of the data.
     """
 
     noises: Tensor
@@ -39,7 +39,7 @@ class FlowMapError:
     def measure(
         cls, oracle: Oracle, data_shape: tuple[int, ...], sigma_data: float, num: int, device: torch.device
     ) -> FlowMapError:
-        """Solves the flow from `num` noises, those of `Model.sample(num, seed=0)`, and keeps all on `device`.
+        """Solves the PF-ODE from the noises of `Model.sample(num, seed=0)`; all tensors are on `device`.
 
         Raises:
             UserError: num < 1.

@@ -1,4 +1,4 @@
-"""Guidance of a velocity, by its own null label or by another model; a scale of 1 means none."""
+"""Classifier-free guidance and autoguidance of a velocity; a scale of 1 means no guidance."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def guided(
 ) -> ConditionalVelocity:
     """Classifier-free guidance (Ho and Salimans, 2021): v = v_null + guidance_scale (v_cond - v_null), two evaluations.
 
-    The evaluations are two calls on the same batch, so that a counter around the network counts two and the
+    The network is called twice on the same batch, so that a counter around it counts two evaluations and the
     memory is that of one.
 
     Args:
         velocity: velocity(x_t, t, labels=..., **cond).
-        guidance_scale: a number, or a scale for each sample (B,). The number 1 means none: `velocity` itself is
-            returned, one evaluation.
+        guidance_scale: a number, or a scale for each sample (B,). The number 1 means no guidance: `velocity` itself is
+            returned, with one evaluation.
         null_label: the label that stands for "no class": the network's number of classes.
 
     Returns:
         guided_velocity(x_t, t, labels, **cond).
 
     Raises:
-        UserError: the scale is not finite; or, unless it is 1, the network knows no classes (null_label 0).
+        UserError: the scale is not finite; or, unless it is 1, the network has no classes (null_label 0).
     """
     if _is_none(guidance_scale):
         return velocity
@@ -59,16 +59,16 @@ def guided(
 def autoguided(
     velocity: ConditionalVelocity, guide: ConditionalVelocity, guidance_scale: float | Tensor
 ) -> ConditionalVelocity:
-    """Autoguidance (arXiv 2406.02507, equation 2): v = v_guide + guidance_scale (v - v_guide), an evaluation of each.
+    """Autoguidance (arXiv 2406.02507, equation 2): v = v_guide + guidance_scale (v - v_guide), one evaluation of each.
 
     The guide is a weaker version of the model (smaller, or trained for less), under the same conditions: where both
     err, they err alike, and the difference points away from the error.
 
     Args:
-        velocity: of the model, velocity(x_t, t, **cond).
-        guide: of the weaker model.
-        guidance_scale: a number, or a scale for each sample (B,). The number 1 means none: `velocity` itself is
-            returned, one evaluation.
+        velocity: velocity(x_t, t, **cond) of the model.
+        guide: velocity of the weaker model.
+        guidance_scale: a number, or a scale for each sample (B,). The number 1 means no guidance: `velocity` itself is
+            returned.
 
     Returns:
         guided_velocity(x_t, t, **cond).
@@ -86,7 +86,7 @@ def autoguided(
 
 
 def _is_none(guidance_scale: float | Tensor) -> bool:
-    """Whether it is the number 1; a tensor is not looked into, which would wait for the device."""
+    """Whether it is the number 1; a tensor is not read, which would wait for the device."""
     if isinstance(guidance_scale, Tensor):
         return False
     if not math.isfinite(guidance_scale):
@@ -105,7 +105,7 @@ def _extrapolated(x_t: Tensor, weak: Tensor, strong: Tensor, guidance_scale: flo
     return (weak + scale * (strong - weak)).to(x_t.dtype)
 
 
-# What a recipe says of it: one scale, or the range that a student takes as its input.
+# In a recipe: one scale, or the range of a student that takes the scale as an input.
 
 
 def scale_or_range(value: Any) -> float | tuple[float, float]:
@@ -131,12 +131,12 @@ GuidanceScale = Annotated[float | tuple[float, float], BeforeValidator(scale_or_
 
 
 def highest_scale(guidance_scale: float | tuple[float, float]) -> float:
-    """The scale itself, or the upper end of a range: what costs of guidance depend on is whether it is 1."""
+    """The scale itself, or the upper end of a range; guidance costs nothing where it is 1."""
     return guidance_scale[1] if isinstance(guidance_scale, tuple) else guidance_scale
 
 
 def scale_in_words(guidance_scale: float | tuple[float, float]) -> str:
-    """As a recipe has it: 1.5, or [1, 2]."""
+    """The scale or range as a recipe writes it: 1.5, or [1, 2]."""
     if isinstance(guidance_scale, tuple):
         return f"[{', '.join(f'{end:g}' for end in guidance_scale)}]"
     return f"{guidance_scale:g}"

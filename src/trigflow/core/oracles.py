@@ -1,9 +1,9 @@
-"""Data whose velocity and flow map are known: what a network should learn, and a teacher without error.
+"""Data whose exact velocity and flow map are known: ground truth for a network, and a teacher without error.
 
-Each oracle answers as a network does, `velocity(x_t, t, **cond)` and `denoised(x_t, t, **cond)`, so that it can
-stand in for a frozen teacher; conditions are ignored. It computes in float64 (float32 on a device without) and
-returns the dtype of x_t. sigma_data is the std of TrigFlow's noise; the formulas hold for data of any std, but a
-network wants the two equal: `data_std` tells.
+Each oracle has the methods of a network, `velocity(x_t, t, **cond)` and `denoised(x_t, t, **cond)`, so that it can
+be a frozen teacher; conditions are ignored. It computes in float64 (float32 on a device without) and
+returns the dtype of x_t. sigma_data is the std of TrigFlow's noise; the formulas hold for data of any std
+(`data_std`), but a network needs the two to be equal.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from trigflow.system.errors import UserError
 
 
 class Oracle(Protocol):
-    """What all oracles answer."""
+    """The methods that all oracles have."""
 
     def velocity(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """dx_t/dt of the probability flow; x_t (B, ...), t (B,)."""
+        """dx_t/dt of the PF-ODE; x_t (B, ...), t (B,)."""
 
     def denoised(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """E[x_0 | x_t], shape of x_t."""
@@ -102,7 +102,7 @@ class Gaussian(_ExactModel):
         return (self.mean + cos * self.std.square() / variance * centred).to(x_t.dtype)
 
     def flow_map(self, x_t: Tensor, t: Tensor, steps: int = 0) -> Tensor:
-        """See Oracle; exact, whatever `steps`."""
+        """See Oracle; exact for any `steps`."""
         x, wide_t = _wide(x_t, t)
         _, _, centred, variance = self._centred(x, wide_t)
         return (self.mean + self.std / variance.sqrt() * centred).to(x_t.dtype)
@@ -120,7 +120,7 @@ class GaussianMixture(_ExactModel):
         p(k | x_t) = softmax_k(log w_k + log N(x_t; cos(t) m_k, variance_k))
         velocity = sum_k p(k | x_t) velocity_k,   denoised = sum_k p(k | x_t) denoised_k         (as in Gaussian)
 
-    Costs (B, K, D) numbers of memory.
+    Memory: tensors of shape (B, K, D).
 
     Args:
         weights: (K,), positive; they are normalised.
@@ -199,17 +199,17 @@ class GaussianMixture(_ExactModel):
 
 
 class FiniteData(_ExactModel):
-    """Data that is one of N points, each as likely: what a network of unlimited capacity would learn.
+    """Data that is one of N points, all equally likely: what a network of unlimited capacity would learn.
 
         p(n | x_t) = softmax_n(-|x_t - cos(t) x_n|^2 / (2 sin(t)^2 sigma_data^2)),   denoised = sum_n p(n | x_t) x_n
 
-    Its velocity (cos(t) x_t - denoised)/sin(t) exists at t = 0 only where x_t is a point; elsewhere it grows as 1/t and
-    below t = 1e-6 counts as at 1e-6.
+    Its velocity (cos(t) x_t - denoised)/sin(t) is finite at t = 0 only where x_t is one of the points; elsewhere it
+    grows as 1/t, and t is clamped to at least 1e-6.
 
     Args:
         points: (N, ...).
         sigma_data: std of TrigFlow's noise, > 0.
-        chunk: how many points are compared at once; memory is B x chunk numbers.
+        chunk: number of points that are compared at once; memory grows as B x chunk.
 
     Raises:
         UserError: no points, or sigma_data or chunk not positive.
@@ -277,15 +277,15 @@ def solve_flow(
     scale: float = 0.1,
     steps: int = 128,
 ) -> Tensor:
-    """The probability flow from (x_t, t) to t_end by the classical Runge-Kutta method, of fourth order.
+    """Solves the PF-ODE from (x_t, t) to t_end by the classical fourth-order Runge-Kutta method.
 
-    The clock is u = log(1 + t/scale): equal steps of u are proportional steps of t above `scale` and equal ones
-    below, finite from 0 to pi/2. Twice the steps leave a 16th of the error, which `flow_map_error` uses.
+    The steps are equal in u = log(1 + t/scale): proportional to t far above `scale`, and uniform in t far below it.
+    Doubling the steps divides the error by 16, which `flow_map_error` uses.
 
     Args:
         velocity: velocity(x, t) -> dx/dt; called 4 * steps times.
         x_t: (B, ...).
-        t: (B,), each sample may start at a time of its own. Samples already below t_end stay as they are.
+        t: (B,), the start time of each sample. Samples already below t_end are unchanged.
         t_end: where to stop.
         scale: the time at which the finest structure of the data appears, > 0.
         steps: >= 1.

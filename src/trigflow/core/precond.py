@@ -54,10 +54,10 @@ class TrigFlowPrecond(nn.Module):
     Args:
         network: forward(x, t, **cond) -> F of the shape of x, for x of unit variance.
         sigma_data: standard deviation of the data x_0, > 0.
-        c_noise: what the network is told of the time, "t" or "edm".
+        c_noise: the network's time input, "t" or "edm".
 
     Raises:
-        UserError: sigma_data is not positive, or c_noise has no such name.
+        UserError: sigma_data is not positive, or c_noise is unknown.
     """
 
     def __init__(
@@ -86,9 +86,10 @@ class TrigFlowPrecond(nn.Module):
         return bool(getattr(self.network, "guidance_input", False))
 
     def normalize_weights(self) -> None:
-        """To be done after each step of the optimiser: the network's own `normalize_weights`, where it has one (EDM2).
+        """Calls the network's own `normalize_weights`, where it has one (EDM2); for after each optimiser step.
 
-        Not done in forward, which must not write: a training step runs it several times, with derivatives through it.
+        Not a part of forward, which must not change weights: a training step runs it several times and differentiates
+        through it.
         """
         normalize: Callable[[], None] | None = getattr(self.network, "normalize_weights", None)
         if normalize is not None:
@@ -106,22 +107,22 @@ class TrigFlowPrecond(nn.Module):
         Args:
             x_t: noisy sample, (B, ...).
             t: times in [0, pi/2], (B,), float32 or float64.
-            cond: conditions, handed to the network as they are.
+            cond: conditions, passed to the network unchanged.
 
         Returns:
-            F, of the shape of x_t and about unit variance.
+            F, of the shape of x_t and with about unit variance.
         """
         output: Tensor = self.network(x_t / self.sigma_data, self.noise_conditioning(t), **cond)
         # Under autocast a network may answer in half precision; what follows is the sampler's or the loss's arithmetic.
         return output.to(x_t.dtype) if autocast_is_on(x_t.device) else output
 
     def velocity(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """dx_t/dt = sigma_data F of the probability flow, shape of x_t."""
+        """dx_t/dt = sigma_data F of the PF-ODE, shape of x_t."""
         F: Tensor = self(x_t, t, **cond)
         return self.sigma_data * F
 
     def denoised(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """f(x_t, t) = cos(t) x_t - sin(t) sigma_data F: a teacher's denoiser, a student's sample."""
+        """f(x_t, t) = cos(t) x_t - sin(t) sigma_data F: the denoiser of a teacher, the prediction of a student."""
         return flow.denoised(x_t, self.velocity(x_t, t, **cond), t)
 
     def logvar(self, t: Tensor) -> Tensor:

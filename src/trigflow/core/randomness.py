@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def _signed(value: int) -> int:
-    """A 64-bit pattern as the int64 that torch stores; its arithmetic wraps around, as the hash wants."""
+    """A 64-bit pattern as the int64 that torch stores; its arithmetic wraps around, as the hash requires."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
@@ -70,8 +70,8 @@ class SampleRandom:
     """The random numbers of a batch of images.
 
     Args:
-        seed: seed of the run, any int in [-2^95, 2^95): as many different streams.
-        index: (B,) int64, the number of each image in the run: as many different streams.
+        seed: seed of the run, any int in [-2^95, 2^95); each gives different numbers.
+        index: (B,) int64, the number of each image in the run; each gives different numbers.
     """
 
     seed: int
@@ -90,7 +90,7 @@ class SampleRandom:
         return hash_uniform(self.keys(stream), shape, dtype).to(self.index.device)
 
     def normal(self, stream: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-        """(B, *shape) standard normal, by the transform of Box and Muller in float64."""
+        """(B, *shape) standard normal, by the Box-Muller transform in float64."""
         radius, angle = hash_uniform(self.keys(stream), (2, *shape), torch.float64).unbind(1)
         normal = torch.log1p(-radius).mul_(-2).sqrt_().mul_(torch.cos(2 * math.pi * angle))
         return normal.to(dtype).to(self.index.device)

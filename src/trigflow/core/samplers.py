@@ -1,9 +1,9 @@
-"""From noise to data, each sampler a flat function of a velocity and a descending list of times.
+"""Samplers: functions of a velocity and a descending list of times, from noise to data.
 
-The probability flow is TrigFlow's, so that a sampler needs neither sigma_data nor a noise schedule: where a
+The PF-ODE is TrigFlow's, so that an ODE sampler needs neither sigma_data nor a noise schedule: where a
 method was stated in EDM's variables (sigma, x_sigma) = (sigma_data tan t, x_t / cos t), its steps are those
-of the original. Labels and guidance are bound in the velocity; randomness is handed in. Gradients flow:
-sample under torch.no_grad().
+of the original. Labels and guidance are part of the velocity; noise is passed in. Gradients are recorded
+unless you sample under torch.no_grad().
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Trajectory:
         ts: (S + 1,) float64, descending; the last is 0.
         states: x_t at these times, (S + 1, n, ...); states[-1] is the sample x_0.
         labels: (n,) int64, or None.
-        nfe: evaluations of the network for a sample.
+        nfe: network evaluations per sample.
     """
 
     ts: Tensor
@@ -51,7 +51,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How a batch is sampled: every choice made, defaults filled in."""
+    """The sampling settings of a batch, with all defaults filled in."""
 
     sampler: str
     steps: int
@@ -60,7 +60,7 @@ class SamplingPlan:
 
 
 class CountNFE:
-    """A velocity that counts the evaluations of the network.
+    """A velocity that counts the network evaluations (NFE).
 
     Wrap the innermost call, so that a guided step, which calls it with labels and without, counts two.
 
@@ -77,7 +77,7 @@ class CountNFE:
         return self.velocity(x_t, t, **cond)
 
     def with_guide(self, guide: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Another network's velocity whose evaluations are counted here, too."""
+        """The velocity of another network, the guide, whose evaluations are counted as well."""
 
         def counted(x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
             self.nfe += 1
@@ -92,10 +92,11 @@ class CountNFE:
 def consistency_times(
     steps: int, sigma_data: float = 0.5, t_mid: float = flow.T_MID, sigma_max: float = flow.SIGMA_MAX
 ) -> list[float]:
-    """Times at which consistency sampling calls the network, descending: `steps` of them.
+    """The `steps` times at which consistency sampling evaluates the network, descending.
 
     One step starts at t_max = arctan(sigma_max/sigma_data); two add t_mid, 1.1 in all the paper's experiments
-    (sCM, section 4.4). More lie evenly between, where the next noise still changes what the picture shows.
+    (sCM, section 4.4). Further times are evenly spaced between these two, where new noise still changes the content
+    of an image.
 
     Raises:
         UserError: steps < 1, or t_mid outside (0, t_max).
@@ -144,13 +145,13 @@ def sample_consistency(
 ) -> Tensor:
     """Multistep consistency sampling: predict x_0, add noise, predict again (Song et al., 2023, algorithm 1).
 
-    Costs one evaluation for each time.
+    NFE: the number of times.
 
     Args:
         velocity: the consistency model's sigma_data F.
-        x_T: (B, ...) noise of std sigma_data, taken for the sample at ts[0].
+        x_T: (B, ...) noise of std sigma_data, used as x_t at t = ts[0].
         ts: descending times in (0, pi/2], e.g. `consistency_times(2)`.
-        noise: noise(step) -> unit normal numbers of the shape of x_T, for step = 1, 2, ..., len(ts) - 1.
+        noise: noise(step) -> standard normal numbers of the shape of x_T, for step = 1, 2, ..., len(ts) - 1.
         sigma_data: std of the data.
         on_step: called at each time.
 
@@ -173,11 +174,11 @@ def sample_consistency(
 def sample_ddim(
     velocity: Velocity, x_T: Tensor, ts: Sequence[float], on_step: OnStep | None = None
 ) -> Tensor:
-    """DDIM (Song et al., 2021), Euler's method in EDM's variables. First order, one evaluation a step.
+    """DDIM (Song et al., 2021), Euler's method in EDM's variables. First order, one evaluation per step.
 
     Args:
-        velocity: dx_t/dt of the probability flow.
-        x_T: (B, ...), the sample at ts[0], of std sigma_data where that is close to pi/2.
+        velocity: dx_t/dt of the PF-ODE.
+        x_T: (B, ...), x_t at t = ts[0], of std sigma_data where that is close to pi/2.
         ts: descending times in [0, pi/2], e.g. `edm_times(32)`; the last is where to stop.
         on_step: called at each time but the last.
 
@@ -198,11 +199,11 @@ def sample_ddim(
 def sample_heun(
     velocity: Velocity, x_T: Tensor, ts: Sequence[float], on_step: OnStep | None = None
 ) -> Tensor:
-    """EDM's deterministic sampler (Karras et al., 2022, algorithm 1). Second order, two evaluations a step.
+    """EDM's deterministic sampler (Karras et al., 2022, algorithm 1). Second order, two evaluations per step.
 
-    With eps = noise / sigma_data the flow is d(x_t / cos t)/d(tan t) = noise(x_t, t), finite at both ends of
-    a step, and Heun's trapezium needs sigma_data nowhere. A step to t = 0 is Euler's: n steps of
-    `edm_times(n)` cost 2n - 1.
+    In EDM's variables the PF-ODE is d(x_t / cos t)/d(tan t) = noise(x_t, t), finite at both ends of
+    a step, and Heun's trapezoidal rule does not need sigma_data. A step to t = 0 is an Euler step, so that
+    `edm_times(n)` takes 2n - 1 evaluations.
 
     Args, Returns, Raises: as `sample_ddim`; ts[0] must be less than pi/2, where tan t is infinite.
     """
@@ -221,12 +222,12 @@ def sample_heun(
 def sample_dpmpp_2m(
     velocity: Velocity, x_T: Tensor, ts: Sequence[float], on_step: OnStep | None = None
 ) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2). Second order, one evaluation a step.
+    """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2). Second order, one evaluation per step.
 
         x_s = (sin(s) x_t + sin(t - s) D) / sin(t)
 
-    with D extrapolated from the last two denoised samples to the middle of the step in log tan t. The first step
-    has one sample only, and a step to t = 0 no middle: both are first order.
+    with D extrapolated from the last two predictions of x_0 to the middle of the step in log tan t. The first step
+    has only one prediction, and a step to t = 0 has no middle: both are first order.
 
     Args, Returns, Raises: as `sample_ddim`.
     """
@@ -260,13 +261,13 @@ def sample(
     t_mid: float = flow.T_MID,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """x_0 by a sampler named in SAMPLERS on its own grid, `consistency_times(steps)` or `edm_times(steps)`.
+    """Samples x_0 by a sampler of SAMPLERS on its own time grid, `consistency_times(steps)` or `edm_times(steps)`.
 
     Args:
         sampler: a name in SAMPLERS.
         velocity, x_T, on_step: as in the samplers.
-        steps: number of steps, >= 1. Evaluations: steps, but 2 steps - 1 for "heun".
-        noise: noise(step) -> unit normal numbers of the shape of x_T; called by "consistency" only.
+        steps: number of steps, >= 1. NFE: steps, or 2 steps - 1 for "heun".
+        noise: noise(step) -> standard normal numbers of the shape of x_T; called by "consistency" only.
         sigma_data: std of the data.
         t_mid: where the last step of "consistency" starts.
 
@@ -284,9 +285,9 @@ def sample(
 
 
 def count_nfe(plan: SamplingPlan) -> int:
-    """Evaluations that a sample would take: the sampler walks along a velocity of zero, and no network is called.
+    """Network evaluations (NFE) per sample, counted by running the sampler with a velocity of zero, without a network.
 
-    Where samples are drawn, `CountNFE` counts them.
+    While samples are drawn, `CountNFE` counts them.
 
     Raises:
         UserError: as `sample`, `guided`.

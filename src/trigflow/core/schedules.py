@@ -1,8 +1,8 @@
-"""Other people's noise schedules, exactly as TrigFlow and back: times, points on the path, and predictions.
+"""Exact conversion between other noise schedules and TrigFlow: times, noisy samples, and predictions.
 
-Any schedule mixes data and unit noise: x' = alpha(s) x_0' + sigma(s) eps, with a clock s of its own. Dividing
-x' by the norm of its coefficients makes it a point of TrigFlow's circle (sCM, appendix B; SANA-Sprint,
-proposition 3.1). What a network was trained to predict is a linear combination of x_0' and eps too, hence of
+Any schedule mixes data and unit noise: x' = alpha(s) x_0' + sigma(s) eps, with its own time s. Dividing
+x' by the norm of its coefficients gives TrigFlow's x_t (sCM, appendix B; SANA-Sprint,
+proposition 3.1). The prediction target of a network is a linear combination of x_0' and eps too, hence of
 x_t and the velocity.
 """
 
@@ -35,7 +35,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class EDM:
-    """Variance exploding, x' = x_0' + s eps; the clock is sigma itself (Karras et al., 2022)."""
+    """Variance exploding, x' = x_0' + s eps; the time is sigma itself (Karras et al., 2022)."""
 
     def alpha(self, s: Tensor) -> Tensor:
         return torch.ones_like(s)
@@ -63,10 +63,9 @@ class FlowMatching:
 
 @dataclass(frozen=True)
 class VPCosine:
-    """Variance preserving, alpha(s) = cos(a(s)) / cos(a(0)), a(s) = pi/2 (s + offset)/(1 + offset), s in [0,
-    1].
+    """Variance preserving, alpha(s) = cos(a(s)) / cos(a(0)), a(s) = pi/2 (s + offset)/(1 + offset), s in [0, 1].
 
-    An offset of 0.008 is that of Nichol and Dhariwal (2021, equation 17), 0 the plain cosine.
+    An offset of 0.008 is that of Nichol and Dhariwal (2021, equation 17), 0 gives the plain cosine.
 
     Raises:
         UserError: a negative offset.
@@ -139,13 +138,13 @@ class VPLinear:
 class DDPM:
     """Variance preserving in discrete steps k = 0 .. N-1, alpha(k)^2 = alphas_cumprod[k] (Ho et al., 2020).
 
-    Between steps log(sigma/alpha) is linear in k. Beyond the first and the last step the clock stops there.
+    Between steps log(sigma/alpha) is interpolated linearly in k; times are clamped to the first and the last step.
 
     Args:
         alphas_cumprod: (N,), decreasing, inside (0, 1), N >= 2.
 
     Raises:
-        UserError: anything else; a last step of 0 (zero terminal SNR) has no finite sigma/alpha.
+        UserError: any other alphas_cumprod; a last value of 0 (zero terminal SNR) has no finite sigma/alpha.
     """
 
     alphas_cumprod: Tensor
@@ -189,7 +188,7 @@ class AnySchedule:
     Args:
         alpha: coefficient of the data as a function of the time, elementwise.
         sigma: coefficient of the noise; sigma/alpha must grow from s_min to s_max.
-        s_min, s_max: the range of the clock, s_min < s_max.
+        s_min, s_max: the range of times, s_min < s_max.
 
     Raises:
         UserError: an empty range.
@@ -236,16 +235,16 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True)
 class Conversion:
-    """Between a schedule and TrigFlow, both ways.
+    """Conversion between a noise schedule and TrigFlow, in both directions.
 
         t = arctan(sigma / (data_std alpha)),   data_std = data_scale sigma_data
         x_t = x' / norm,   norm^2 = (data_scale alpha)^2 + (sigma / sigma_data)^2
         prediction = c_skip x_t + c_out velocity
 
     Args:
-        schedule: the other side.
-        sigma_data: std of our x_0, > 0.
-        data_scale: the other side's data is x_0' = data_scale x_0; 1/sigma_data where it has unit variance.
+        schedule: the other noise schedule.
+        sigma_data: std of TrigFlow's x_0, > 0.
+        data_scale: the schedule's data is x_0' = data_scale x_0; 1/sigma_data where it has unit variance.
 
     Raises:
         UserError: sigma_data or data_scale is not positive.
@@ -262,7 +261,7 @@ class Conversion:
 
     @property
     def data_std(self) -> float:
-        """Std of the other side's data."""
+        """Std of the schedule's data x_0'."""
         return self.data_scale * self.sigma_data
 
     def t(self, s: Tensor) -> Tensor:
@@ -287,22 +286,22 @@ class Conversion:
         """TrigFlow's velocity from a network's prediction at foreign_point(x_t, s).
 
         Args:
-            prediction: (B, ...), what the network says.
-            x_t: (B, ...), the point in TrigFlow.
+            prediction: (B, ...), the network's output.
+            x_t: (B, ...), TrigFlow's noisy sample.
             s: (B,), the schedule's time.
             kind: "eps", "x_0", "v" (alpha eps - sigma x_0'), "flow" (eps - x_0') or "edm_F" (EDM's network).
 
         Raises:
-            UserError: no such kind.
+            UserError: kind is unknown.
         """
         c_skip, c_out = self._coefficients(_wide(s), kind)
-        # x_0 says nothing of the velocity at t = 0, nor eps at pi/2: there 0/0 is kept finite.
+        # x_0 does not determine the velocity at t = 0, nor eps at pi/2: there 0/0 is kept finite.
         floor = torch.finfo(_time_dtype(x_t)).eps
         c_out = c_out.where(c_out.abs() > floor, floor)
         return _scale(prediction - _scale(x_t, c_skip), 1 / c_out)
 
     def prediction(self, velocity: Tensor, x_t: Tensor, s: Tensor, kind: str) -> Tensor:
-        """What a network of this kind says where TrigFlow's velocity is this: the inverse of `velocity`."""
+        """The prediction of this kind that corresponds to TrigFlow's velocity: the inverse of `velocity`."""
         c_skip, c_out = self._coefficients(_wide(s), kind)
         return _scale(x_t, c_skip) + _scale(velocity, c_out)
 

@@ -1,6 +1,6 @@
-"""Time distributions: at which times a training step looks. Each is a pure function of given uniform numbers.
+"""Distributions of the training times t, each a pure function of uniform numbers that are passed in.
 
-Taking uniforms instead of drawing them keeps the time of an image the same on one process and on eight.
+So the time of an image is the same on one process and on eight.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LogNormal:
     """log(sigma_data tan t) ~ N(P_mean, P_std^2)   (sCM, Algorithm 1; EDM, table 1).
 
     Args:
-        P_mean: mean of log sigma. Small values look near the data, where a consistency model gets its signal.
+        P_mean: mean of log sigma. Small values give times near the data, where a consistency model gets its signal.
         P_std: standard deviation of log sigma, > 0.
         sigma_data: standard deviation of the data, > 0.
 

@@ -1,4 +1,4 @@
-"""The derivative along the path: one pass, tangent not recorded."""
+"""Value and derivative along the path in one pass; the tangent is computed without a graph."""
 
 from trigflow.dual import attention, elementwise, linear, neural
 from trigflow.dual.derivative import MODES, value_and_tangent

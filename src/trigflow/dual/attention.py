@@ -1,8 +1,8 @@
 """The rule of scaled_dot_product_attention: the value by torch's fused kernels, the tangent without a stored matrix.
 
 The value and its backward pass are torch's own, which save no probabilities; a plain forward pass gives the same bits.
-The tangent is taken from the full matrix of probabilities where that is small (it is not kept), and by blocks where it
-is not: by a Triton kernel on CUDA, in torch elsewhere.
+The tangent is computed from the full matrix of probabilities where that is small (it is not stored for the backward
+pass), else block by block: by a Triton kernel on CUDA, in torch elsewhere.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def attention(
 ) -> tuple[Any, Work]:
     """softmax(scale q k^T + mask) v, and its tangent.
 
-    Dropout on the probabilities and a mask that moves are written out, matrix and all: one dropout mask for both.
+    With dropout on the probabilities, or a mask that has a tangent, attention is written out with the full matrix;
+    value and tangent have the same dropout mask.
     """
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if dropout_p > 0 or isinstance(attn_mask, Dual):

@@ -1,13 +1,13 @@
-"""The tangent of attention by blocks of queries and keys: nothing of the size of the N x M matrix is made.
+"""The tangent of attention by blocks of queries and keys, without allocating the N x M matrix.
 
-The forward pass of flash attention with two sums more (arXiv 2410.11081, appendix F). With the scores S of a query to
+The forward pass of flash attention with two more sums (arXiv 2410.11081, appendix F). With the scores S of a query to
 all keys, their tangent dS, the output y, and the weights w = e^(S - m) for any m, whose sum is l,
 
     dy = [sum w (dS - c) v + sum w dv - y sum w (dS - c)] / l,    for any number c of the query.
 
-Keys come a block at a time. m is the greatest score so far, and the sums of earlier blocks are multiplied by
-e^(m before - m now). c is the mean of dS over the first block: what all keys share cancels between the sums, and taken
-out beforehand it leaves no rounding behind, which y would bring where it is stored in half precision.
+Keys are processed one block at a time. m is the running maximum of the scores, and the sums of earlier blocks are
+rescaled by e^(m before - m now). c is the mean of dS over the first block: the part of dS that all keys share cancels
+between the sums; subtracted beforehand it causes no rounding error, as it else would where y is in half precision.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class AttentionParts:
-    """The factors of S = a b^T, of dS = left right^T, and the values; each (B x H, N or M, width), None: no motion."""
+    """The factors of S = a b^T, of dS = left right^T, and the values; each (B x H, N or M, width), None: no tangent."""
 
     a: Tensor
     b: Tensor
@@ -94,11 +94,11 @@ def tangent_by_blocks(
 
     Args:
         q, k, v: (B, H, N, d), (B, H, M, d) and (B, H, M, e).
-        dq, dk, dv: their tangents, None for what does not move.
+        dq, dk, dv: their tangents, None for a tangent of zero.
         y: the output, (B, H, N, e).
         mask: see `Pattern`.
         is_causal: query i sees the keys up to i.
-        scale: of the scores.
+        scale: factor of the scores.
 
     Returns:
         (B, H, N, e), of the type of y.

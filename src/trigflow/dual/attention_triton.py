@@ -1,11 +1,11 @@
 """The tangent of attention as one Triton kernel: the loop of `attention_blocks` with its blocks in registers.
 
-A program takes ROWS queries of one head and goes through the keys once, with five products of matrices for each block
-beside the two of a plain forward pass. Nothing is stored but the tangent. The value and its backward pass are torch's
-own fused kernels: they are tuned for each GPU and give the bits of a plain forward pass. A loop that made the value as
-well would save one product of the seven, and would need a backward pass of its own.
+A program takes ROWS queries of one head and goes through the keys once, with five matrix products for each block
+beside the two of a plain forward pass. Only the tangent is stored. The value and its backward pass are torch's
+own fused kernels: they are tuned for each GPU and give the bits of a plain forward pass. A kernel that also computed
+the value would save one matrix product of the seven, and would need its own backward pass.
 
-With TRITON_INTERPRET=1, set before this file is imported, the kernel runs on CPU tensors, slowly: so it is tested.
+With TRITON_INTERPRET=1, set before this file is imported, the kernel runs on CPU tensors, slowly; the tests use this.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def tangent(
 ) -> Tensor:
     """As `attention_blocks.tangent_by_blocks`, for float32, float16 and bfloat16, and heads up to `largest_head`.
 
-    Products are taken in the type of y: under autocast q, k and v are of a wider one.
+    Products are computed in the dtype of y: under autocast q, k and v have a wider one.
     """
     q, k, v, y = (item.to(y.dtype).contiguous() for item in (q, k, v, y))
     dq, dk, dv = (None if item is None else item.to(y.dtype).contiguous() for item in (dq, dk, dv))
@@ -188,8 +188,8 @@ def largest_head(dtype: torch.dtype) -> int:
 def launch_settings(dtype: torch.dtype, width: int, v_width: int) -> dict[str, Any]:
     """Constants of the kernel for these head sizes.
 
-    Float32 is multiplied by three products in TF32, which are about as exact together, or by one where
-    torch.set_float32_matmul_precision says so for torch's own products.
+    A float32 product is computed as three products in TF32, which together are about as exact, or as one where
+    torch.set_float32_matmul_precision allows that for torch's own products.
     """
     padded, v_padded = (max(16, triton.next_power_of_2(size)) for size in (width, v_width))
     sizes = BLOCKS[dtype.itemsize]

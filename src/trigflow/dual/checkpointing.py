@@ -1,4 +1,4 @@
-"""Activation checkpointing that knows of tangents: values are recomputed, tangents neither kept nor recomputed."""
+"""Activation checkpointing with tangents: values are recomputed, tangents are neither stored nor recomputed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from trigflow.dual.value import Dual, mapped
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function; where gradients are recorded, only its arguments are kept, and it runs again in backward.
+    """The function with activation checkpointing: only its arguments are stored, and it is run again in backward.
 
-    Its second run finds Duals whose tangents nobody reads (`value.paired`): those of the first are let go with it, so
-    that a pass with tangents keeps no more than one without.
+    The recomputation does not use the tangents of its Duals (`value.paired`), so they are freed after the forward pass:
+    a pass with tangents stores no more than one without.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:

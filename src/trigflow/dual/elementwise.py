@@ -1,4 +1,4 @@
-"""Rules of functions of each element: activations, powers, comparisons, and those without a derivative."""
+"""Rules of elementwise functions: activations, powers, comparisons, and functions without a derivative."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _SPACES = (torch, Tensor, F, torch.special)
 def elementwise(derivative: Callable[..., Tensor]) -> Rule:
     """The rule of y = f(x, options) whose tangent is derivative(dx, x, y, options).
 
-    The derivative of a function of each element is its own transpose, so the kernels of the backward pass serve, which
-    do it in one go.
+    The Jacobian of an elementwise function is diagonal, hence symmetric, so the fused kernels of the backward pass
+    compute the tangent.
     """
 
     def rule(func: Any, x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
@@ -147,7 +147,7 @@ register(atan2, named("atan2 arctan2"))
 
 
 def larger(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
-    """maximum and minimum of two: the tangent of the one that was taken, the mean of both where they are equal."""
+    """maximum and minimum of two: the tangent of the selected one, the mean of both where they are equal."""
     value = func(value_of(x), value_of(y))
 
     def share(item: Any, other: Any) -> Any:
@@ -163,7 +163,7 @@ register(larger, named("maximum minimum"))
 
 
 def remainder(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
-    """x - floor(x / y) y, the floor standing still."""
+    """x - floor(x / y) y, where the floor has tangent zero."""
     a, b = value_of(x), value_of(y)
     value = func(a, b)
 

@@ -1,4 +1,4 @@
-"""A pass of the dual mode, and what must not run in it."""
+"""A pass in the dual mode, and the errors for what it cannot differentiate."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _guarded = 0
 
 @contextmanager
 def dual_pass() -> Iterator[None]:
-    """While a function runs on Duals: writes in place are watched, and custom autograd functions refused.
+    """While a function runs on Duals: in-place writes are tracked, and custom autograd functions are an error.
 
-    A torch.autograd.Function sees no tensor inside a Dual and would drop the graph without a word. Its `apply` is a
-    method of torch's, replaced for all threads until the last pass ends; to those without Duals it does as ever.
+    A torch.autograd.Function does not see the tensors inside a Dual and would silently drop the graph. Its `apply`, a
+    method of torch, is replaced for all threads until the last pass ends; for calls without Duals it is unchanged.
     """
     if torch.compiler.is_compiling():
         yield
@@ -40,7 +40,7 @@ _BETWEEN: Any = torch.autograd.function._SingleLevelFunction
 
 
 def _guard(step: int) -> None:
-    """Count the passes that run; the guard stands from the first to the last."""
+    """Count the running passes; the guard is installed from the first to the last."""
     global _guarded
     with _GUARD:
         _guarded += step

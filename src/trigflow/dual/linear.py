@@ -60,7 +60,7 @@ register(
 def diff(
     func: Any, x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None
 ) -> tuple[Any, Work | None]:
-    """Linear in x alone; what is put before or behind it stands still, or moves on its own."""
+    """Linear in x; with prepend or append by torch.func.jvp, since these may be Duals as well."""
     if prepend is not None or append is not None:
         return fallback(func, x, n, dim, prepend, append)
     return linear_in_first(func, x, n, dim)
@@ -94,7 +94,7 @@ register(view, named("view"))
 
 
 def like_another(func: Any, x: Any, other: Any) -> tuple[Any, Work | None]:
-    """x shaped or typed as another tensor, of which only the shape or type is read."""
+    """x with the shape or dtype of another tensor, of which nothing else is read."""
     value = func(value_of(x), value_of(other))
     if not isinstance(x, Dual):
         return value, None
@@ -110,7 +110,7 @@ register(like_another, named("view_as expand_as reshape_as type_as"))
 def pad(
     func: Any, x: Dual, widths: Any, mode: str = "constant", value: float | None = None
 ) -> tuple[Any, Work]:
-    """The padded constant does not move."""
+    """Padding; the constant has tangent zero."""
     return func(x.value, widths, mode, value), lambda: func(x.tangent, widths, mode)
 
 
@@ -165,7 +165,7 @@ register(rsub, [torch.rsub, Tensor.__rsub__])
 
 
 def joined(func: Any, items: Any, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
-    """cat, stack and their kind: linear in the whole list."""
+    """cat, stack and similar functions: linear in the whole list."""
     value = func(value_of(items), *args, **kwargs)
     return value, lambda: func([_tangent(item) for item in items], *args, **kwargs)
 
@@ -220,7 +220,7 @@ register(einsum, [torch.einsum])
 
 
 def mul(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
-    """d(xy) = dx y + x dy, the second term added in one go."""
+    """d(xy) = dx y + x dy, the second term fused by addcmul."""
     value = func(value_of(x), value_of(y))
 
     def tangent() -> Tensor:
@@ -290,7 +290,7 @@ register(addmm, named("addmm baddbmm"))
 
 
 def affine(func: Any, x: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> tuple[Any, Work]:
-    """A linear layer or convolution: the bias does not move, the weight seldom does."""
+    """A linear layer or convolution: the bias has tangent zero, and usually the weight as well."""
     if isinstance(bias, Dual):
         return fallback(func, x, weight, bias, *args, **kwargs)
     value = func(value_of(x), value_of(weight), bias, *args, **kwargs)

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 class TiedBatch(UserError):
-    """A layer whose output of one image depends on the others."""
+    """A layer whose output for one image depends on the other images of the batch."""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Any, Work]:
-    """A fixed affine map in evaluation. In training it ties the images of a batch together: an error."""
+    """A fixed affine map in evaluation mode. In training mode it mixes the images of a batch: an error."""
     if training:
         raise TiedBatch(
             "BatchNorm in training mode makes the derivative of one image depend on the others and writes its running"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Operators(ABC):
-    """What Tensor has as operators; the class that inherits them says how a function is applied and compared."""
+    """The operators of Tensor; the subclass defines how a function is applied and compared."""
 
     @abstractmethod
     def _applied(self, func: Callable[..., Any], *args: Any) -> Any:

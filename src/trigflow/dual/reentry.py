@@ -1,8 +1,8 @@
-"""Torch's functions as torch writes them: which are Python bodies to be run as they are, and which write in place.
+"""Torch's functions that are written in Python, so that their body can be run on Duals, and those that write in place.
 
-Most of torch.nn.functional is Python that first asks whether an argument overrides torch's functions, and then calls
-others. For a function without a rule of its own the body is run with that question answered "no", so that the rules of
-the functions inside apply: multi_head_attention_forward, for one, is then nothing but linear maps and an attention.
+Most of torch.nn.functional is Python that first checks whether an argument overrides torch's functions, and then calls
+others. For a function without its own rule the body is run with this check switched off, so that the rules of
+the functions inside apply: multi_head_attention_forward, for example, consists of linear maps and an attention.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _INPLACE_AT = _inplace_positions()
 def inplace_argument(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[bool, tuple[Any, ...], dict[str, Any]]:
-    """Whether func was asked to write in place, and its arguments with that wish taken out."""
+    """Whether func was called with inplace=True, and its arguments with inplace=False."""
     position = _INPLACE_AT.get(func)
     if position is None:
         return False, args, kwargs

@@ -1,4 +1,4 @@
-"""A tensor with its derivative along the path, and the table of rules that carry it through torch's functions."""
+"""A tensor with its derivative along the path, and the table of differentiation rules of torch's functions."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from trigflow.dual.operators import Operators
 from trigflow.dual.reentry import BODIES, IN_PLACE, inplace_argument
 from trigflow.system.errors import UserError
 
-# A rule computes the value with its graph, and hands the tangent over as work to be done later: it is done without a
-# graph, and not at all where activation checkpointing recomputes values. None in place of the work: no tangent.
+# A rule computes the value with its graph, and returns a function that computes the tangent: it is called without a
+# graph, and not at all where activation checkpointing recomputes values. None in place of it: no tangent.
 Rule = Callable[..., tuple[Any, Callable[[], Any] | None]]
 
-# One rule for each torch function. A function without one is differentiated by torch.func.jvp, and `fallbacks` tells.
+# One rule for each torch function. Functions without one are differentiated by torch.func.jvp; `fallbacks` lists them.
 RULES: dict[Callable[..., Any], Rule] = {}
 
 
 class NoDerivative(UserError):
-    """A function without a rule, for which torch.func.jvp has none either."""
+    """A function that neither has a rule nor can be differentiated by torch.func.jvp."""
 
 
 class NumberRead(UserError):
-    """A number was read out of a tensor that moves along the path."""
+    """A number was read out of a tensor that changes along the path."""
 
 
 class InPlaceWrite(UserError):
@@ -45,9 +45,9 @@ _FALLBACK_LISTS: list[list[str]] = []
 class Dual(Operators):
     """A tensor and its derivative along the path.
 
-    It stands in for a tensor in any module: torch's functions look their rule up in RULES, and what is not a Dual has
-    a derivative of zero, for which nothing is computed. A plain dataclass and no Tensor, so that hooks which look for
-    tensors in containers (FSDP2's) find the two tensors.
+    It can replace a tensor in any module: torch's functions look up their rule in RULES, and arguments that are no Dual
+    have tangent zero, for which nothing is computed. It is a dataclass and not a subclass of Tensor, so that hooks
+    which look for tensors in containers (FSDP2's) find the two tensors.
 
     Args:
         value: a tensor, with its graph when gradients are recorded.
@@ -67,7 +67,7 @@ class Dual(Operators):
     ) -> Any:
         return apply(func, args, kwargs or {})
 
-    # What code asks a tensor before it computes.
+    # Attributes that code reads before it computes.
 
     @property
     def shape(self) -> torch.Size:
@@ -136,7 +136,7 @@ pytree.register_pytree_node(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The way of a torch function: its rule, its own Python body, or torch.func.jvp.
+# How a torch function is differentiated: by its rule, through its own Python body, or by torch.func.jvp.
 
 
 def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -180,7 +180,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
 def _in_order(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Tensors that were given by name, put in their places."""
+    """Tensors that were passed by name as positional arguments."""
     name = getattr(func, "__name__", "")
     names = ("input", "condition", "other") if func is Tensor.where else _NAMES.get(name, ("input", "other"))
     rest = dict(kwargs)
@@ -190,9 +190,9 @@ def _in_order(
 
 
 def paired(value: Any, tangent: Callable[[], Any]) -> Any:
-    """The Dual, or tuple of Duals, of a value and the work that gives its tangent."""
+    """The Dual, or tuple of Duals, of a value and the function that computes its tangent."""
     if _recomputing():
-        return _pair(value, value)  # the tangent is read by nobody
+        return _pair(value, value)  # the tangent is not used
     with torch.no_grad():
         return _pair(value, tangent())
 
@@ -236,7 +236,7 @@ def duals_in(item: Any) -> list[Dual]:
 
 
 def mapped(item: Any, change: Callable[[Dual], Any]) -> Any:
-    """The Duals in (nested) arguments, changed."""
+    """(Nested) arguments with each Dual replaced by change(Dual)."""
     if isinstance(item, Dual):
         return change(item)
     if isinstance(item, list | tuple) and type(item) in (list, tuple):
@@ -247,7 +247,7 @@ def mapped(item: Any, change: Callable[[Dual], Any]) -> Any:
 
 
 def fallback(func: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Callable[[], Any]]:
-    """The value of a function without a rule, and torch.func.jvp of that one function for its tangent."""
+    """The value of a function without a rule, and its tangent by torch.func.jvp of this function alone."""
     name = torch.overrides.resolve_name(func) or getattr(func, "__name__", str(func))
     for names in _FALLBACK_LISTS:
         names.append(name)
@@ -282,7 +282,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def fallbacks() -> Iterator[list[str]]:
-    """Collects the names of the functions that had no rule and went through torch.func.jvp, with repeats."""
+    """Collects the names of the functions that had no rule and were differentiated by torch.func.jvp, with repeats."""
     names: list[str] = []
     _FALLBACK_LISTS.append(names)
     try:
@@ -327,7 +327,7 @@ def _same_memory(one: Tensor, other: Tensor) -> bool:
 
 
 def refuse_stale(items: Any) -> None:
-    """An error if a Dual looks into memory that a write in place has replaced since."""
+    """An error if a Dual shares memory that an in-place write has replaced since."""
     if not PASS.stale or torch.compiler.is_compiling():
         return
     for dual in duals_in(items):
@@ -345,7 +345,7 @@ def _in_place_error(what: str, instead: str) -> InPlaceWrite:
 def _number_error(what: str) -> NumberRead:
     return NumberRead(
         f"{what} reads a number out of a tensor that changes along the path, so its derivative would be lost;"
-        " keep it a tensor, or detach() it where that is meant"
+        " keep it a tensor, or detach() it if that is intended"
     )
 
 

@@ -1,1 +1,1 @@
-"""Models as their user sees them: load, sample, their cards and files."""
+"""Trained models: loading, sampling, their cards and files."""

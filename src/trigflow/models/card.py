@@ -15,7 +15,7 @@ from trigflow.system.errors import UserError
 
 
 def _checked_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What others read in the recipe of a card, which may be of any version, has the kind that they expect."""
+    """Checks the types of the recipe's fields that other code reads; the recipe may be of any version."""
     for key, kind, what in (
         ("train", dict, "a dictionary"),
         ("teacher", str, "a text"),
@@ -34,11 +34,11 @@ RecipeJson = Annotated[dict[str, Any], AfterValidator(_checked_recipe)]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
 class TrainingPhase:
-    """A training phase of the weights: one recipe, run for a number of images.
+    """A training phase of the weights: one recipe, trained for a number of images.
 
     Args:
-        name: of its recipe.
-        nimg: images it saw.
+        name: name of the recipe.
+        nimg: number of training images.
         recipe: the whole recipe as JSON.
     """
 
@@ -55,24 +55,24 @@ class ModelCard:
     """All that is needed to sample from a model, and where it comes from; stored as model.json.
 
     Args:
-        name: of the recipe that made it.
-        network: name and options.
-        precond: preconditioning.
+        name: name of the recipe that the model was trained with.
+        network: name and options of the network.
+        precond: its preconditioning.
         data_shape: shape of one sample, without the batch.
-        num_classes: 0 where it takes no labels.
-        codec: of the data (`codecs.codec_to_json`).
+        num_classes: number of classes, 0 without labels.
+        codec: codec of the data (`codecs.codec_to_json`).
         data: name of the data set.
-        objective: that it was trained with.
-        sampling: how it is sampled by default.
-        nimg: images it was trained on.
-        ema: name of the average of the weights.
+        objective: the training objective.
+        sampling: the default sampling settings.
+        nimg: number of training images.
+        ema: name of the EMA of the weights.
         recipe: the whole recipe as JSON.
-        guidance_range: (low, high) of the guidance scales that a student was trained with which takes the scale as an
-            input; null for a model that takes none.
+        guidance_range: (low, high) of the guidance scales in training, for a student that takes the scale as an input;
+            null for other models.
         earlier: the weights' earlier training phases, oldest first, where the run was initialised from another model of
             its kind (`init`): a student from a student, a teacher from a teacher.
-        kind: "student" of a consistency model, which predicts x_0 in one evaluation; "teacher" of a diffusion model,
-            whose PF-ODE is solved. A card of an older version does not have it: its sampler tells.
+        kind: "student" for a consistency model, which predicts x_0 in one evaluation; "teacher" for a diffusion model,
+            whose PF-ODE is solved. In cards of older versions, which lack it, it follows from the sampler.
     """
 
     name: str
@@ -103,19 +103,19 @@ class ModelCard:
 
     @property
     def label_dropout(self) -> float | None:
-        """Share of labels that were dropped in training; None where the recipe is not told."""
+        """The share of labels that were dropped in training; None if the card has no recipe."""
         return (self.recipe.get("train") or {}).get("label_dropout")
 
 
 def card_of(
     recipe: Recipe, data_shape: tuple[int, ...], num_classes: int, guidance_range: tuple[float, float] | None
 ) -> ModelCard:
-    """Of the model that a recipe makes, as far as the recipe tells: of its data only the name, and no codec.
+    """The card of the model that a recipe trains, without what the recipe does not contain, such as the codec.
 
     Args:
-        recipe: of the training.
-        data_shape, num_classes: of the data.
-        guidance_range: of its objective.
+        recipe: recipe of the training.
+        data_shape, num_classes: shape of one sample, and number of classes, of the data.
+        guidance_range: range of guidance scales of the objective.
     """
     return ModelCard(
         name=recipe.name,

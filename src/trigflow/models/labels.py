@@ -18,15 +18,17 @@ def cycle_labels(n: int, labels: Labels, num_classes: int, model: str) -> Tensor
     Args:
         n: number of samples.
         labels: a class, or several.
-        num_classes: that there are.
-        model: its name, for errors.
+        num_classes: number of classes of the model.
+        model: name of the model, for errors.
 
     Raises:
-        UserError: no whole numbers, a class that is not there, or more labels than samples.
+        UserError: labels that are not integers or not classes of the model, or more labels than samples.
     """
     given = torch.arange(num_classes) if labels is None else _whole(labels)
     if len(given) == 0 or not 0 <= int(given.min()) <= int(given.max()) < num_classes:
-        raise UserError(f"labels {sorted(set(given.tolist()))}: model '{model}' knows 0..{num_classes - 1}")
+        raise UserError(
+            f"labels {sorted(set(given.tolist()))}: model '{model}' has the classes 0..{num_classes - 1}"
+        )
     if labels is not None and len(given) > n:
         raise UserError(f"{len(given)} labels for {n} samples: give no more than one for each")
     return given[torch.arange(n) % len(given)]

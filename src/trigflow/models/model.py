@@ -1,4 +1,4 @@
-"""A trained model as its user sees it: load it by name or folder, and sample from it."""
+"""A trained model: load it by name or folder, and sample from it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ from trigflow.system.errors import Diverged, UserError, did_you_mean, must_be_wh
 
 @dataclass(frozen=True)
 class Model:
-    """A network in its preconditioning, the codec of its data, and its card.
+    """A preconditioned network, the codec of its data, and its card.
 
     Attributes:
+<<<<<<< HEAD
         precond: in evaluation mode, on the device where it computes.
         codec: x_0 <-> data as stored.
         card: where it comes from and how it is sampled by default.
@@ -40,6 +41,15 @@ class Model:
         precision: of the products inside the network (`in_precision`).
         decoder: makes images of a latent model's samples; None for other models.
         chosen_plan: how it is sampled by default, in the place of its card's choice (`with_plan`).
+=======
+        precond: the preconditioned network, in evaluation mode, on the device where it computes.
+        codec: conversion between x_0 and data as stored.
+        card: provenance and default sampling settings.
+        name: the name or folder that it was loaded from.
+        guide: a weaker model that guides it in place of its null label (`with_guide`).
+        precision: precision of the matrix products inside the network (`in_precision`).
+        decoder: decodes the samples of a latent model to images; None for other models.
+>>>>>>> terms
     """
 
     precond: TrigFlowPrecond
@@ -53,39 +63,39 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device where the model computes."""
         return next(self.precond.parameters()).device
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the network (what is only used in training, the adaptive weight, is left out)."""
+        """Number of parameters of the network, without the adaptive weight, which is used in training only."""
         return sum(parameter.numel() for parameter in self.precond.network.parameters())
 
     @property
     def num_classes(self) -> int:
-        """Classes of its labels, 0 for none; the null label is this number."""
+        """Number of classes, 0 without labels; the null label is this number."""
         return self.card.num_classes
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample; of a latent model the image's, where the card's data_shape is the latent's."""
+        """Shape of one sample; for a latent model that of the image (the card's data_shape is that of the latent)."""
         return sample_shape(self.codec, tuple(self.card.data_shape))
 
     @property
     def is_student(self) -> bool:
-        """Whether it is a consistency model (predicts x_0 in one evaluation) rather than a diffusion model."""
+        """Whether it is a consistency model (which predicts x_0 in one evaluation) rather than a diffusion model."""
         return self.card.kind == "student"
 
     @property
     def guidance_range(self) -> tuple[float, float] | None:
-        """(low, high) of the scales of a student that takes the scale as an input; None: it takes none."""
+        """(low, high) of the guidance scales of a student that takes the scale as an input; None for other models."""
         return self.card.guidance_range
 
     def with_guide(self, guide: Model) -> Model:
-        """The same model, guided by a weaker one of the same data: autoguidance, see `guidance.autoguided`.
+        """The same model, guided by a weaker model of the same data: autoguidance, see `guidance.autoguided`.
 
         Raises:
-            UserError: one of them is a consistency model, or they do not live on the same data.
+            UserError: one of them is a consistency model, or they are models of different data.
         """
         if self.is_student:
             raise UserError(f"model '{self.name}' is a consistency model: only a diffusion model has a guide")
@@ -102,12 +112,12 @@ class Model:
         return replace(self, chosen_plan=self.plan(steps, guidance_scale, sampler))
 
     def in_precision(self, precision: Precision) -> Model:
-        """The same model, the products inside its network in "float32", "bfloat16" or "float16", as in training.
+        """The same model with the matrix products inside its network in "float32", "bfloat16" or "float16".
 
-        Its weights, times, and what the sampler does between two evaluations stay in float32.
+        Its weights, times, and the sampler's arithmetic between two evaluations stay in float32.
 
         Raises:
-            UserError: no such precision.
+            UserError: the precision is unknown.
         """
         check_precision(precision)
         return replace(self, precision=precision)
@@ -126,23 +136,27 @@ class Model:
     ) -> Tensor:
         """n samples: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
 
-        Sample k of a seed is the same (to rounding) whatever n and batch are.
+        Sample k of a seed is the same (to rounding) for any n and batch.
 
         Args:
             n: number of samples, >= 1.
+<<<<<<< HEAD
             steps: of the sampler, >= 1 (default: as in `default_plan`; 2 for our students).
+=======
+            steps: sampling steps, >= 1 (default: the card's; 2 for the shipped students).
+>>>>>>> terms
             labels: a class, or several that are taken in turn (default: all classes in turn).
-            seed: of all noises.
-            guidance_scale: 1 = none (default: the card's). A student that takes the scale as an input has learned it in
-                its range; else it is that of classifier-free guidance, or of autoguidance (`with_guide`).
+            seed: random seed of the noise.
+            guidance_scale: 1 = no guidance (default: the card's). For a student that takes the scale as an input, a
+                scale in its training range; else that of classifier-free guidance, or of autoguidance (`with_guide`).
             sampler: a name in `samplers.SAMPLERS` (default: the card's).
             batch: samples computed at once.
-            latents: of a latent model: (n, C, h, w) float32 as its autoencoder takes them, in the place of images.
-            world: processes that all have the model; each computes its share, and all have all samples in the end.
+            latents: for a latent model: return latents (n, C, h, w) float32 as its autoencoder takes them, not images.
+            world: processes that all have the model; each draws its share, and all return all samples.
 
         Raises:
-            UserError: a number out of range, an unknown sampler, labels that the model does not know, guidance that it
-                has not learned; a latent model whose autoencoder is not there.
+            UserError: a number out of range, an unknown sampler, labels that are not classes of the model, a guidance
+                scale that it was not trained for; a latent model whose autoencoder is missing.
             Diverged: samples that are not finite.
         """
         plan = self.plan(steps, guidance_scale, sampler)
@@ -158,10 +172,14 @@ class Model:
     def plan(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
     ) -> SamplingPlan:
+<<<<<<< HEAD
         """These choices, completed by `default_plan`.
+=======
+        """The sampling settings, completed by the card's defaults.
+>>>>>>> terms
 
         Raises:
-            UserError: steps < 1, an unknown sampler, guidance that the model has not learned.
+            UserError: steps < 1, an unknown sampler, a guidance scale that the model was not trained for.
         """
         own = self.default_plan
         chosen = own.sampler if sampler is None else sampler
@@ -192,7 +210,7 @@ class Model:
         elif not math.isfinite(scale):
             raise UserError(f"guidance_scale {scale}: give a finite number, 1 for no guidance")
         elif scale != 1 and self.guide is None and not self.num_classes:
-            raise UserError(f"guidance_scale {scale:g}: model '{self.name}' knows no classes; use 1")
+            raise UserError(f"guidance_scale {scale:g}: model '{self.name}' has no classes; use 1")
         elif scale != 1 and self.guide is None and self.card.label_dropout == 0:
             how = (
                 "distil it with objective.guidance_scale=[1,2] network.guidance_input=true"
@@ -223,13 +241,20 @@ class Model:
         world: World = SINGLE_PROCESS,
         counter: CountNFE | None = None,
     ) -> Iterator[Tensor]:
-        """The samples of `sample`, a batch of each process at a time, on the CPU.
+        """The samples of `sample`, yielded in batches (of all processes together), on the CPU.
 
         Args:
+<<<<<<< HEAD
             n, labels, seed, batch, latents, world: as of `sample`.
             plan: how each is sampled (default: `default_plan`).
             scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
             counter: the model's `counter`, whose `nfe` are a sample's evaluations as soon as the first batch is there.
+=======
+            n, labels, seed, batch, latents, world: as in `sample`.
+            plan: the sampling settings.
+            scales: (n,) float32, the guidance scale of each sample, in place of the plan's.
+            counter: the model's `counter`; its `nfe` is the NFE per sample once the first batch is there.
+>>>>>>> terms
 
         Raises:
             UserError, Diverged: as `sample`.
@@ -241,12 +266,12 @@ class Model:
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: give 1 or more of both")
         if latents and not isinstance(self.codec, LatentCodec):
-            raise UserError(f"model '{self.name}' makes no latents: leave that out")
+            raise UserError(f"model '{self.name}' is no latent model: leave latents out")
         decoder = None if latents else self.decoder
         if decoder is not None:
-            decoder.load()  # what it lacks is told before anything is computed
+            decoder.load()  # an error in it is raised before anything is computed
         elif isinstance(self.codec, LatentCodec) and not latents:
-            raise UserError(f"model '{self.name}' has no autoencoder to make images with: take its latents")
+            raise UserError(f"model '{self.name}' has no autoencoder to decode its samples: sample latents")
         chosen = self.labels(n, labels)
         for first in range(0, n, batch * world.size):
             count = min(batch * world.size, n - first)
@@ -266,17 +291,17 @@ class Model:
         """(n,) int64: the given classes in turn, all classes in turn by default; None for a model without classes.
 
         Raises:
-            UserError: labels that the model does not know.
+            UserError: labels that are not classes of the model.
         """
         classes = self.num_classes
         if classes == 0:
             if labels is not None:
-                raise UserError(f"model '{self.name}' knows no classes: leave the labels out")
+                raise UserError(f"model '{self.name}' has no classes: leave the labels out")
             return None
         return cycle_labels(n, labels, classes, self.name)
 
     def counter(self) -> CountNFE:
-        """Counts the evaluations of the network, and those of the guide, while samples are drawn."""
+        """A counter of the evaluations of network and guide, for `sample_batches` and `velocity`."""
         return CountNFE(self.precond.velocity)
 
     def trajectory(
@@ -287,7 +312,7 @@ class Model:
         seed: int = 0,
         sampler: str | None = None,
     ) -> Trajectory:
-        """The path of n samples; the noises are those of `sample`.
+        """The sampling trajectories of n samples, from the same noise as in `sample`.
 
         Args, Raises: as `sample`.
         """
@@ -315,7 +340,7 @@ class Model:
             return self.precond.denoised(x_t.to(self.device), times, **cond).cpu()
 
     def conditions(self, labels: Tensor | None, scales: Tensor) -> dict[str, Tensor]:
-        """What the network is told beside x and t, on its device: labels (B,), and the scales (B,) if it takes them."""
+        """The network's conditions, on its device: labels (B,), and guidance scales (B,) if it takes them."""
         cond = {} if labels is None else {"labels": labels.to(self.device)}
         if self.guidance_range is not None:
             cond["guidance"] = scales.to(self.device)
@@ -332,7 +357,7 @@ class Model:
         on_step: OnStep | None = None,
         scales: Tensor | None = None,
     ) -> Tensor:
-        """x_0 (B, ...) of the samples that `random` numbers, on the model's device."""
+        """x_0 (B, ...) of the samples whose numbers `random` has, on the model's device."""
         random = SampleRandom(random.seed, random.index.to(self.device))
         shape, sigma_data = self.card.data_shape, self.precond.sigma_data
         scale = plan.guidance_scale if scales is None else scales.to(self.device)
@@ -350,10 +375,10 @@ class Model:
             )
 
     def velocity(self, scale: float | Tensor, counter: CountNFE | None = None) -> ConditionalVelocity:
-        """velocity(x_t, t, **conditions), guided unless the scale is an input of the network, one of the conditions.
+        """velocity(x_t, t, **conditions), guided unless the network takes the guidance scale as a condition.
 
         Args:
-            scale: a number, or a scale for each sample (B,).
+            scale: the guidance scale, a number or one for each sample (B,).
             counter: counts the evaluations of `precond.velocity`, and those of the guide.
         """
         counter = counter or self.counter()
@@ -364,13 +389,37 @@ class Model:
         return guided(counter, scale, self.num_classes)
 
 
+<<<<<<< HEAD
+=======
+def check_guide(guide: Model, card: ModelCard) -> None:
+    """Checks that a model can guide the model of the card: both must take the same x_t and the same labels.
+
+    Raises:
+        UserError: the guide is a consistency model, or a model of other data.
+    """
+    if guide.is_student:
+        raise UserError(f"the guide '{guide.name}' is a consistency model: give a diffusion model")
+    pairs = {
+        "data shape": (tuple(guide.card.data_shape), tuple(card.data_shape)),
+        "number of classes": (guide.num_classes, card.num_classes),
+        "sigma_data": (guide.precond.sigma_data, card.precond.sigma_data),
+        "codec": (codec_to_json(guide.codec), card.codec),
+    }
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UserError(
+                f"the guide '{guide.name}' does not fit '{card.name}': its {what} is {theirs}, not {ours}"
+            )
+
+
+>>>>>>> terms
 def load(
     name_or_folder: str | Path,
     device: str | torch.device = "auto",
     trust_code: bool = False,
     vae: str | None = None,
 ) -> Model:
-    """A shipped model by its name, or the model of a run by its folder.
+    """Loads a shipped model by its name, or the model of a run by its folder.
 
     Args:
         name_or_folder: a name in SHIPPED, or a folder with model.safetensors and model.json.
@@ -379,7 +428,7 @@ def load(
         vae: the autoencoder of a latent model, as in `autoencoder.find` (default: the one in the folder, `vae/`).
 
     Raises:
-        UserError: no such model, a damaged one, one with code that is not trusted, or no such device.
+        UserError: the model does not exist, is damaged, or has code that is not trusted; or there is no such device.
     """
     folder = model_folder(name_or_folder)
     precond, card = load_model(folder, trust_code)
@@ -389,5 +438,5 @@ def load(
         found = folder / FOLDER if vae is None else find(vae)[0]
         decoder = Decoder(found, codec.autoencoder, codec.source, place)
     elif vae is not None:
-        raise UserError(f"model '{name_or_folder}' makes no latents: it has no use for the autoencoder {vae}")
+        raise UserError(f"model '{name_or_folder}' is no latent model: it does not use the autoencoder {vae}")
     return Model(precond.to(place), codec, card, str(name_or_folder), decoder=decoder)

@@ -1,4 +1,4 @@
-"""Samples as pictures: plain grids, and panels of the same noises side by side."""
+"""Samples as pictures: image grids, and panels of samples from the same noise side by side."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ INK = "#2563a8"
 
 
 def drawable(data_shape: tuple[int, ...]) -> bool:
-    """Whether samples of this shape are pictures: grey or RGB images, or vectors of two elements and more."""
+    """Whether samples of this shape can be drawn: greyscale or RGB images, or vectors of two or more elements."""
     if len(data_shape) == 1:
         return data_shape[0] >= 2
     return len(data_shape) == 3 and data_shape[0] in (1, 3)
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Images in rows, in reading order.
+    """A grid of images, row by row.
 
     Args:
-        images: (N, C, H, W) uint8, C 1 (grey) or 3 (RGB), N >= 1.
-        columns: in each row (default: about as many as rows).
+        images: (N, C, H, W) uint8, C 1 (greyscale) or 3 (RGB), N >= 1.
+        columns: number of columns (default: about as many as rows).
 
     Raises:
-        UserError: not such images, or columns < 1.
+        UserError: images of another shape or dtype, or columns < 1.
     """
     if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3) or len(images) == 0:
         shape = f"{images.dtype} {tuple(images.shape)}"
@@ -71,17 +71,17 @@ def save_grid(samples: Tensor, path: Path | str, columns: int | None = None) -> 
 
     Args:
         samples: as stored, (N, C, H, W) uint8 or (N, D >= 2) float.
-        path: of the PNG.
-        columns: of the grid (default: about as many as rows).
+        path: path of the PNG.
+        columns: number of columns of the grid (default: about as many as rows).
 
     Raises:
-        UserError: other samples, or the file cannot be written.
+        UserError: samples of another shape or dtype, or the file cannot be written.
     """
     write_atomically(Path(path), png(scatter(samples) if samples.ndim == 2 else grid(samples, columns)))
 
 
 def scatter(vectors: Tensor) -> Figure:
-    """The first two elements of vectors (N, D >= 2) as points.
+    """A scatter plot of the first two elements of vectors (N, D >= 2).
 
     Raises:
         UserError: vectors of one element.
@@ -99,11 +99,11 @@ def _draw_points(axes: Axes, vectors: Tensor) -> None:
 
 
 def panels(samples: Mapping[str, Tensor], columns: int = 10) -> Figure:
-    """Several sets of samples, one panel each, named above it; with equal noises the same place is comparable.
+    """Several sets of samples, one titled panel for each; samples from the same noise have the same position.
 
     Args:
-        samples: name -> samples as stored, at least one.
-        columns: of the grid in each panel.
+        samples: title -> samples as stored, at least one set.
+        columns: number of columns of the grid in each panel.
     """
     across = min(2, len(samples))
     down = math.ceil(len(samples) / across)

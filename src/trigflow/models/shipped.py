@@ -16,7 +16,7 @@ SHIPPED = {
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder of a shipped model (its name goes before a folder of the same name: write ./digits for that).
+    """The folder of a shipped model, or of a run (write ./digits for a folder with the name of a shipped model).
 
     Raises:
         UserError: neither a shipped model nor a folder.

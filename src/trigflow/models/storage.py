@@ -1,4 +1,4 @@
-"""Files that survive: the state of a run for going on with it, and a model for sampling."""
+"""The files of a model: writing, reading and checking model.safetensors and model.json."""
 
 from __future__ import annotations
 
@@ -17,20 +17,12 @@ from trigflow.system.errors import UserError
 from trigflow.system.files import DamagedFile, read_json, write_json
 from trigflow.system.tensors import Tensors, load_tensors, read_state, write_state
 
-# State of a run: safetensors with the rest as JSON in the header, and a digest of both
-
-
-# Loading weights into networks
-
-
-# Models
-
 
 def new_precond(card: ModelCard, blank: bool = False) -> TrigFlowPrecond:
-    """The network of a card with fresh weights, in its preconditioning; blank: with shapes alone (on "meta").
+    """The preconditioned network of a card, newly initialised; blank: without values, on the device "meta".
 
     Raises:
-        UserError: unknown network, or options that do not fit it.
+        UserError: the network is unknown, or does not take these options.
     """
     with torch.device("meta") if blank else nullcontext():
         network = build(
@@ -40,12 +32,12 @@ def new_precond(card: ModelCard, blank: bool = False) -> TrigFlowPrecond:
 
 
 def save_model(folder: Path, weights: TrigFlowPrecond | Tensors, card: ModelCard) -> None:
-    """Writes model.safetensors, which knows its own digest, and model.json (last: where it lies, the weights do, too).
+    """Writes model.safetensors, which contains its digest, and then model.json, so that a folder with it is complete.
 
     Args:
-        folder: exists.
+        folder: an existing folder.
         weights: a preconditioned network, or its tensors by name.
-        card: description.
+        card: the model's card.
 
     Raises:
         UserError: no space, no permission.
@@ -56,10 +48,10 @@ def save_model(folder: Path, weights: TrigFlowPrecond | Tensors, card: ModelCard
 
 
 def read_card(folder: Path) -> ModelCard:
-    """The description of the model of a folder.
+    """The card of the model in a folder.
 
     Raises:
-        UserError: there is no model, or its description is damaged.
+        UserError: there is no model, or its card is damaged.
     """
     path = folder / "model.json"
     if not path.is_file():
@@ -73,13 +65,13 @@ def read_card(folder: Path) -> ModelCard:
 def load_model(
     folder: Path, trust_code: bool = False, trusted: str | None = None, blank: bool = False
 ) -> tuple[TrigFlowPrecond, ModelCard]:
-    """The model of a folder, on the CPU, in evaluation mode, its weights frozen.
+    """The model of a folder, on the CPU, in evaluation mode, with frozen weights.
 
     Args:
-        folder: with model.json and model.safetensors.
-        trust_code: import whatever network "package.module:Class" its card names.
-        trusted: a network that the user has named, which may be imported in any case.
-        blank: leave the weights out: its tensors have shapes, and no numbers (they are on the device "meta").
+        folder: folder with model.json and model.safetensors.
+        trust_code: import any network "package.module:Class" that its card names.
+        trusted: a network "package.module:Class" that the user has named, which is imported in any case.
+        blank: do not load the weights: the tensors have shapes but no values (on the device "meta").
 
     Raises:
         UserError: there is no model, it is damaged, its weights do not fit its network, or its network is code that

@@ -15,6 +15,6 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "unet": UNet,
 }
-"""Names that a recipe may use; a network of your own is named "package.module:Class"."""
+"""The names that a recipe may use; your own network is named "package.module:Class"."""
 
 __all__ = ["EDM2", "MLP", "NETWORKS", "DDPMpp", "DiT", "UNet"]

@@ -1,4 +1,4 @@
-"""Attention between the positions of an image, with a derivative in every mode."""
+"""Self-attention over the positions of an image, with a derivative in every mode."""
 
 from __future__ import annotations
 

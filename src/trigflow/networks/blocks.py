@@ -1,4 +1,4 @@
-"""The blocks of a network: what is brought together from shards, or computed twice to keep less, as one."""
+"""The blocks of a network, the units of sharding and of activation checkpointing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LISTS = (nn.ModuleList, nn.ModuleDict)  # they have no forward of their own
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:
-    """The modules of a network's outermost lists, in order; of lists of lists those that are called.
+    """The modules in a network's outermost module lists, in order; of nested lists the modules that are called.
 
     A network without lists has no blocks.
     """
@@ -32,16 +32,16 @@ def _members(modules: nn.Module) -> list[nn.Module]:
 
 
 def checkpoint_blocks(net: nn.Module) -> None:
-    """Activation checkpointing: of each block its inputs are kept alone, and the backward pass runs it once more.
+    """Activation checkpointing: only the inputs of each block are stored, and the backward pass runs the block again.
 
-    It changes no number. The single pass for value and tangent keeps and recomputes values only.
+    Results do not change. The single pass for value and tangent stores and recomputes values only.
     """
     for block in blocks(net):
         block.forward = _recomputed_with_its_masks(block, block.forward)
 
 
 def _recomputed_with_its_masks(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The second run comes in the backward pass, when the dropout is no longer seeded: it has the keys of the first."""
+    """The recomputation, when dropout is no longer seeded, uses the dropout keys of the first run."""
     layers = dropouts(block)
     if not layers:
         return recomputed(forward)

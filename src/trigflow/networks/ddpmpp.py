@@ -1,4 +1,4 @@
-"""DDPM++ (arXiv 2011.13456) in the form of EDM (arXiv 2206.00364), as published and as sCM has it for CIFAR-10."""
+"""DDPM++ (arXiv 2011.13456) in the form of EDM (arXiv 2206.00364), as published and as sCM uses it for CIFAR-10."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class DDPMpp(nn.Module):
 
     As published, with normalization = "shift", it has 55.7 million.
 
-    Each level has `num_blocks` blocks on the way down and one more on the way up, each of these fed also with the
-    matching activation of the way down. Between levels a block of its own halves or doubles the size, and two blocks
-    stand in the middle, the first with attention. A level with attention has it in each block of the way down and in
-    the last of the way up. Every residual branch ends in a layer that starts at zero, and so does the network: F
-    starts as 0.
+    Each level has `num_blocks` encoder blocks and one more decoder block, each of which also takes the
+    matching skip connection. Between levels a separate block halves or doubles the size, and there are two blocks
+    in the middle, the first with attention. A level with attention has it in each encoder block and in
+    the last decoder block. Every residual branch ends in a layer that is initialised to zero, and so does the network:
+    initially F = 0.
 
     Args:
         data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by 2^(levels - 1).
         num_classes: number of labels, 0 for none; label `num_classes` is the null label.
-        channels: channels that the first convolution makes of the data, an even number.
+        channels: output channels of the first convolution, an even number.
         channel_mult: channels of each level as multiples of `channels`; its length is the number of levels.
         num_blocks: blocks in each level.
-        attention_levels: levels (0 = full size) with self-attention; that of 16 pixels where there are 32.
-        heads: attention heads, a divisor of the channels of each level that has attention, and of the lowest.
+        attention_levels: levels (0 = full size) with self-attention; the default is 16 pixels for images of 32.
+        heads: attention heads, a divisor of the channels of each level that has attention, and of the lowest level.
         emb_channels: channels of the embedding of time and label; None: 4 * channels.
         dropout: probability, in [0, 1).
         normalization: "double" (sCM), "adagn" or "shift" (as published), see `ddpmpp_blocks.Modulation`.
@@ -108,7 +108,7 @@ class DDPMpp(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
-        """F at x_t / sigma_data, (B, C, *size); all as of `UNet.forward`."""
+        """F at x_t / sigma_data, (B, C, *size); arguments as in `UNet.forward`."""
         emb = self.embedding(t, labels, guidance)
         x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[x.ndim - 2]))
         x = through(x, emb, (self.down, self.middle, self.up), lambda x, skip: torch.cat([x, skip], dim=1))

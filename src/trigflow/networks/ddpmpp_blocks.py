@@ -63,12 +63,12 @@ def _over(v: Tensor, x: Tensor) -> Tensor:
 class GroupNorm(nn.Module):
     """y = (x - mean) / sqrt(var + eps) * weight + bias, mean and variance over a group of channels of one image.
 
-    There are as many groups of equal size as have at least 4 channels each, at most 32. Half precision is widened to
-    float32 for all of it.
+    The number of groups is the largest, up to 32, for which they have equal size and at least 4 channels each. Half
+    precision is computed in float32.
 
-    Written out, because PyTorch's own has a forward derivative neither where channels lie last nor, with weights, under
-    torch.compile. First each channel is reduced, then the few numbers of a group: no copy in another order is made. A
-    scale and a shift that follow cost nothing, being part of the same product.
+    Written out, because PyTorch's own has no forward derivative in the channels-last format nor, with weights, under
+    torch.compile. First each channel is reduced, then each group, so that no copy in another memory format is made. A
+    scale and a shift that follow cost nothing, since they are part of the same product.
 
     Args:
         channels: C, number of channels of x.
@@ -108,7 +108,7 @@ class GroupNorm(nn.Module):
 
 
 class Modulation(nn.Module):
-    """h -> its group norm, changed as the embedding of time and label says.
+    """h -> its group norm, modulated by the embedding of time and label.
 
     "double" (sCM, section 4.1):   y = norm(h) * pnorm(s) + pnorm(b)
     "adagn"  (EDM's other U-Net):  y = norm(h) * (1 + s) + b
@@ -145,7 +145,7 @@ class Modulation(nn.Module):
 
 
 class Attention(nn.Module):
-    """x -> sqrt(1/2) (x + attention(norm(x))) over all positions; the branch starts at zero."""
+    """x -> sqrt(1/2) (x + attention(norm(x))) over all positions; the branch is initialised to zero."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -162,15 +162,15 @@ class Attention(nn.Module):
 class DDPMppBlock(nn.Module):
     """x -> sqrt(1/2) (skip(x) + conv(dropout(silu(modulation(conv(silu(norm(x))), emb))))), then attention.
 
-    Where the size changes, it does in front of the first convolution and in the shortcut. The shortcut has a 1x1
-    convolution where size or channels change. The last convolution starts at zero.
+    The size changes before the first convolution and in the shortcut. The shortcut has a 1x1
+    convolution where size or channels change. The last convolution is initialised to zero.
 
     Args:
-        c_in, c_out: channels.
-        plan: what all blocks have in common.
-        resample: what happens to the size.
-        attention: attend over all positions after the branch.
-        joins: takes an activation of the way down beside x.
+        c_in, c_out: numbers of input and output channels.
+        plan: the settings that all blocks share.
+        resample: keep, halve or double the size.
+        attention: self-attention over all positions after the branch.
+        joins: whether the input includes a skip connection.
     """
 
     def __init__(
@@ -203,11 +203,11 @@ class DDPMppBlock(nn.Module):
 
 
 class WaveEmbedding(nn.Module):
-    """Time (B,), labels (B,) and, where asked for, the guidance scale (B,) to one embedding (B, E).
+    """One embedding (B, E) of the time (B,), the labels (B,) and, with guidance_input, the guidance scale (B,).
 
-    silu(linear(silu(linear(waves(t) + linear(sqrt(K) one_hot(label))))) + linear(waves(s))): the label joins the
-    sinusoids of the time, which have amplitude 1, as EDM has it; the null label is a row of zeros. The scale, which EDM
-    does not have, joins behind both layers; in front of them it learns several times slower (docs/LOG.md).
+    silu(linear(silu(linear(waves(t) + linear(sqrt(K) one_hot(label))))) + linear(waves(s))): the label is added to the
+    sinusoids of the time, which have amplitude 1, as in EDM; the null label is a row of zeros. The guidance scale,
+    which EDM does not have, is added after both layers; before them it is learned several times slower (docs/LOG.md).
 
     Args:
         channels: number of sinusoids, an even number.

@@ -32,7 +32,7 @@ DIT_SIZES: dict[str, dict[str, int]] = {
 
 
 class DiTBlock(nn.Module):
-    """x -> x + attention(norm(x, emb)) -> x + mlp(norm(x, emb)) on tokens (B, N, C); both branches start at zero."""
+    """x -> x + attention(norm(x, emb)) -> x + mlp(norm(x, emb)) on tokens (B, N, C); both branches initially zero."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """F(x, t, labels, guidance): patches as tokens, `depth` transformer blocks, back to patches.
+    """F(x, t, labels, guidance): `depth` transformer blocks on patches of the image as tokens.
 
     Args:
         data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by `patch`.
@@ -129,7 +129,7 @@ class DiT(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
-        """F at x_t / sigma_data, (B, C, *size); all as of `UNet.forward`."""
+        """F at x_t / sigma_data, (B, C, *size); arguments as in `UNet.forward`."""
         emb = self.embedding(t, labels, guidance)
         tokens = self.patchify(x).flatten(2).transpose(1, 2) + self.position  # (B, C, *grid) -> (B, N, width)
         for block in self.blocks:

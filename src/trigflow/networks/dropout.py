@@ -1,4 +1,4 @@
-"""Dropout whose masks follow from (seed, image number, layer) while an objective computes."""
+"""Dropout whose masks are a function of (seed, image number, layer) in training."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Dropout(nn.Module):
         p: probability that an element is dropped, in [0, 1).
 
     Attributes:
-        keys: None: the mask is drawn from torch's own generator. By `seeded_dropout` (B,) int64: the mask of image b
-            depends on keys[b] only, so it is the same in every pass, at every place in the batch and on every device.
+        keys: (B,) int64 within `seeded_dropout`: the mask of image b depends on keys[b] only, so it is the same in
+            every pass, at every position in the batch and on every device. None: torch's own generator draws the mask.
     """
 
     keys: Tensor | None
@@ -54,7 +54,7 @@ def dropouts(module: nn.Module) -> dict[str, Dropout]:
 
 @contextmanager
 def with_dropout_keys(module: nn.Module, keys: Mapping[str, Tensor | None]) -> Iterator[None]:
-    """The layers in a module have these keys, by name; afterwards those that they had."""
+    """Sets the keys of a module's dropout layers, by name; on exit the former keys are restored."""
     layers = dropouts(module)
     former = {name: layer.keys for name, layer in layers.items()}
     for name, layer in layers.items():
@@ -67,13 +67,13 @@ def with_dropout_keys(module: nn.Module, keys: Mapping[str, Tensor | None]) -> I
 
 
 def seeded_dropout(module: nn.Module, random: SampleRandom) -> AbstractContextManager[None]:
-    """Ties the masks of the passes inside to (seed, image number, layer); each layer has a stream of its own.
+    """Makes the dropout masks of all forward passes inside a function of (seed, image number, layer).
 
-    A backward pass may come later, also through blocks that `checkpoint_blocks` runs again; a network that recomputes
-    in a way of its own must do so inside.
+    The backward pass may follow outside, also through blocks that `checkpoint_blocks` recomputes; a network with its
+    own recomputation must run it inside.
 
     Args:
-        module: its passes inside are of batches of B images.
-        random: numbers these, (B,).
+        module: the network; its passes inside have batches of B images.
+        random: has the number of each of these images, (B,).
     """
     return with_dropout_keys(module, {name: random.keys(f"dropout.{name}") for name in dropouts(module)})

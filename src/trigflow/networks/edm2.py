@@ -18,14 +18,14 @@ EDM2_SIZES = {"S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
 
 class EDM2(nn.Module):
-    """F(x, t, labels, guidance): a U-Net all of whose layers keep the magnitude of what passes through them.
+    """F(x, t, labels, guidance): a U-Net all of whose layers preserve the magnitude of activations.
 
-    Each level has `num_blocks` blocks on the way down and one more on the way up, each of these fed also with the
-    matching activation of the way down. Between levels a block of its own halves or doubles the size, and two blocks
-    stand in the middle. There are no biases: a channel of ones beside the data takes their place. The output's gain
-    starts at zero, so F starts as 0.
+    Each level has `num_blocks` encoder blocks and one more decoder block, each of which also takes the
+    matching skip connection. Between levels a separate block halves or doubles the size, and there are two blocks
+    in the middle. There are no biases: an input channel of ones takes their place. The output's gain
+    is initialised to zero, so that initially F = 0.
 
-    A loop that trains it calls `normalize_weights` after each step of the optimiser, as `trigflow.training.loop` does.
+    A training loop must call `normalize_weights` after each optimiser step, as `trigflow.training.loop` does.
 
     Args:
         data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by 2^(levels - 1).
@@ -33,14 +33,14 @@ class EDM2(nn.Module):
         channels: channels of the first level, an even number (EDM2_SIZES).
         channel_mult: channels of each level as multiples of `channels`; its length is the number of levels.
         num_blocks: blocks in each level.
-        attention_levels: levels (0 = full size) with self-attention; those of 16 and 8 pixels where there are 64.
+        attention_levels: levels (0 = full size) with self-attention; the default is 16 and 8 pixels for images of 64.
         head_channels: channels of an attention head (there is always at least one head).
         dropout: probability, in [0, 1).
         dropout_resolution: the largest size of a level with dropout (sCM: 16); None: all levels have it.
         label_balance: share of the label in its sum with the time.
-        concat_balance: share of the activation of the way down where it joins the way up.
-        res_balance, attn_balance: share of a residual branch, of attention.
-        clip_act: activations are clipped to this after each block, for the sake of half precision.
+        concat_balance: share of the skip connection where it is concatenated in the decoder.
+        res_balance, attn_balance: share of a residual branch, and of attention, in its sum.
+        clip_act: activations are clipped to this magnitude after each block, for half precision.
         normalization: "double" (sCM) or "edm2" (as published), see `edm2_blocks.Modulation`.
         time_embedding: "positional" (sCM) or "fourier" (as published; it expects precond.c_noise = "edm").
         fourier_scale: standard deviation of the frequencies of "fourier".
@@ -115,7 +115,7 @@ class EDM2(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
-        """F at x_t / sigma_data, (B, C, *size); all as of `UNet.forward`."""
+        """F at x_t / sigma_data, (B, C, *size); arguments as in `UNet.forward`."""
         emb = self.embedding(t, labels, guidance)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         x = self.conv_in(x.contiguous(memory_format=MEMORY_FORMATS[x.ndim - 2]))
@@ -125,7 +125,7 @@ class EDM2(nn.Module):
         return output
 
     def normalize_weights(self) -> None:
-        """Forced weight normalisation, to be done after each step of the optimiser (`magnitude.normalize_weights`)."""
+        """Forced weight normalisation, to be called after each optimiser step (`magnitude.normalize_weights`)."""
         normalize_weights(self)
 
 

@@ -42,7 +42,7 @@ class EDM2Layout:
 
 
 class Modulation(nn.Module):
-    """h -> h whose channels are scaled (and shifted) as the embedding of time and label says.
+    """h -> h with its channels scaled (and shifted) by the embedding of time and label.
 
     "double" (sCM, section 4.1):   y = pnorm(h) * pnorm(s) + pnorm(b)
     "edm2"   (as published):       y = h * (1 + s), with a learned gain of s that starts at zero
@@ -110,19 +110,19 @@ class CosineAttention(nn.Module):
 
 
 class EDM2Block(nn.Module):
-    """Resample, residual branch, attention, clip.
+    """A block of the U-Net: resampling, residual branch, attention, clipping.
 
-    On the way down the shortcut (with its 1x1 convolution where the channels change) and the branch both start from the
-    pixel norm of the shortcut; on the way up the branch starts from x itself.
+    In an encoder block the input of both shortcut and branch is the pixel norm of x after the 1x1 convolution (which is
+    there where the channels change); in a decoder block the input of the branch is x itself.
 
     Args:
-        c_in, c_out: channels.
-        plan: what all blocks have in common.
-        down: of the way down.
-        resample: what happens to the size, before all else.
-        attention: attend over all positions after the branch.
+        c_in, c_out: numbers of input and output channels.
+        plan: the settings that all blocks share.
+        down: whether it is an encoder block.
+        resample: keep, halve or double the size, before all else.
+        attention: self-attention over all positions after the branch.
         dropout: probability, in [0, 1).
-        joins: takes an activation of the way down beside x.
+        joins: whether the input includes a skip connection.
     """
 
     def __init__(

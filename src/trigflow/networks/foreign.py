@@ -10,13 +10,13 @@ from torch import Tensor, nn
 class DiffusersAdapter(nn.Module):
     """A diffusers network such as UNet2DModel: its forward(sample, timestep, class_labels).sample as F(x, t, labels).
 
-    Diffusers asks torch.is_tensor(timestep), which a value with a tangent is not, and would take it for a number. So
-    the model is told the plain values, and its `time_proj`, where the sinusoids are taken, receives t itself.
+    Diffusers checks torch.is_tensor(timestep), which is false for a value with a tangent. So the model is called with
+    the plain values, and its `time_proj`, which computes the sinusoids, receives t itself.
 
     Args:
-        model: with a submodule `time_proj` that takes the times of shape (B,).
-        time_scale: t is multiplied by it; diffusers' sinusoids are made for times up to 1000. Values above 1 make the
-            derivative along t larger, which sCM training has to bear (its section 4.1).
+        model: has a submodule `time_proj` that takes the times of shape (B,).
+        time_scale: factor of t; diffusers' sinusoids are made for times up to 1000. Values above 1 make the
+            derivative with respect to t larger, and sCM training less stable (section 4.1 of the paper).
     """
 
     def __init__(self, model: nn.Module, time_scale: float = 1.0) -> None:

@@ -1,7 +1,7 @@
-"""The pieces that the networks are made of: norms, time and label embeddings, convolutions by dimension.
+"""The layers of the networks: norms, time and label embeddings, convolutions by dimension.
 
-Each piece is a plain composition of differentiable functions: nothing is written in place, no weight is changed in
-forward, no statistic crosses the batch. So a forward derivative runs through all of them in every mode.
+Each is a plain composition of differentiable functions, without in-place writes, changes of weights in forward, or
+batch statistics. So all of them can be differentiated in every mode.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def halving_levels(
     attention_levels: Iterable[int],
     patch: int | None = None,
 ) -> None:
-    """Raise a UserError unless the sizes halve evenly from level to level, and attention stands where there is one."""
+    """Raise a UserError unless the sizes halve evenly from level to level, and the levels with attention exist."""
     factor = (patch or 1) * 2 ** max(levels - 1, 0)
     if levels < 1 or any(size % factor for size in data_shape[1:]):
         of_patch, or_patch = ("", "") if patch is None else (f" of patch {patch}", " or patch")
@@ -108,7 +108,7 @@ def unit_init(layer: Layer) -> Layer:
 
 
 def zero_init(layer: Layer) -> Layer:
-    """Weights and bias 0: a residual branch that ends here starts as nothing, a network that ends here as F = 0."""
+    """Weights and bias 0: a residual branch that ends with this layer is zero initially, a network has F = 0."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -146,16 +146,16 @@ NORMALIZATIONS = ("double", "adagn")
 
 
 class ModulatedNorm(nn.Module):
-    """Pixel norm whose scale and shift are read from the embedding of time and label.
+    """Pixel norm whose scale and shift are linear functions of the embedding of time and label.
 
     "double" (sCM, section 4.1):   y = pnorm(x) * pnorm(s) + pnorm(b)
-    "adagn"  (the usual one):      y = pnorm(x) * (1 + s) + b
+    "adagn"  (the usual form):     y = pnorm(x) * (1 + s) + b
 
     Args:
         channels: C, number of channels of x.
         emb_channels: E, number of channels of the embedding.
         normalization: "double" or "adagn".
-        dim: where x holds its channels: 1 for (B, C, *size), -1 for tokens (B, N, C).
+        dim: the channel dimension of x: 1 for (B, C, *size), -1 for tokens (B, N, C).
     """
 
     def __init__(self, channels: int, emb_channels: int, normalization: str, dim: int = 1) -> None:
@@ -198,8 +198,8 @@ class ModulatedNorm(nn.Module):
 class PositionalEmbedding(nn.Module):
     """sqrt(2) * [cos(f t), sin(f t)] with frequencies f from 1 down to almost 1/10000.
 
-    All frequencies are at most 1, so the derivative with respect to t in [0, pi/2] stays small: what sCM (section 4.1)
-    needs, there called Fourier scale 0.02.
+    All frequencies are at most 1, so the derivative with respect to t in [0, pi/2] is small, as sCM needs
+    (section 4.1, there called Fourier scale 0.02).
     """
 
     frequencies: Tensor
@@ -242,7 +242,7 @@ TIME_EMBEDDINGS: dict[str, type[PositionalEmbedding] | type[FourierEmbedding]] =
 def time_features(
     time_embedding: str, channels: int, fourier_scale: float
 ) -> PositionalEmbedding | FourierEmbedding:
-    """The sinusoids of the time by name, (B,) -> (B, channels); a UserError for an unknown name or an odd number."""
+    """The time embedding of this name, (B,) -> (B, channels); a UserError for an unknown name or odd channels."""
     one_of("time_embedding", time_embedding, TIME_EMBEDDINGS)
     if channels % 2:
         raise UserError(f"the time embedding needs an even number of channels, not {channels}")
@@ -250,10 +250,10 @@ def time_features(
 
 
 class GuidanceEmbedding(nn.Module):
-    """A guidance scale (B,) to what it adds to the embedding of the time (B, E), nothing at first.
+    """The term (B, E) that a guidance scale (B,) adds to the time embedding; zero initially.
 
-    Positional features and one linear layer (sCM, appendix G). The layer starts at zero, so that a student with it is
-    its teacher without it; its gradient is not zero, so it learns from the first step on.
+    Positional features and one linear layer (sCM, appendix G). The layer is initialised to zero, so that a student with
+    it equals its teacher without it; its gradient is not zero, so it learns from the first step on.
 
     Args:
         channels: number of sinusoids, an even number.
@@ -272,7 +272,7 @@ class GuidanceEmbedding(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Time (B,), labels (B,) and, where asked for, the guidance scale (B,) to one embedding (B, E), silu included.
+    """One embedding (B, E) of time (B,), labels (B,) and, with guidance_input, guidance scale (B,); after a silu.
 
     Args:
         channels: number of sinusoids, an even number.
@@ -317,7 +317,7 @@ class Embedding(nn.Module):
 
 
 def or_null(labels: Tensor | None, emb: Tensor, num_classes: int) -> Tensor:
-    """The labels (B,); the null label for each row of emb (B, E) where there are none."""
+    """The labels (B,); if None, the null label for each row of emb (B, E)."""
     if labels is not None:
         return labels
     return torch.full((emb.shape[0],), num_classes, dtype=torch.int64, device=emb.device)

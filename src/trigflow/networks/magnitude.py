@@ -1,10 +1,10 @@
-"""Layers that keep the magnitude of activations, weights and updates (EDM2, arXiv 2312.02696, appendix B).
+"""Magnitude-preserving layers (EDM2, arXiv 2312.02696, appendix B).
 
 The magnitude of a tensor is its root mean square. Inputs of magnitude 1 that are independent of each other give outputs
 of magnitude 1, so a deep network needs no learned scales, biases or group norms. A weight is normalised twice: in
 forward as a function of the stored weight, which makes its gradient orthogonal to it, and in place after each step of
 the optimiser (`normalize_weights`), which keeps the effective learning rate from falling as the weight grows. Forward
-itself writes nothing, so a forward derivative runs through it.
+itself changes no weights, so it can be differentiated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EPS = 1e-4  # beside a root mean square
 def unit_magnitude(x: Tensor, *dims: int) -> Tensor:
     """x / (rms(x) + 1e-4), the root mean square over the given dimensions; for activations EDM2's pixel norm.
 
-    Written with a norm, whose derivative at x = 0 is 0. It is taken in float32 at least: float16 may not hold it.
+    Computed by a norm, whose derivative at x = 0 is 0, in float32 at least, since it may overflow float16.
     """
     return (x / (_magnitude(x, dims) + EPS)).to(x.dtype)
 
@@ -60,8 +60,8 @@ def mp_sum(a: Tensor, b: Tensor, balance: float) -> Tensor:
 def mp_cat(a: Tensor, b: Tensor, balance: float) -> Tensor:
     """Channels of a (B, N_a, *size) and b (B, N_b, *size) as one tensor, b having the share `balance` (equation 103).
 
-    sqrt((N_a + N_b) / ((1 - balance)^2 + balance^2)) [(1 - balance) / sqrt(N_a) a, balance / sqrt(N_b) b]: what each
-    contributes to the next convolution does not depend on its number of channels.
+    sqrt((N_a + N_b) / ((1 - balance)^2 + balance^2)) [(1 - balance) / sqrt(N_a) a, balance / sqrt(N_b) b]: the
+    contribution of each to the next convolution does not depend on its number of channels.
     """
     n_a, n_b = a.shape[1], b.shape[1]
     scale = math.sqrt(n_a + n_b) / math.hypot(1 - balance, balance)
@@ -85,7 +85,7 @@ class MPConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(c_out, c_in, *kernel))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """gain times the output; a gain on the weight costs less than one on the activations."""
+        """The output times gain, which is applied to the weight since that costs less."""
         # All factors in one: a large network at a small batch spends as long on a copy of its weight as on the product.
         factor = self.unit_factor() * (gain / math.sqrt(self.weight[0].numel()))
         weight = (self.weight * factor).to(self.weight.dtype)
@@ -117,12 +117,12 @@ def normalize_weights(module: nn.Module) -> None:
 
 
 class MPGuidance(nn.Module):
-    """The embedding of the time (B, E), joined by a guidance scale s (B,).
+    """Adds a guidance scale s (B,) to the time embedding (B, E), preserving its magnitude.
 
-    (emb + a) / sqrt(1 + mean(a^2)), a = W waves(s), the mean over the E channels. W starts at zero, where nothing is
-    changed, and the sum keeps its magnitude wherever W goes. Its size is part of what it learns, so it is not
-    normalised. A normalised W with a gain that starts at zero learned four times slower: Adam moves a gain by no more
-    than a learning rate a step.
+    (emb + a) / sqrt(1 + mean(a^2)), a = W waves(s), the mean over the E channels. W is initialised to zero, which
+    leaves emb unchanged, and the sum keeps its magnitude for any W. The norm of W is learned, so W is not normalised. A
+    normalised W with a gain that starts at zero learned four times slower: Adam changes a gain by no more than the
+    learning rate in each step.
 
     Args:
         channels: number of sinusoids, an even number.
@@ -141,9 +141,9 @@ class MPGuidance(nn.Module):
 
 
 class MPEmbedding(nn.Module):
-    """Time (B,) and labels (B,) to one embedding (B, E): mp_silu(mp_sum(W_t waves(t), W_l sqrt(K) one_hot(label))).
+    """One embedding (B, E) of time and labels (B,): mp_silu(mp_sum(W_t waves(t), W_l sqrt(K) one_hot(label))).
 
-    The null label is a row of zeros. Where asked for, the time is joined by a guidance scale (B,), see `MPGuidance`.
+    The null label is a row of zeros. With guidance_input a guidance scale (B,) is added to the time, see `MPGuidance`.
 
     Args:
         channels: number of sinusoids, an even number.

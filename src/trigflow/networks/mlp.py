@@ -1,4 +1,4 @@
-"""Residual multilayer perceptron: for vectors, and for images so small that convolutions do not pay."""
+"""Residual multilayer perceptron, for vectors and for images too small for convolutions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_DEPTH = 10_000
 
 
 class MLPBlock(nn.Module):
-    """Residual block: h -> h + linear(dropout(silu(linear(norm(h, emb))))), its last layer zero at first."""
+    """Residual block: h -> h + linear(dropout(silu(linear(norm(h, emb))))), the last layer initialised to zero."""
 
     def __init__(
         self, width: int, hidden: int, emb_channels: int, normalization: str, dropout: float
@@ -110,7 +110,7 @@ class MLP(nn.Module):
             guidance: (B,), the guidance scale, for a network with guidance_input.
 
         Returns:
-            Of the shape of x.
+            F, of the shape of x.
         """
         emb = self.embedding(t, labels, guidance)
         h = self.linear_in(x.flatten(1))

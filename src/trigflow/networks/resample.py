@@ -1,4 +1,4 @@
-"""Half and double the size, as the U-Nets of EDM and EDM2 do: means of 2 x 2 pixels, and each pixel repeated."""
+"""Down- and upsampling by 2, as in the U-Nets of EDM and EDM2: means of 2 x 2 pixels, and each pixel repeated."""
 
 from __future__ import annotations
 

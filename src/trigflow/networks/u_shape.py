@@ -1,4 +1,4 @@
-"""The shape of the U-Nets of EDM and EDM2: where their blocks stand, and the way through them."""
+"""The layout of the U-Nets of EDM and EDM2: the order of their blocks, and the forward pass through them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from trigflow.networks.resample import Resample
 
 @dataclass(frozen=True)
 class Place:
-    """Where a block stands.
+    """The position of a block in the U-Net.
 
     Args:
-        c_in, c_out: channels.
-        level: 0 has the highest resolution; of a block between two levels the one that it leads to.
-        resample: what it does to the size; "keep" within a level.
-        joins: whether it takes an activation of the way down beside x.
-        last: whether it is the last of its level on the way up.
+        c_in, c_out: numbers of input and output channels.
+        level: 0 has the highest resolution; a block between two levels has the level of its output.
+        resample: keep, halve or double the size; "keep" within a level.
+        joins: whether the input includes a skip connection.
+        last: whether it is the last decoder block of its level.
     """
 
     c_in: int
@@ -31,12 +31,12 @@ class Place:
 
 
 def way_down(widths: Sequence[int], channels: int, num_blocks: int) -> tuple[list[Place], list[int]]:
-    """Places on the way down, and the channels of the activations that the way up will join, in order of appearance.
+    """The places of the encoder blocks, and the channels of the skip connections, in order of computation.
 
     Args:
         widths: channels of each level.
-        channels: of what comes in.
-        num_blocks: within each level.
+        channels: channels of the encoder's input.
+        num_blocks: blocks in each level.
     """
     places: list[Place] = []
     skips = [channels]
@@ -51,11 +51,11 @@ def way_down(widths: Sequence[int], channels: int, num_blocks: int) -> tuple[lis
 
 
 def way_up(widths: Sequence[int], skips: Sequence[int], num_blocks: int) -> list[Place]:
-    """Places on the way up, lowest level first; each in a level joins the last activation of the way down that is left.
+    """The places of the decoder blocks, lowest level first; each within a level takes the last unused skip connection.
 
     Args:
-        widths, num_blocks: as of `way_down`; a level has one block more here.
-        skips: what `way_down` says.
+        widths, num_blocks: as in `way_down`; a level has one more block here.
+        skips: channels of the skip connections, from `way_down`.
     """
     places: list[Place] = []
     c_in, left = widths[-1], list(skips)
@@ -75,12 +75,12 @@ def through(
     ways: tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList],
     join: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """x (B, C, *size) and its embedding through the blocks of the ways down, in the middle and up.
+    """The forward pass of x (B, C, *size) through encoder, middle and decoder.
 
     Args:
-        x, emb: of each block.
-        ways: blocks; those of the way up have an attribute `joins`.
-        join: of x and an activation of the way down, what a block that joins takes.
+        x, emb: the input of the first block, and the embedding (B, E), an input of every block.
+        ways: the blocks of encoder, middle and decoder; those of the decoder have an attribute `joins`.
+        join: combines x and a skip connection to the input of a decoder block.
     """
     down, middle, up = ways
     skips = [x]

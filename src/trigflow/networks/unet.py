@@ -30,7 +30,7 @@ from trigflow.system.devices import without_autocast
 
 
 class UNetBlock(nn.Module):
-    """x -> skip(x) + conv(dropout(silu(norm(conv(silu(pnorm(x))), emb)))), the last convolution zero at first."""
+    """x -> skip(x) + conv(dropout(silu(norm(conv(silu(pnorm(x))), emb)))), the last convolution initially zero."""
 
     def __init__(self, c_in: int, c_out: int, plan: UNetLayout) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, followed by attention where `attention` says so."""
+    """A residual block, followed by attention if `attention` is true."""
 
     def __init__(self, c_in: int, c_out: int, plan: UNetLayout, attention: bool) -> None:
         super().__init__()
@@ -75,11 +75,11 @@ class Stage(nn.Module):
 
 
 class InputGain(nn.Module):
-    """a(emb) x: a way around the network, with one gain for each channel of the data, zero at first.
+    """a(emb) x, a skip connection around the whole network, with one gain for each channel of the data, initially zero.
 
-    Where data has little variance of its own, as on a black background, F = (cos(t) x_t - x_0) / (sin(t) sigma_data) is
-    noise that only needs a factor of about cot(t). Carried through norms and few channels it comes out with a grain;
-    carried around them it leaves the network only the clean picture to draw, as networks do that predict x_0.
+    Where data has little variance, as on a black background, F = (cos(t) x_t - x_0) / (sin(t) sigma_data) is about
+    cot(t) times the network's input. Norms and few channels reproduce that with visible noise; with the skip
+    connection the network only has to predict the clean image, like networks that predict x_0.
     """
 
     def __init__(self, emb_channels: int, channels: int) -> None:
@@ -105,18 +105,18 @@ class UNetLayout:
 
 
 class UNet(nn.Module):
-    """F(x, t, labels, guidance) for sounds, images and volumes.
+    """F(x, t, labels, guidance) for audio, images and volumes.
 
-    A level has `num_blocks` residual blocks on the way down and `num_blocks + 1` on the way up, each of these fed also
-    with the matching activation of the way down; between levels the size halves by averaging and doubles by repeating.
-    Every residual branch ends in a layer that starts at zero, so each block starts as the identity (or its 1x1
+    A level has `num_blocks` residual blocks in the encoder and `num_blocks + 1` in the decoder, which also take
+    the matching skip connection; between levels the size is halved by averaging and doubled by repeating.
+    Every residual branch ends in a layer that is initialised to zero, so each block starts as the identity (or its 1x1
     convolution) and F as 0.
 
     Args:
         data_shape: (C, *size) with 1, 2 or 3 sizes, each divisible by patch * 2^(levels - 1).
         num_classes: number of labels, 0 for none; label `num_classes` is the null label.
-        patch: edge of the patches that become the pixels of the first level, 1 for the pixels themselves; 2 makes an
-            image four times cheaper.
+        patch: edge of the patches that become the pixels of the first level, 1 for the pixels themselves; 2 divides
+            the cost of an image by about four.
         channels: channels of the first level, an even number.
         channel_mult: channels of each level as multiples of `channels`; its length is the number of levels.
         num_blocks: residual blocks in each level.
@@ -227,7 +227,7 @@ class UNet(nn.Module):
 def _way_down(
     channels: int, widths: list[int], num_blocks: int, attends: list[bool], plan: UNetLayout
 ) -> tuple[nn.ModuleList, list[int]]:
-    """Stages of each level, and the channels of the activations that the way up will join, in order of appearance."""
+    """The encoder's stages of each level, and the channels of the skip connections, in order of computation."""
     levels, skips = nn.ModuleList(), [channels]
     for level, c_out in enumerate(widths):
         if level > 0:
@@ -243,7 +243,7 @@ def _way_down(
 def _way_up(
     skips: list[int], widths: list[int], num_blocks: int, attends: list[bool], plan: UNetLayout
 ) -> nn.ModuleList:
-    """Stages of each level, lowest first; each takes the last activation of the way down that is left."""
+    """The decoder's stages of each level, lowest first; each takes the last unused skip connection."""
     levels, width, skips = nn.ModuleList(), widths[-1], list(skips)
     for level, c_out in reversed(list(enumerate(widths))):
         stages = nn.ModuleList()

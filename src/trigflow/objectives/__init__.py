@@ -1,4 +1,4 @@
-"""Training objectives. A new one is a file here and a line in the table."""
+"""Training objectives. A new objective is a file here and a line in the table."""
 
 from __future__ import annotations
 

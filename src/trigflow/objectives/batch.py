@@ -1,4 +1,4 @@
-"""What goes into an objective and what comes out."""
+"""The inputs and outputs of an objective."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Nets = Mapping[str, TrigFlowPrecond]
 
 @dataclass(frozen=True)
 class Batch:
-    """Training data of one evaluation of the loss.
+    """The training data for one evaluation of the loss.
 
     Args:
         x_0: clean data with standard deviation sigma_data, (B, ...).
-        cond: conditions of each sample, each (B, ...); the objective hands them on without looking inside.
-        step_images: images in one step of the optimiser (more than B under gradient accumulation); 0 means B.
+        cond: conditions of each sample, each (B, ...); the objective passes them to the networks unchanged.
+        step_images: images in one optimiser step (more than B with gradient accumulation); 0 means B.
     """
 
     x_0: Tensor
@@ -32,7 +32,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """Result of an objective.
+    """The result of an objective.
 
     Args:
         losses: a scalar with its graph for each network that the objective trains.
@@ -46,8 +46,8 @@ class LossOutput:
 class Objective(Protocol):
     """A small frozen object whose fields are its hyper-parameters; it owns no network, optimiser or device.
 
-    With a field target_halflife above 0, nets hold "target": a running average of the first trained network that
-    forgets a half in so many images.
+    With a field target_halflife above 0, nets hold "target": an EMA of the first trained network with this half-life,
+    in images.
     """
 
     @property
@@ -60,14 +60,14 @@ class Objective(Protocol):
 
     @property
     def is_consistency(self) -> bool:
-        """Whether it trains a consistency model, rather than a diffusion model."""
+        """Whether it trains a consistency model rather than a diffusion model."""
 
     @property
     def forwards_per_image(self) -> float:
-        """Cost of an image of training in forward passes of the network; a teacher is taken to be as large.
+        """The training cost per image, in forward passes of the network; a teacher is assumed to be as large.
 
-        Counted are matrix products and convolutions: a forward pass is 1, the backward pass 2 (gradients of inputs and
-        of weights), the tangent along a forward pass 1.
+        Matrix products and convolutions are counted: a forward pass is 1, the backward pass 2 (gradients of inputs and
+        of weights), the tangent of a forward pass 1.
         """
 
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
@@ -75,26 +75,26 @@ class Objective(Protocol):
 
         Args:
             nets: networks by name.
-            batch: data.
+            batch: training data.
             nimg: progress of the training, in images seen before this step.
-            random: source of t, z and dropout, a function of (seed, number of the image).
+            random: random numbers for t, z and dropout, a function of (seed, number of the image).
 
         Raises:
-            UserError: the random numbers, or the conditions, are not of as many images as the batch has.
+            UserError: the random numbers or the conditions are for another number of images than the batch has.
         """
 
 
 def check_batch(batch: Batch, random: SampleRandom) -> None:
-    """What is of each image must be there for each: one alone would be broadcast, unseen.
+    """Checks that random numbers and conditions have the batch size: a single one would be broadcast silently.
 
     Raises:
-        UserError: random.index, or a condition, is not of the images of the batch.
+        UserError: random.index or a condition has another first dimension than x_0.
     """
     count = len(batch.x_0)
     if random.index.shape != (count,):
         raise UserError(
-            f"random numbers {random.index.numel()} images, and the batch has {count}: give an index of the shape "
-            f"({count},), the number of each image in the run"
+            f"random.index has the shape {tuple(random.index.shape)}, and the batch has {count} images: give an index "
+            f"of the shape ({count},), the number of each image in the run"
         )
     for name, values in batch.cond.items():
         if values.shape[:1] != (count,):
@@ -105,11 +105,11 @@ def check_batch(batch: Batch, random: SampleRandom) -> None:
 
 
 def target_halflife(objective: Objective) -> int:
-    """Images in which the objective's target network forgets a half; 0: it has none."""
+    """The half-life of the objective's target network, in images; 0: it has no target network."""
     return int(getattr(objective, "target_halflife", 0))
 
 
 def guidance_scale(objective: Objective | None) -> float | tuple[float, float]:
-    """At which the objective guides its teacher, a number or a range; 1, none, for one that guides nobody."""
+    """The guidance scale of the objective's teacher, a number or a range; 1 (no guidance) without a teacher."""
     scale: float | tuple[float, float] = getattr(objective, "guidance_scale", 1.0)
     return scale

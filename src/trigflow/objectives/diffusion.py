@@ -1,4 +1,4 @@
-"""The TrigFlow diffusion loss: how a teacher is trained (arXiv 2410.11081, equation 5 and Appendix D)."""
+"""The TrigFlow diffusion loss, which trains a teacher (arXiv 2410.11081, equation 5 and Appendix D)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def per_sample(x: Tensor) -> Tensor:
 
 
 def weighted(error: Tensor, logvar: Tensor | None) -> Tensor:
-    """error * exp(-u) + u: its minimum over u is 1 + log(error), so that each t weighs the same; all (B,)."""
+    """error * exp(-u) + u: its minimum over u is 1 + log(error), so that all t have equal weight; all (B,)."""
     return error if logvar is None else error * torch.exp(-logvar) + logvar
 
 
@@ -50,7 +50,7 @@ def _forward(net: TrigFlowPrecond, x_t: Tensor, t: Tensor, **cond: Tensor) -> Te
     return F
 
 
-# Of each network for as long as it lives: torch.compile of a function, which does not hold it.
+# The compiled forward of each network, for as long as the network exists.
 _COMPILED: WeakKeyDictionary[TrigFlowPrecond, Any] = WeakKeyDictionary()
 
 
@@ -67,7 +67,7 @@ class Diffusion:
     Args:
         P_mean, P_std: log(sigma_data tan t) ~ N(P_mean, P_std^2).
         time_distribution: "lognormal", or "uniform" in t.
-        adaptive_weight: learn u(t); off means u = 0.
+        adaptive_weight: learn u(t); if false, u = 0.
         compile: run the network through torch.compile (one to two minutes at the first step).
     """
 
@@ -91,7 +91,7 @@ class Diffusion:
 
     @property
     def forwards_per_image(self) -> float:
-        """3: forward and backward."""
+        """3: forward (1) and backward pass (2)."""
         return 3.0
 
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:

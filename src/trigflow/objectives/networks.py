@@ -1,4 +1,4 @@
-"""Which networks an objective works with."""
+"""The networks that an objective uses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trigflow.system.errors import UserError
 def networks_of(
     objective: Objective, new: Callable[[], TrigFlowPrecond], teacher: Any = None, guide: Any = None
 ) -> dict[str, Any]:
-    """All networks by name: the trained ones, their "target", the "teacher" and its "guide" where wanted.
+    """All networks by name: the trained ones and, where the objective uses them, "target", "teacher" and "guide".
 
     Args:
-        objective: names the networks that it trains, and says what else it needs.
+        objective: names the networks that it trains, and whether it needs a teacher or a target network.
         new: makes a network to be trained, with the same initial weights each time.
-        teacher, guide: as the objective is to find them; None where there are none.
+        teacher, guide: the teacher and its guide, or None.
     """
     nets: dict[str, Any] = {name: new() for name in objective.trains}
     if target_halflife(objective):
@@ -32,19 +32,19 @@ def networks_of(
 
 
 def check_guidance_input(net: TrigFlowPrecond, objective: str, scales: tuple[float, float] | None) -> None:
-    """A network that takes the guidance scale needs an objective that draws it, and vice versa.
+    """Checks that the network takes the guidance scale as an input exactly if the objective draws one.
 
     Args:
-        net: to be trained.
-        objective: its name.
-        scales: the range that it draws from, None for none.
+        net: the network to be trained.
+        objective: name of the objective.
+        scales: the range from which it draws the guidance scale; None: it draws none.
 
     Raises:
-        UserError: one without the other.
+        UserError: the network has the input and the objective draws no scale, or vice versa.
     """
     if net.guidance_input and scales is None:
         raise UserError(
-            f"network.guidance_input = true: objective '{objective}' draws no scale for it; give scd a range, "
+            f"network.guidance_input = true: objective '{objective}' draws no guidance scale; give scd a range, "
             "objective.guidance_scale=[1,2], or remove it"
         )
     if scales is not None and not net.guidance_input:

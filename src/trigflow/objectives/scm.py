@@ -44,7 +44,7 @@ def consistency_tangent(
         t: times, (B,).
         F: output of the network at (x_t, t), (B, ...).
         scaled_dF_dt: cos t sin t dF/dt, its total derivative along the path, as the paper rearranges it, (B, ...).
-        dx_dt: velocity of the path, from the teacher or from the pair (x_0, z), (B, ...).
+        dx_dt: dx_t/dt, the velocity of the teacher or of the pair (x_0, z), (B, ...).
         sigma_data: standard deviation of the data.
         warmup: the paper's r in [0, 1].
 
@@ -56,7 +56,7 @@ def consistency_tangent(
 
 
 def normalize_tangent(g: Tensor, normalization: Normalization, c: float = 0.1) -> Tensor:
-    """g / (|g| + c) per sample. Two conventions are in use: |.| as root mean square ("rms") or as plain norm ("l2").
+    """g / (|g| + c) for each sample, where |.| is the root mean square ("rms") or the L2 norm ("l2").
 
     "clip" limits each element to [-1, 1] instead, "none" changes nothing (section 4.2, ablated in figure 5a).
     """
@@ -82,22 +82,23 @@ class SCM:
         velocity: the source of dx_t/dt: "teacher" is sCD, "data" (cos(t) z - sin(t) x_0) is sCT.
         P_mean, P_std: log(sigma_data tan t) ~ N(P_mean, P_std^2).
         time_distribution: "lognormal", or "uniform" in t.
-        normalization: of the tangent: "rms", "l2", "clip" or "none".
+        normalization: normalisation of the tangent: "rms", "l2", "clip" or "none" (`normalize_tangent`).
         c: added to the norm of the tangent.
-        warmup: length H of the tangent's warm-up r = min(1, progress/H); 0 switches it off. Or knots
-            [[length, r], ...], between which r is linear; from the last on it stays. Where r stays below
+        warmup: length H of the tangent warm-up r = min(1, progress/H); 0 switches it off. Or knots
+            [[length, r], ...], between which r is linear; after the last knot r is constant. If r stays below
             1 the student averages the teacher's denoiser over the rest of the path: slightly blurred, but errors at
-            small times fade instead of accumulating (docs/objectives.md).
-        warmup_unit: whether the lengths count "images" or "steps".
-        adaptive_weight: learn u(t); off means u = 0.
-        prior_weight: the weight 1/sigma that is folded into g; off means a weight of one, g sigma_data tan t.
-        target_halflife: images in which a target network, a running average of the trained one, forgets a half (at most
-            a twentieth of the images seen): F^- and the tangent are the target's then, and less noisy. 0: they are the
-            trained network's own, as in the paper.
-        stable_target: sCT averages dx_t/dt over the batch (stable_velocity), which takes noise out of the tangent.
-        guidance_scale: of the teacher's guidance, 1 is none, as "data" has it; by its null label, or by the network
-            "guide" if there is one. A range [low, high]: uniform in it, for each image, and handed to the student as
-            the condition "guidance" (sCM, appendix G: s ~ U[1, 2]).
+            small times decay instead of accumulating (docs/objectives.md).
+        warmup_unit: the unit of the lengths, "images" or "steps".
+        adaptive_weight: learn u(t); if false, u = 0.
+        prior_weight: keep the weight 1/sigma that is folded into g; if false, the weight is one, g sigma_data tan t.
+        target_halflife: half-life, in images, of a target network, an EMA of the trained network (at most a twentieth
+            of the images seen): F^- and the tangent are then computed with the target network, and less noisy. 0: with
+            the trained network itself, as in the paper.
+        stable_target: sCT averages dx_t/dt over the batch (stable_velocity), which makes the tangent less noisy.
+        guidance_scale: guidance scale of the teacher; 1 is no guidance, the only value for "data". The weak velocity is
+            that of the teacher's null label, or of the network "guide" if there is one. With a range [low, high] the
+            scale is drawn uniformly for each image and passed to the student as the condition "guidance" (sCM,
+            appendix G: s ~ U[1, 2]).
         derivative: mode of the derivative: "dual", "func" or "finite_difference".
         compile: run the derivative through torch.compile (one to two minutes at the first step).
     """
@@ -135,7 +136,7 @@ class SCM:
 
     @property
     def guidance_range(self) -> tuple[float, float] | None:
-        """(low, high) of the scale that the student takes as its input; None: it takes none."""
+        """(low, high) of the guidance scale that the student takes as an input; None: it has no such input."""
         return self.guidance_scale if isinstance(self.guidance_scale, tuple) else None
 
     @property
@@ -152,8 +153,8 @@ class SCM:
 
     @property
     def forwards_per_image(self) -> float:
-        """4: value, tangent (a difference takes 2 passes) and backward; with a target its value, too; and the
-        teacher's, twice where it is guided (a guide of its own is taken to be as large as the teacher).
+        """4: value, tangent (2 passes for a finite difference) and backward pass. A target network adds 1, a teacher 1,
+        a guided teacher 2 (a guide is assumed to be as large as the teacher).
         """
         own = (5.0 if self.derivative == "finite_difference" else 4.0) + (
             1.0 if self.target_halflife else 0.0
@@ -163,7 +164,7 @@ class SCM:
         return own + (1 if self.guidance_scale == 1 else 2)
 
     def tangent_warmup(self, nimg: int, step_images: int) -> float:
-        """r after nimg images, in steps of step_images."""
+        """The warm-up r after nimg images, with step_images per optimiser step."""
         return warmup_at(self.warmup, nimg / (step_images if self.warmup_unit == "steps" else 1))
 
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
@@ -176,7 +177,7 @@ class SCM:
         x_t = flow.interpolate(x_0, z, t)
         s = self._guidance(random, x_0.dtype)
         dx_dt = self._velocity(nets, batch, x_t, z, t, s)
-        # A scale that is an input stands still along the path: it has no tangent.
+        # A guidance scale that is an input is constant along the path: it has no tangent.
         cond = {**batch.cond, "guidance": s} if isinstance(s, Tensor) else batch.cond
 
         value, target = self._derivative(nets, x_t, t, dx_dt, cond, random)
@@ -200,7 +201,7 @@ class SCM:
         cond: Mapping[str, Tensor],
         random: SampleRandom,
     ) -> tuple[Tensor, dual.Dual]:
-        """F of the trained network, with a graph; F and cos t sin t dF/dt of itself or its average, without."""
+        """F of the trained network, with a graph; F and cos t sin t dF/dt of itself or its EMA, without."""
         # The derivative is taken along (cos t sin t dx/dt, cos t sin t), which keeps it bounded (section 4.2).
         scale = t.cos() * t.sin()
         directions = (flow.expand(scale, x_t) * dx_dt, scale)
@@ -216,7 +217,7 @@ class SCM:
         return value, dual.Dual(output.value.detach(), output.tangent)
 
     def _guidance(self, random: SampleRandom, dtype: torch.dtype) -> float | Tensor:
-        """The scale of the teacher's guidance: the number, or one of each image (B,), uniform in the range."""
+        """The guidance scale of the teacher: the number, or one per image (B,), uniform in the range."""
         if not isinstance(self.guidance_scale, tuple):
             return self.guidance_scale
         return scales_in(*self.guidance_scale, random.uniform("guidance", dtype=dtype))

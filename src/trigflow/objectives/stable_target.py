@@ -1,7 +1,7 @@
-"""Velocities from data with less noise in them: the posterior mean over the batch instead of the pair that was drawn.
+"""Velocities from data with lower variance: the posterior mean over the batch instead of the single pair (x_0, z).
 
 After "Stable target field for reduced variance score estimation in diffusion models" (arXiv 2302.00670), which "Stable
-consistency tuning" (arXiv 2410.18958) takes to consistency training.
+consistency tuning" (arXiv 2410.18958) applies to consistency training.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from torch import Tensor
 
 from trigflow.core import flow
 
-_SMALLEST_SIN = (
-    1e-6  # of t below it only the pair itself could be meant, and 1/sin^2 stays in float32's range
-)
+_SMALLEST_SIN = 1e-6  # below it the pair itself has all the weight; so 1/sin^2 stays in float32's range
 
 
 def stable_velocity(
@@ -27,9 +25,9 @@ def stable_velocity(
         v_i  = sum_j w_ij (cos(t_i) x_t,i - x_0,j) / sin(t_i)
              = cos(t_i) z_i - sin(t_i) x_0,i + sum_j w_ij (x_0,i - x_0,j) / sin(t_i)
 
-    Only samples with equal conditions are averaged, since p(x_0 | x_t, cond) is what counts. The batch being
-    independent draws, of which any could have been the one that was noised, this is the conditional expectation of the
-    pair's velocity given the batch: the same mean at every x_t, a smaller variance.
+    Only samples with equal conditions are averaged, since the posterior is p(x_0 | x_t, cond). The batch consists of
+    independent samples, any of which could have given x_t, so this is the conditional expectation of the velocity of
+    the pair given the batch: the same mean at every x_t, and a smaller variance.
 
     Args:
         x_0: clean data, (B, ...).

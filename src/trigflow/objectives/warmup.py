@@ -1,4 +1,4 @@
-"""The tangent's warm-up r in [0, 1], the weight of what its network does along the path (arXiv 2410.11081, 4.2)."""
+"""The tangent warm-up r in [0, 1], the weight of the second term of the tangent (arXiv 2410.11081, section 4.2)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Warmup = Annotated[Annotated[int, Field(ge=0)] | Knots, AfterValidator(_rises)]
 
 
 def warmup_at(warmup: int | Knots, progress: float) -> float:
-    """r after so much progress: linear from (0, 0) through the knots, then held at the last one's.
+    """r at the given progress: linear from (0, 0) through the knots, constant after the last one.
 
     Args:
-        warmup: H, the paper's r = min(1, progress/H) with 0 for r = 1 throughout; or knots (length, r), of which one at
-            0 is where r starts.
+        warmup: H, the paper's r = min(1, progress/H), where 0 means r = 1 throughout; or knots (length, r), of which
+            one at length 0 is the initial r.
         progress: >= 0, in the unit of the lengths.
     """
     knots = warmup if isinstance(warmup, tuple) else ((warmup, 1.0),)
@@ -38,7 +38,7 @@ def warmup_at(warmup: int | Knots, progress: float) -> float:
 
 
 def scaled_warmup(warmup: int | Knots, factor: float) -> int | Knots:
-    """The same warm-up over lengths that are ``factor`` times as long."""
+    """The same warm-up with all lengths multiplied by `factor`."""
     if isinstance(warmup, tuple):
         return tuple((round(length * factor), r) for length, r in warmup)
     return round(warmup * factor)

@@ -1,1 +1,1 @@
-"""The base of all packages: configuration, devices, processes, files, errors."""
+"""The lowest layer of packages: configuration, devices, processes, files, errors."""

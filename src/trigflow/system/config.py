@@ -34,7 +34,7 @@ class Component:
 
 
 def _describe(error: ValidationError, where: str) -> str:
-    """The first complaint of pydantic as "where.key = value: message"."""
+    """The first error of pydantic as "where.key = value: message"."""
     first = error.errors(include_url=False)[0]
     path = ".".join(
         [where, *(str(part) for part in first["loc"])] if where else [str(p) for p in first["loc"]]
@@ -55,7 +55,7 @@ def validate(kind: type[T], value: object, where: str = "") -> T:
     """value as an instance of kind.
 
     Raises:
-        UserError: naming the key, its value and what is allowed.
+        UserError: value is not valid; names the key, its value and what is allowed.
     """
     try:
         return TypeAdapter(kind).validate_python(value)
@@ -64,7 +64,7 @@ def validate(kind: type[T], value: object, where: str = "") -> T:
 
 
 def to_json(config: object) -> dict[str, Any]:
-    """A configuration as plain JSON data; validate(type(config), ...) brings it back."""
+    """A configuration as plain JSON data; validate(type(config), ...) is the inverse."""
     data: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
     return data
 
@@ -86,7 +86,7 @@ def first_difference(one: object, other: object, path: str = "") -> str | None:
 
 
 def _import(name: str) -> Callable[..., Any]:
-    """The object that "package.module:Class" names; the working folder counts as a place to look."""
+    """The object that "package.module:Class" names; modules in the working directory are found as well."""
     module_name, _, attribute = name.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -102,19 +102,19 @@ def _import(name: str) -> Callable[..., Any]:
 
 
 def check_trusted(component: Component, what: str, source: object) -> None:
-    """Refuses code that only a file names: what comes from elsewhere is data and is not executed.
+    """Refuses a "package.module:Class" that a file names, since files are data and their code is not executed.
 
     Args:
-        component: as the file has it.
-        what: the key, for the error ("network").
+        component: the component in the file.
+        what: its key, for the error ("network").
         source: the file or folder.
 
     Raises:
-        UserError: it is a "package.module:Class".
+        UserError: the component is a "package.module:Class".
     """
     if ":" in component.name:
         raise UserError(
-            f"{source} names code of its own, {what} '{component.name}', which is not run by default: if you trust "
+            f"{source} needs the code of {what} '{component.name}', which is not run by default: if you trust "
             "it, use --trust-code (trust_code=True in Python)"
         )
 
@@ -123,7 +123,7 @@ def look_up(name: str, table: Mapping[str, Callable[..., Any]], what: str) -> Ca
     """The entry of the table, or the object that "package.module:Class" names.
 
     Raises:
-        UserError: neither exists.
+        UserError: there is no such entry or object.
     """
     if ":" in name:
         return _import(name)
@@ -183,8 +183,8 @@ def build(
         component: name and options.
         table: factories by name.
         what: the recipe's key, for errors ("network").
-        extra: arguments from outside the recipe (data_shape, ...); of these a "package.module:Class" gets those that it
-            names.
+        extra: arguments from outside the recipe (data_shape, ...); a "package.module:Class" gets those that are
+            parameters of its signature.
 
     Raises:
         UserError: unknown name or option, wrong type or range, an option that is missing.
@@ -245,7 +245,7 @@ def _call(factory: Callable[..., Any], arguments: dict[str, object], what: str) 
 
 
 def parse_value(text: str) -> Any:
-    """JSON where it is JSON (64, 1e-3, true, null, [1, 2], "quoted"), otherwise the text itself."""
+    """The value of valid JSON (64, 1e-3, true, null, [1, 2], "quoted"), otherwise the text itself."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):  # also a number of thousands of digits, or brackets without end
@@ -254,10 +254,10 @@ def parse_value(text: str) -> Any:
 
 @dataclass(frozen=True)
 class StartsFrom:
-    """Annotates a field of dictionaries by name: an override of a name that is not there starts from another field.
+    """Annotates a field that is a dictionary by name: an override of a new name starts from a copy of another field.
 
     Args:
-        field: the other one, beside it.
+        field: name of the other field, of the same dataclass.
     """
 
     field: str
@@ -354,8 +354,8 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
 
     >>> apply_overrides(recipe, ["train.batch=64", "network.channels=32", "network=mlp", "teacher=exact"])
 
-    Keys are paths of fields; below a component they are its options, and the component itself takes a name (another
-    name drops the options of the former one). Fields of text take it as it is typed, all others JSON.
+    Keys are paths of fields; below a component they are its options, and the component itself takes a name (a new
+    name removes the former options). Values of text fields are taken literally, all others as JSON.
 
     Raises:
         UserError: no "=", an unknown key, a value of a wrong type or out of range.
@@ -366,10 +366,10 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
 
 
 def with_options(names: Mapping[str, str | None], overrides: Sequence[str]) -> dict[str, Component | None]:
-    """Components by the key that their options stand under: {"data": "a.npz"}, ["data.key=images"].
+    """Components with options from overrides, by key: {"data": "a.npz"} and ["data.key=images"].
 
     Raises:
-        UserError: as apply_overrides; or options of what has no name.
+        UserError: as apply_overrides; or options of a component whose name is None.
     """
     for override in overrides:
         key = override.partition("=")[0].partition(".")[0]

@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""Devices and precision of computations."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def _available(name: str) -> bool:
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """The device for a name: "auto" is the first of cuda, mps, cpu that is there; "cuda:1" names one of several.
+    """The device of this name: "auto" is the first available of cuda, mps, cpu; "cuda:1" is one of several.
 
     Raises:
-        UserError: no such name, or this machine has no such device.
+        UserError: the name is unknown, or this machine has no such device.
     """
     return name if isinstance(name, torch.device) else _named(name)
 
@@ -52,9 +52,9 @@ _GOLDEN_LOW = (
 
 
 def generator_seed(seed: int) -> int:
-    """A seed in [0, 2^32) for torch's own generators, of which that of the CPU reads no more bits.
+    """A seed in [0, 2^32) for torch's own generators, since the CPU's uses only 32 bits.
 
-    A seed in that range stays; those that differ in their high word alone become different ones.
+    Seeds in that range are unchanged; seeds that differ only in the high 32 bits give different results.
 
     Args:
         seed: any int in [-2^63, 2^63).
@@ -63,7 +63,7 @@ def generator_seed(seed: int) -> int:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when a GPU has done all that it was asked for, so that a clock can be read."""
+    """Synchronises with a GPU, for timing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -78,10 +78,10 @@ def check_precision(precision: str) -> None:
 
 @contextmanager
 def true_float32() -> Iterator[None]:
-    """Products and convolutions of float32 within are taken in float32, and the caller's settings of torch come back.
+    """Switches TF32 off for matrix products and convolutions inside; on exit torch's settings are restored.
 
-    By default torch lets cuDNN's convolutions take TF32: from g most of F and its derivative cancels, and ten bits are
-    no float32. Also a decorator, of functions that are no generators.
+    By default torch allows TF32 in cuDNN's convolutions, whose ten bits are too few for g, in which most of F and its
+    derivative cancels. Also a decorator, but not of generator functions.
     """
     backends: Any = torch.backends
     places: list[Any] = [
@@ -107,9 +107,9 @@ def true_float32() -> Iterator[None]:
 
 
 def _settings_of_old() -> tuple[str | None, bool | None]:
-    """Of products and of convolutions, which torch's older interface keeps beside `fp32_precision`.
+    """The settings for products and convolutions in torch's older interface, which exists beside `fp32_precision`.
 
-    None: the caller has used the newer one, and what the older would say contradicts it: torch refuses to tell.
+    None: the caller has used the newer interface, with settings that the older cannot express.
     """
     try:
         products = torch.get_float32_matmul_precision()
@@ -124,7 +124,7 @@ def _settings_of_old() -> tuple[str | None, bool | None]:
 
 @contextmanager
 def generators_kept(device: torch.device) -> Iterator[None]:
-    """The generators of torch that a computation on the device draws from are in the end as they were."""
+    """Restores, on exit, the states of torch's generators that a computation on the device uses."""
     mps = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -135,11 +135,11 @@ def generators_kept(device: torch.device) -> Iterator[None]:
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Begin those of `generators_kept` with a seed, and no others (torch.manual_seed begins that of every device).
+    """Seeds the generators of `generators_kept`, and no others (torch.manual_seed seeds those of every device).
 
     Args:
         seed: any int in [-2^63, 2^63).
-        device: of the computation.
+        device: device of the computation.
     """
     seed = generator_seed(seed)
     torch.default_generator.manual_seed(seed)
@@ -151,12 +151,10 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 def products_in(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Matrix products and convolutions within are taken in this precision, by torch.autocast.
-
-    Weights keep theirs, and so does what is computed of tensors that come from elsewhere.
+    """Matrix products and convolutions inside have this precision, by torch.autocast; weights stay in float32.
 
     Raises:
-        UserError: no such precision.
+        UserError: the precision is unknown.
     """
     check_precision(precision)
     if precision == "float32":
@@ -165,10 +163,10 @@ def products_in(precision: Precision, device: torch.device) -> AbstractContextMa
 
 
 def autocast_is_on(device: torch.device) -> bool:
-    """Whether products on the device are taken in half precision; never on "meta", which autocast does not know."""
+    """Whether products on the device are in half precision; never on "meta", which autocast does not support."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """What is computed within keeps the precision of its operands."""
+    """Switches autocast off: operations inside have the precision of their operands."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

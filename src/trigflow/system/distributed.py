@@ -1,4 +1,4 @@
-"""Several processes as one run: the processes that torchrun started, their messages, sharded tensors.
+"""Several processes as one run: the processes that torchrun started, their communication, sharded tensors.
 
 A single process is a World of size 1, where every function here is the identity and torch.distributed is not used.
 """
@@ -24,8 +24,8 @@ from trigflow.system.errors import LostProcess, OwnMistake, UserError, did_you_m
 Strategy = Literal["fsdp", "hsdp", "ddp"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
-# How long a process waits for the first one, which scores and writes for all. A process that ends is noticed at once,
-# by its closed connection; a machine that loses its power is not.
+# How long a process waits for the main process, which scores and writes for all. A process that ends is noticed at
+# once, by its closed connection; a machine that loses its power is not.
 PATIENCE = timedelta(hours=3)
 
 
@@ -36,9 +36,9 @@ class World:
     Attributes:
         rank: number of this process; 0 is the main process, which writes files and prints.
         size: number of processes.
-        device: where this process computes.
-        mesh: of the processes, "replicate" x "shard" or "shard" alone; None for a single process.
-        messages: of small tensors on the CPU.
+        device: the device of this process.
+        mesh: the device mesh, "replicate" x "shard" or "shard" only; None for a single process.
+        messages: the process group for small tensors on the CPU.
     """
 
     rank: int = 0
@@ -56,7 +56,7 @@ class World:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process; all must ask."""
+        """Whether the flag is true in any process; called by all processes."""
         return flag if self.is_single else bool(self._reduced(torch.tensor(int(flag)), dist.ReduceOp.MAX))
 
     def total(self, values: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class World:
         return values if self.is_single else self._reduced(values, dist.ReduceOp.MAX).to(values.device)
 
     def joined(self, part: Tensor) -> Tensor:
-        """The parts of all processes, one behind the other, on the CPU; all must be of one shape."""
+        """The parts of all processes, concatenated in the order of ranks, on the CPU; all must have the same shape."""
         if self.is_single:
             return part.cpu()
         own = part.detach().cpu().contiguous()
@@ -77,9 +77,9 @@ class World:
         return torch.cat(parts)
 
     def share(self, items: Tensor) -> Tensor:
-        """This process's part of items that all know, as many as the others have: the last items may repeat the last.
+        """This process's share of items that all processes have; shares have equal length, by repeating the last item.
 
-        `joined` puts results in the order of the items, those of the repeated ones at the end.
+        `joined` concatenates results in the order of the items, followed by those of the repeated item.
         """
         if self.is_single:
             return items
@@ -88,11 +88,11 @@ class World:
         return items[places.clamp(max=len(items) - 1)]
 
     def first_text(self, text: str) -> str:
-        """The text of the main process, in all."""
+        """The text of the main process, in all processes."""
         return text if self.is_single else self._text(text, 0)
 
     def first_names(self, names: list[str]) -> list[str]:
-        """Those of the main process, in all: a folder that machines share may not be listed alike by each."""
+        """The names of the main process, in all processes: machines may list a shared folder differently."""
         found: list[str] = json.loads(self.first_text(json.dumps(names)))
         return found
 
@@ -103,9 +103,9 @@ class World:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """What any process may fail in, without a word to the others inside: all go on, or all raise one UserError.
+        """If a process raises a UserError inside, all processes raise it; no communication is allowed inside.
 
-        It is that of the first process that failed.
+        If several fail, it is the error of the one with the lowest rank.
         """
         own: UserError | None = None
         try:
@@ -123,7 +123,7 @@ class World:
             raise own if own and first == self.rank else UserError(text)
 
     def by_first(self, work: Callable[..., object], *arguments: Any) -> None:
-        """Work of the main process alone; all wait for it, and where it fails, all raise its UserError."""
+        """Runs work in the main process only; all wait for it, and raise its UserError if it fails."""
         with self.together():
             if self.is_main:
                 work(*arguments)
@@ -147,15 +147,15 @@ SINGLE_PROCESS = World()
 
 @contextlib.contextmanager
 def open_world(device: str | torch.device = "auto", strategy: Strategy | None = None) -> Iterator[World]:
-    """The processes that torchrun has started; a World of size 1 where there is no torchrun, or just one process.
+    """The processes that torchrun has started; a World of size 1 without torchrun, or with just one process.
 
     Args:
-        device: where to compute; of several CUDA devices each process of a machine takes its own.
-        strategy: how networks lie on the processes: "fsdp" (the default) shards them over all, "hsdp" over those of a
-            machine, "ddp" gives each a whole one.
+        device: the device for computing; with several CUDA devices each process of a machine takes its own.
+        strategy: layout of the networks: "fsdp" (the default) shards them over all processes, "hsdp" over those of
+            each machine, "ddp" replicates them in each process.
 
     Raises:
-        UserError: a strategy without torchrun, or no such device.
+        UserError: a strategy is given without torchrun, or there is no such device.
         LostProcess: another process ended while this one waited for it.
     """
     if strategy is not None and strategy not in STRATEGIES:
@@ -180,7 +180,7 @@ def open_world(device: str | torch.device = "auto", strategy: Strategy | None = 
 
 
 def _own_device(device: str | torch.device) -> torch.device:
-    """Of this process; MPS is one device, which several processes cannot share."""
+    """The device of this process; MPS is one device, which several processes cannot share."""
     place = resolve_device(device)
     if place.type == "mps":
         if device != "auto":
@@ -195,7 +195,7 @@ def _own_device(device: str | torch.device) -> torch.device:
 
 
 def _mesh(world: World, strategy: Strategy) -> Any:
-    """DDP is the case of shards of one process; full sharding that of no replicas, as on one machine."""
+    """In DDP each shard group is one process; in FSDP there are no replicas, like HSDP on one machine."""
     from torch.distributed.device_mesh import init_device_mesh
 
     size, device = world.size, world.device
@@ -207,7 +207,7 @@ def _mesh(world: World, strategy: Strategy) -> Any:
     return init_device_mesh(device.type, (size // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
-# What gloo and NCCL say when the other side has gone.
+# The error messages of gloo and NCCL after another process has ended.
 _LOST = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
     *("Socket Timeout", "Timed out waiting", "recvValue failed", "sendBytes failed"),
@@ -216,13 +216,13 @@ _LOST = (
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether it says that another process has gone; what else goes wrong between processes is told as it is."""
+    """Whether the error means that another process has ended; other errors of communication are not changed."""
     return isinstance(error, dist.DistNetworkError) or any(words in str(error) for words in _LOST)
 
 
 @contextlib.contextmanager
 def _told_of_a_lost_process() -> Iterator[None]:
-    """The errors of a connection whose other side has ended, as one line."""
+    """Turns errors of a lost connection to another process into a LostProcess."""
     try:
         yield
     except BaseException as error:
@@ -230,8 +230,8 @@ def _told_of_a_lost_process() -> Iterator[None]:
         if not isinstance(error, RuntimeError | dist.DistError) or not is_lost_connection(error):
             raise
         raise LostProcess(
-            f"another process of the run has ended, so process {launch.place('RANK', 0)} exits, too; what was "
-            "saved is not lost: add --resume to the same command to continue a training"
+            f"another process of the run has ended, so process {launch.place('RANK', 0)} exits, too; saved "
+            "checkpoints are not lost: add --resume to the same command to continue a training"
         ) from error
 
 
@@ -239,31 +239,31 @@ def _told_of_a_lost_process() -> Iterator[None]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is one of all processes, of which each holds a part (or, replicated, the whole)."""
+    """Whether it is a distributed tensor, of which each process holds a shard (or, if replicated, the whole)."""
     return hasattr(tensor, "device_mesh")
 
 
 @torch.no_grad()
 def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of it, in the same memory; of a plain tensor all."""
+    """This process's shard, in the same memory; a plain tensor itself."""
     part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return part
 
 
 @torch.no_grad()
 def all_finite(tensor: Tensor) -> bool:
-    """Whether all of its numbers are; of one in shards all processes ask, and have one answer."""
+    """Whether all elements are finite; for a sharded tensor called by all processes, with the same result."""
     finite = tensor.isfinite().all()
     return bool(finite.full_tensor() if is_sharded(finite) else finite)  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor, as this process's part of one that lies on the processes as `like` does.
+    """The tensor in the layout of `like`, sharded or plain.
 
     Args:
-        tensor: this process's part, of its shape; or the whole, which every process has; or in such parts already.
-        like: of the wanted layout; plain: the whole is wanted.
+        tensor: this process's shard; or the whole tensor, the same in every process; or already in this layout.
+        like: a tensor of the wanted layout.
     """
     if not is_sharded(like):
         return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
@@ -281,7 +281,7 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The whole tensors on the CPU, in the main process; nothing in the others. All must ask."""
+    """The whole tensors on the CPU, in the main process; empty in the others. Called by all processes."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         full: Tensor = tensor.detach()

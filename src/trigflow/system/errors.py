@@ -33,10 +33,10 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def must_be_whole(**values: int) -> None:
-    """Of numbers by their names, which may be NumPy's.
+    """Checks that the named values are integers, possibly NumPy's.
 
     Raises:
-        UserError: one is not whole.
+        UserError: one is not an integer.
     """
     for name, value in values.items():
         try:
@@ -46,5 +46,5 @@ def must_be_whole(**values: int) -> None:
 
 
 def printable(text: str) -> str:
-    """Names that come from files, made safe for a terminal: control characters are shown as escapes."""
+    """Text from files made safe for a terminal: control characters are replaced by escape sequences."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

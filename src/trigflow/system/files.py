@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from trigflow.system.errors import UserError
 
-LOCK = ".lock"  # in a folder that one process at a time writes
+LOCK = ".lock"  # in a folder that only one process may write at a time
 
 _UNSUSPECTED_BYTES, _MOST_PACKED = 2**28, 250
 
@@ -32,7 +32,7 @@ def clear_os_errors(action: str, path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when it is left without an error, flushed to the disk; else it is gone.
+    """A temporary file that replaces `path`, flushed to disk, if the block ends without an error; else it is removed.
 
     Raises:
         OSError: no space, no permission, no such folder.
@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing.
+    """Writes a file atomically.
 
     Raises:
         UserError: no space, no permission, no such folder.
@@ -60,7 +60,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder last (Windows keeps no handle of a folder: there the rename alone must do)."""
+    """Flushes a folder, and so renames in it, to disk (not on Windows, which has no handles of folders)."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -71,15 +71,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Indented JSON, atomically."""
+    """Writes indented JSON, atomically."""
     write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """JSON data.
+    """Reads JSON data.
 
     Raises:
-        UserError: no such file, or not JSON.
+        UserError: the file cannot be read, or is not JSON.
     """
     with clear_os_errors("read", path):
         content = path.read_bytes()
@@ -90,7 +90,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """In hexadecimal digits.
+    """The SHA-256 of a file, in hexadecimal digits.
 
     Raises:
         UserError: it cannot be read.
@@ -101,10 +101,10 @@ def sha256_of(path: Path) -> str:
 
 
 def must_be_regular(path: Path) -> None:
-    """What is there, if anything: the read of a pipe or a device may never end.
+    """Checks that a path, if it exists, is a regular file: reading a pipe or a device may never end.
 
     Raises:
-        UserError: it is no file of the disk.
+        UserError: it is not a regular file.
     """
     with clear_os_errors("read", path):
         if path.exists() and not path.is_file():
@@ -112,12 +112,12 @@ def must_be_regular(path: Path) -> None:
 
 
 def is_bomb(size: int, packed: int) -> bool:
-    """Whether `packed` bytes claim to hold so much that they were made to fill the memory (deflate packs 1000 to 1)."""
+    """Whether `packed` bytes that decompress to `size` bytes are a decompression bomb (deflate reaches 1000 to 1)."""
     return size > _UNSUSPECTED_BYTES and size > _MOST_PACKED * packed
 
 
 def make_folder(path: Path) -> None:
-    """The folder and those above it.
+    """Makes a folder, and those above it.
 
     Raises:
         UserError: it cannot be made.
@@ -127,7 +127,7 @@ def make_folder(path: Path) -> None:
 
 
 def must_be_folder(path: Path) -> None:
-    """Of a folder, there already or to be made.
+    """Checks that a path is a folder, or does not exist.
 
     Raises:
         UserError: it is a file.
@@ -137,10 +137,10 @@ def must_be_folder(path: Path) -> None:
 
 
 def must_be_writable(path: Path) -> None:
-    """Of a folder, there already or to be made, before the work whose results it is to hold.
+    """Checks that files can be written into a folder, existing or to be made, before long work is started.
 
     Raises:
-        UserError: it is a file, or lies below one, or nothing may be written there.
+        UserError: it is a file, or below a file, or there is no permission.
     """
     with clear_os_errors("write", path):
         nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
@@ -152,25 +152,25 @@ def must_be_writable(path: Path) -> None:
 
 
 def must_be_new(path: Path) -> None:
-    """Of what is made as a whole.
+    """Checks that a path does not exist.
 
     Raises:
-        UserError: there is something of that name.
+        UserError: it exists.
     """
     if path.exists():
         raise UserError(f"{path} already exists: choose another --out, or remove it")
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of that name is what a killed start may leave: the lock, or a half-written file."""
+    """Whether a killed process may have left a file of this name: the lock, or an incomplete temporary file."""
     return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def is_occupied(path: Path, but: Callable[[str], bool] = lambda name: False) -> bool:
-    """Whether there is a folder with something in it, other than what `but` names.
+    """Whether the folder exists and has entries other than those for which `but` is true.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the folder cannot be read.
     """
     with clear_os_errors("read", path):
         return path.is_dir() and any(not but(entry.name) for entry in path.iterdir())
@@ -178,14 +178,14 @@ def is_occupied(path: Path, but: Callable[[str], bool] = lambda name: False) -> 
 
 @contextlib.contextmanager
 def locked(path: Path, complaint: str) -> Iterator[None]:
-    """Holds a lock until the block ends, or the process, however it ends.
+    """Holds a lock until the block or the process ends, also if it is killed.
 
     Args:
-        path: of the lock, a file that may stay.
-        complaint: where another process holds it.
+        path: path of the lock file, which is not removed.
+        complaint: the error message if another process holds the lock.
 
     Raises:
-        UserError: the complaint; or the file cannot be written.
+        UserError: another process holds the lock, or the file cannot be written.
     """
     from filelock import FileLock, Timeout  # not with `--help`, which needs none
 

@@ -1,4 +1,4 @@
-"""The place of this process among those that torchrun has started, from its environment; without PyTorch."""
+"""The rank of this process among those that torchrun has started, from the environment, without PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trigflow.system.errors import UserError
 
 
 def place(name: str, alone: int) -> int:
-    """One of RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun sets them; `alone` without torchrun.
+    """The value of RANK, WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE, set by torchrun; `alone` without torchrun.
 
     Raises:
         UserError: it is no number, or torchrun's other variables are missing.
@@ -29,9 +29,9 @@ def is_launched() -> bool:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that speaks; a single process always is.
+    """Whether this is the main process, which prints and writes files; a single process always is.
 
-    So is one that has a RANK, as the shells of a cluster's containers do, but no LOCAL_RANK, which launchers set.
+    So is a process with RANK, which the shells of a cluster's containers have, but without LOCAL_RANK of a launcher.
     """
     rank = os.environ.get("RANK", "")
     return not is_launched() or "LOCAL_RANK" not in os.environ or not rank.isdecimal() or int(rank) == 0

@@ -1,4 +1,4 @@
-"""The machine and the versions that a measurement was taken with."""
+"""The machine and the software versions of a measurement."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name, as the system gives it."""
+    """The name of the processor, from the operating system."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -18,7 +18,7 @@ class StopRequest:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)  # a second one does not wait
+            signal.signal(number, signal.default_int_handler)  # a second Ctrl-C stops at once
         # A second SIGTERM is the same request: schedulers send one to each process, and torchrun, too.
 
 
@@ -39,13 +39,13 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def interrupt_with_resume_hint() -> Iterator[None]:
-    """Ctrl-C and SIGTERM before (and after) the loop, which has its own way, stop at once, with a line that helps."""
+    """Ctrl-C and SIGTERM stop at once, with a message about --resume; for the time before and after the loop."""
     in_main = threading.current_thread() is threading.main_thread()
     former = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:
         yield
     except KeyboardInterrupt as stop:
-        text = "stopped; what was saved is not lost: add --resume to the same command to continue"
+        text = "stopped; saved results are not lost: add --resume to the same command to continue"
         raise KeyboardInterrupt(str(stop) or text) from None
     finally:
         if in_main:

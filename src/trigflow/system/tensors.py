@@ -1,4 +1,4 @@
-"""Tensors and their state in one safetensors file, with a digest of all; tensors by name into modules."""
+"""Tensors and JSON state in one safetensors file with a digest; loading of tensors into modules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def tensors_digest(tensors: Tensors, state: str = "") -> str:
-    """SHA-256 of names, types, shapes and bytes of tensors, and of a text."""
+    """The SHA-256 of the names, dtypes, shapes and bytes of tensors, and of a text."""
     digest = hashlib.sha256(state.encode())
     for name in sorted(tensors):
         array = tensors[name].detach().cpu().contiguous()
@@ -34,7 +34,7 @@ def tensors_digest(tensors: Tensors, state: str = "") -> str:
 
 
 def _unshared(tensors: Tensors) -> dict[str, Tensor]:
-    """On the CPU, each in a storage of its own: safetensors refuses weights that two modules share."""
+    """The tensors on the CPU, each in its own storage: safetensors refuses weights that two modules share."""
     seen: set[int] = set()
     stored = {}
     for name, tensor in tensors.items():
@@ -46,7 +46,7 @@ def _unshared(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def write_state(path: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
-    """Tensors and JSON data in one file that knows its own digest."""
+    """Writes tensors and JSON data into one file that contains its digest, atomically."""
     stored = _unshared(tensors)
     text = json.dumps(state)
     # The order of several entries is left to chance: models, which have no state, are to be the same byte for byte.
@@ -56,14 +56,14 @@ def write_state(path: Path, tensors: Tensors, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What write_state wrote.
+    """Reads what write_state wrote.
 
     Args:
-        path: of the file.
-        own: False: tensors that others wrote, without a state and a digest, are taken as they are.
+        path: path of the file.
+        own: False: also accept safetensors files of other programs, without a state and a digest.
 
     Raises:
-        DamagedFile: the file is truncated, is no such file, or its digest is wrong.
+        DamagedFile: the file is truncated, is not of this format, or its digest is wrong.
         UserError: it cannot be read.
     """
     with clear_os_errors("read", path):
@@ -86,12 +86,12 @@ def read_state(path: Path, own: bool = True) -> tuple[dict[str, Tensor], dict[st
 
 
 def prefixed(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
-    """Tensors of a part of the state, under names of their own."""
+    """The tensors with a prefix before their names."""
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def below(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    """The inverse of `prefixed`."""
+    """The tensors whose names have the prefix, without it: the inverse of `prefixed`."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -101,10 +101,10 @@ def load_tensors(module: nn.Module, tensors: Tensors, source: str) -> None:
     Args:
         module: parameters and buffers to fill.
         tensors: by name, exactly those of the module's state_dict.
-        source: whence they come, for the error.
+        source: where they come from, for the error.
 
     Raises:
-        UserError: naming the first tensor that is missing, superfluous, of another shape or kind, or not finite.
+        UserError: a tensor is missing, superfluous, of another shape or dtype, or not finite; names the first.
     """
     wanted = module.state_dict()
     _check_tensors(wanted, tensors, source, "network")
@@ -125,7 +125,7 @@ def _check_tensors(wanted: Tensors, tensors: Tensors, source: str, what: str) ->
 
 
 def check_numbers(name: str, tensor: Tensor, wanted: Tensor, source: str) -> None:
-    """Raises a UserError unless the tensor holds numbers of the wanted kind, finite ones where those have fractions."""
+    """Raises a UserError unless the tensor has the wanted kind of dtype and, if floating point, is finite."""
     if tensor.dtype != wanted.dtype and not {tensor.dtype, wanted.dtype} <= _FLOATS:
         types = f"'{name}' holds {tensor.dtype} in place of {wanted.dtype}"
         raise UserError(f"{source} is damaged or foreign: {types}")
@@ -136,10 +136,10 @@ def check_numbers(name: str, tensor: Tensor, wanted: Tensor, source: str) -> Non
 
 
 def load_average(average: dict[str, Tensor], tensors: Tensors, source: str) -> None:
-    """Copies into each tensor of an average the one of the same name.
+    """Copies tensors into the tensors of an average, by name.
 
     Raises:
-        UserError: naming the first tensor that is missing, superfluous, of another shape or kind, or not finite.
+        UserError: a tensor is missing, superfluous, of another shape or dtype, or not finite; names the first.
     """
     _check_tensors(average, tensors, source, "average")
     for name, tensor in average.items():

@@ -1,4 +1,4 @@
-"""Comparable times: timed calls are interleaved, so that a busy moment of the machine affects all alike."""
+"""Comparable times: timed calls are interleaved, so that other load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Name = TypeVar("Name", bound=Hashable)
 def time_in_turn(
     calls: Mapping[Name, Callable[[int], object]], rounds: int, after: Callable[[], object] = lambda: None
 ) -> dict[Name, list[float]]:
-    """Seconds of each call, a value of each round; a round before them warms up and is not counted.
+    """The seconds of each call in each round, after a warm-up round that is not counted.
 
     Args:
-        calls: by name, each given the number of the round, 0 in the one that warms up. Work that a GPU was asked for
-            they must wait for.
-        rounds: >= 1.
-        after: done after each call, its time not taken.
+        calls: functions by name, called with the number of the round, 0 in the warm-up round. They must synchronise
+            with the GPU.
+        rounds: number of timed rounds, >= 1.
+        after: called after each call, not timed.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in calls}
     for number in range(1 + rounds):

@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a training run. Nothing is written here, so a mistake leaves nothing behind."""
+"""Builds the parts of a training run from a recipe. No files are written here, so an error leaves none behind."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from trigflow.training.sharding import shard
 
 @dataclass(frozen=True)
 class RunParts:
-    """What the loop needs.
+    """The parts of a training run, as the loop needs them.
 
     Args:
-        dataset: on the device.
-        objective: what is minimised.
-        nets: all networks by name: the trained ones, their "target", the "teacher" and its "guide" where wanted.
-        card: describes the model that comes out.
-        teacher: the teacher as a model to sample from, with its guide, where it is one and not a closed form.
-        flow_map_error: measures a student where the truth is known and the recipe asks for it.
+        dataset: the training data, on the device.
+        objective: the training objective.
+        nets: all networks by name: the trained ones and, where the objective uses them, "target", "teacher", "guide".
+        card: the card of the trained model.
+        teacher: the teacher as a model to sample from, with its guide; None without a teacher, or with teacher=exact.
+        flow_map_error: measures the student's error, if the exact flow map is known and the recipe requests it.
     """
 
     dataset: Dataset
@@ -54,15 +54,15 @@ class RunParts:
     flow_map_error: FlowMapError | None = None
 
     def model(self, precond: TrigFlowPrecond) -> Model:
-        """What comes out of the training, with these weights."""
+        """The trained model with these weights."""
         return Model(precond, self.dataset.codec, self.card, decoder=self.dataset.decoder)
 
 
 def assemble(recipe: Recipe, device: torch.device, world: World = SINGLE_PROCESS) -> RunParts:
-    """Builds and checks everything; of several processes, each has its share of the networks' weights.
+    """Builds and checks all parts; with several processes, each holds its shard of the networks' weights.
 
     Raises:
-        UserError: anything in the recipe that does not exist, does not fit, or is missing.
+        UserError: something in the recipe does not exist, does not fit, or is missing.
     """
     with world.together():
         parts = _built(recipe, device, blank=not world.is_main)
@@ -211,12 +211,12 @@ def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset, blank: bool
 
 
 def _check_guidance(name: str, teacher: Model | None, scale: float | tuple[float, float]) -> None:
-    """A guided teacher must know the null label from its own training."""
+    """Checks that a guided teacher was trained with the null label."""
     if scale == 1:
         return
     setting = f"objective.guidance_scale = {scale_in_words(scale)}"
     if teacher is None or teacher.num_classes == 0:
-        raise UserError(f"{setting}: the teacher '{name}' knows no classes")
+        raise UserError(f"{setting}: the teacher '{name}' has no classes")
     if teacher.card.label_dropout == 0:
         raise UserError(
             f"{setting}: the teacher '{name}' never saw the null label; train it with "
@@ -225,7 +225,7 @@ def _check_guidance(name: str, teacher: Model | None, scale: float | tuple[float
 
 
 def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
-    """The model that guides the teacher in the place of its null label."""
+    """The model that guides the teacher in place of its null label."""
     if recipe.guide is None:
         return None
     if not objective.needs_teacher:
@@ -240,11 +240,11 @@ def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
 
 
 def _check_sampling(model: Model, objective: Objective) -> None:
-    """Whether the model will be able to do what sampling.guidance_scale asks for, in its grids and by default."""
+    """Checks that the model can be sampled with sampling.guidance_scale, in its grids and by default."""
     own, distilled = model.card.sampling.guidance_scale, guidance_scale(objective)
     if own != 1 and distilled != 1 and model.guidance_range is None:
         raise UserError(
-            f"sampling.guidance_scale = {own:g}: the student has its teacher's guidance inside, "
+            f"sampling.guidance_scale = {own:g}: the student is distilled from a guided teacher, "
             f"objective.guidance_scale = {scale_in_words(distilled)}, and would be guided twice; set it to 1"
         )
     try:
@@ -254,7 +254,7 @@ def _check_sampling(model: Model, objective: Objective) -> None:
 
 
 def _check_fit(other: Model, recipe: Recipe, dataset: Dataset) -> None:
-    """Whether another model lives on the same data."""
+    """Checks that another model has the same data shape, classes, sigma_data and codec."""
     card = other.card
     kinds, autoencoders = zip(*map(_kind_of_codec, (other.codec, dataset.codec)), strict=True)
     pairs = {
@@ -272,7 +272,7 @@ def _check_fit(other: Model, recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _kind_of_codec(codec: Codec) -> tuple[str, str | None]:
-    """Its name, and the digest of the autoencoder that its latents are of."""
+    """Its name, and the digest of the autoencoder of its latents."""
     name = next(name for name, kind in CODECS.items() if type(codec) is kind)
     return name, getattr(codec, "autoencoder", None)
 

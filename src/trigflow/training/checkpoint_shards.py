@@ -1,7 +1,7 @@
-"""The checkpoint of a run of several processes: a folder into which each writes its own parts.
+"""The checkpoint of a run of several processes: a folder into which each process writes its shards.
 
-The parts are PyTorch's distributed checkpoint in safetensors, so any number of processes can read them, and nothing is
-pickled. Beside them stands state.json: the rest of the state, and the digests of all files.
+The shards are PyTorch's distributed checkpoint in safetensors, so any number of processes can read them, and nothing is
+pickled. The folder also has state.json: the rest of the state, and the digests of all files.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ STATE = "state.json"
 
 
 def write_shards(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], world: World) -> None:
-    """Write tensors and JSON data into a folder, atomically; called by all processes.
+    """Writes tensors and JSON data into a folder, atomically; called by all processes.
 
     Args:
-        path: of the folder, in one that all processes see.
-        tensors: those that are in no parts are written by the main process.
-        state: the rest.
+        path: path of the folder, on a file system that all processes share.
+        tensors: tensors by name; the main process writes those that are not sharded.
+        state: the JSON data.
         world: the processes.
 
     Raises:
@@ -68,7 +68,7 @@ def _begin(temporary: Path) -> None:
 
 
 def _finish(temporary: Path, path: Path, content: dict[str, Any]) -> None:
-    """The files become a checkpoint once their digests lie beside them, all at once."""
+    """Writes state.json with the digests and renames the folder, which makes it a complete checkpoint."""
     write_json(temporary / STATE, {**content, "sha256": _digest_of(content)})
     with clear_os_errors("write", path):
         remove(path)
@@ -77,11 +77,11 @@ def _finish(temporary: Path, path: Path, content: dict[str, Any]) -> None:
 
 
 def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what write_shards wrote; each process gets its parts, laid out as the weights of a sharded network.
+    """Reads what write_shards wrote; each process gets its shards, laid out as the weights of a sharded network.
 
     Raises:
-        DamagedFile: a file is missing or was changed; in all processes.
-        UserError: it cannot be read, or there are other files of weights in the folder.
+        DamagedFile: a file is missing or was changed; raised in all processes.
+        UserError: it cannot be read, or there are other safetensors files in the folder.
     """
     content: dict[str, Any] = {}
     with world.together():
@@ -104,7 +104,7 @@ def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, 
     }
     try:
         with warnings.catch_warnings():
-            # It takes a single process for a mistake.
+            # torch warns about a single process.
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             load(tensors, storage_reader=reader, process_group=world.messages, no_dist=world.is_single)
     except CheckpointException as error:
@@ -113,7 +113,7 @@ def read_shards(path: Path, world: World) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def remove(path: Path) -> None:
-    """The folder or file, if it is there."""
+    """Removes the folder or file, if it exists."""
     if path.is_dir():
         with clear_os_errors("remove", path):
             shutil.rmtree(path)
@@ -148,7 +148,7 @@ def _digests(files: list[Path], world: World) -> list[str]:
 
 
 def _blank(shape: tuple[int, ...], dtype: torch.dtype, world: World) -> Tensor:
-    """To be read into: as fully_shard lays out weights (their rows over the shards, the same in each replica)."""
+    """A tensor to read into, laid out as by fully_shard (rows over the shards, the same in each replica)."""
     if world.is_single or not shape or not dtype.is_floating_point:
         return torch.empty(shape, dtype=dtype)
     from torch.distributed.tensor import Replicate, Shard

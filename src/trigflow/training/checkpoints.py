@@ -1,4 +1,4 @@
-"""The newest checkpoints of a run: files of a single process, folders of several; any number can resume from them."""
+"""The newest checkpoints of a run: a file each with one process, a folder with several; any number can resume."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class CheckpointFolder:
     """The newest checkpoints of a run.
 
     Args:
-        folder: where they lie.
-        keep: how many to keep.
+        folder: the folder with the checkpoints.
+        keep: number of checkpoints to keep.
     """
 
     folder: Path
     keep: int = 3
 
     def paths(self) -> list[Path]:
-        """All of them, the newest first."""
+        """All checkpoints, the newest first."""
         return sorted(self.folder.glob("nimg-*"), key=lambda path: path.name, reverse=True)
 
     def save(
@@ -39,7 +39,7 @@ class CheckpointFolder:
         state: Mapping[str, Any],
         world: World = SINGLE_PROCESS,
     ) -> Path:
-        """Write one; remove the oldest beyond `keep`, and incomplete ones of a killed run."""
+        """Writes a checkpoint; removes the oldest beyond `keep`, and incomplete ones of a killed run."""
         name = f"nimg-{nimg:012d}"
         if world.is_single:
             path = self.folder / f"{name}.safetensors"
@@ -58,12 +58,12 @@ class CheckpointFolder:
     def load_newest(
         self, note: Callable[[str], object] = print, world: World = SINGLE_PROCESS
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest intact checkpoint, or None if there is none; damaged ones are reported to `note`.
+        """The newest intact checkpoint, or None if there is none; damaged ones are reported by `note`.
 
-        Of several processes, all read the file of a single process; of a folder each reads its parts.
+        With several processes, each reads the whole of a file, or its shards of a folder.
 
         Raises:
-            UserError: there are some, but all are damaged.
+            UserError: all checkpoints are damaged.
         """
         paths = [self.folder / name for name in world.first_names([path.name for path in self.paths()])]
         for path in paths:

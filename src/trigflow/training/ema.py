@@ -1,4 +1,4 @@
-"""Averages of the weights over a run: power-function EMA with post-hoc reconstruction, and half-life EMA.
+"""Averages of the weights over training: power-function EMA with post-hoc reconstruction, and half-life EMA.
 
 Power-function EMA: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models"
 (EDM2, arXiv 2312.02696), section 3 and Appendix C.
@@ -23,13 +23,13 @@ RAMPUP_RATIO = 0.05
 
 
 class EMA(Protocol):
-    """One or more running averages of one network."""
+    """One or more running averages of a network's weights."""
 
     names: tuple[str, ...]
     averages: tuple[Tensors, ...]
 
     def update(self, net: nn.Module, nimg: int, batch: int) -> None:
-        """Takes in the weights after a step of `batch` images that ended at `nimg` images."""
+        """Updates the averages with the weights after a step of `batch` images that ended at `nimg` images."""
 
 
 def gamma_from_std(ema_std: float) -> float:
@@ -39,7 +39,7 @@ def gamma_from_std(ema_std: float) -> float:
     (gamma + 2)^2 (gamma + 3) - (gamma + 1) / sigma_rel^2.
 
     Args:
-        ema_std: in (0, 0.2886), from a very short average to the mean of all weights.
+        ema_std: relative standard deviation in (0, 0.2886), from a very short average to the mean of all weights.
     """
     square = ema_std**-2
     roots = np.roots([1, 7, 16 - square, 12 - square])
@@ -73,11 +73,11 @@ def _lerp(average: Tensors, net: nn.Module, beta: float) -> None:
 
 
 class PowerEMA:
-    """Power-function EMA: the weight at time tau has the share tau^gamma, so the average widens as the run goes on.
+    """Power-function EMA: the share of the weights at time tau is proportional to tau^gamma, so its length grows.
 
     Args:
-        net: the network whose weights are averaged; they are the averages' first value.
-        ema_std: one relative standard deviation for each average.
+        net: the network whose weights are averaged; the averages start with its weights.
+        ema_std: the relative standard deviation of each average.
     """
 
     def __init__(self, net: nn.Module, ema_std: Sequence[float]) -> None:
@@ -93,11 +93,11 @@ class PowerEMA:
 
 
 class HalfLifeEMA:
-    """Exponential average in which an old weight loses half of its share every halflife_nimg images.
+    """Exponential moving average with a half-life of halflife_nimg images.
 
     Args:
-        net: the network whose weights are averaged; they are the average's first value.
-        halflife_nimg: in images.
+        net: the network whose weights are averaged; the average starts with its weights.
+        halflife_nimg: half-life in images.
         rampup_ratio: the half-life is at most this share of the images seen; None switches it off.
     """
 
@@ -116,9 +116,9 @@ class HalfLifeEMA:
 
 @torch.no_grad()
 def update_target(target: nn.Module, net: nn.Module, halflife_nimg: float, nimg: int, batch: int) -> None:
-    """Takes net's weights, after a step of `batch` images that ended at nimg, into a target network's average of them.
+    """Updates a target network, an EMA of net's weights, after a step of `batch` images that ended at nimg images.
 
-    As in HalfLifeEMA, the half-life is at most a twentieth of the images seen.
+    The half-life is at most a twentieth of the images seen.
     """
     _lerp(dict(target.state_dict()), net, half_life_beta(halflife_nimg, RAMPUP_RATIO, nimg, batch))
 
@@ -128,12 +128,12 @@ def update_target(target: nn.Module, net: nn.Module, halflife_nimg: float, nimg:
 
 @dataclass(frozen=True)
 class EMASnapshot:
-    """A power-function average as it stood at one moment of the run.
+    """A power-function average at one time of the run.
 
     Args:
         nimg: images seen.
         ema_std: relative standard deviation of the average.
-        tensors: its weights.
+        tensors: the averaged weights.
     """
 
     nimg: int
@@ -155,14 +155,15 @@ def profile_product(nimg_a: float, gamma_a: float, nimg_b: float, gamma_b: float
 
 
 def post_hoc_weights(stored: Sequence[tuple[int, float]], ema_std: float, nimg: int) -> np.ndarray:
-    """Shares of the stored averages whose sum is closest in the L2 sense to the wanted one.
+    """The coefficients of the stored averages whose linear combination is closest, in L2, to the wanted average.
 
     Args:
         stored: (nimg, ema_std) of each snapshot.
-        ema_std, nimg: of the wanted average.
+        ema_std, nimg: length and time of the wanted average.
 
     Returns:
-        One share for each snapshot, float64, together 1: a least-squares solution (the system is nearly singular).
+        One coefficient for each snapshot, float64, with sum 1: a least-squares solution, as the system is nearly
+        singular.
     """
     points = [(n, gamma_from_std(std)) for n, std in stored]
     matrix = np.array([[profile_product(*a, *b) for b in points] for a in points])
@@ -176,18 +177,18 @@ def post_hoc_weights(stored: Sequence[tuple[int, float]], ema_std: float, nimg: 
 
 
 def reconstruct(snapshots: Sequence[EMASnapshot], ema_std: float, nimg: int | None = None) -> Tensors:
-    """The average of another length, made after the run from the snapshots that it left.
+    """The average of another length, reconstructed after the run from its snapshots.
 
     Args:
-        snapshots: of one network; two lengths or more at several moments give the best fit.
+        snapshots: snapshots of one network; two or more lengths at several times give the best fit.
         ema_std: the wanted relative standard deviation, in (0, 0.2886).
-        nimg: the wanted moment of the run (default: the last snapshot's).
+        nimg: the wanted time of the run, in images (default: the last snapshot's).
 
     Returns:
-        Tensors by name; what is not floating point comes from the last snapshot.
+        Tensors by name; those that are not floating point are taken from the last snapshot.
 
     Raises:
-        UserError: no snapshots, a length out of range, or a moment after the last snapshot.
+        UserError: no snapshots, a length out of range, or a time after the last snapshot.
     """
     if not snapshots:
         raise UserError("no EMA snapshots to reconstruct from: train with ema.snapshot_nimg > 0")

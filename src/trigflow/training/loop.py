@@ -43,30 +43,30 @@ def train(
     parallel: Strategy | None = None,
     checkpointing: bool = False,
 ) -> Path:
-    """Train a recipe in a folder, which holds the model (the averaged weights) at the end.
+    """Trains a recipe in a folder, which at the end contains the model (the averaged weights).
 
     Under torchrun all processes form one run: each takes its share of every batch, and the result is that of a single
-    process (up to rounding). Their number, and how they share the work, may change when a run is resumed.
+    process (up to rounding). Their number and `parallel` may change when a run is resumed.
 
     Args:
-        recipe: the run.
-        run_dir: folder; a new one, or with `resume` that of an interrupted run (or of one that is finished, with a
+        recipe: the recipe to train.
+        run_dir: a new folder, or with `resume` that of an interrupted run (or of a finished run, with a
             larger train.total_nimg).
         resume: resume from the newest intact checkpoint. The result is bit for bit that of an uninterrupted run. The
-            recipe must be the same, but for what changes no result (`run_folder.FREE`) and train.microbatch, which
-            moves it by rounding (and is refused with objective.stable_target); the changes hold from there on.
-        device: where to compute.
-        progress: show a bar on stderr.
-        parallel: how several processes hold the networks (`distributed.open_world`).
-        checkpointing: keep the inputs of the networks' blocks only, and run each block again in the backward pass: less
-            memory for a third more compute, with the same result.
+            recipe must be the same, except for fields that do not affect the result (`run_folder.FREE`) and
+            train.microbatch, which changes it by rounding (and is an error with objective.stable_target).
+        device: the device for training.
+        progress: show a progress bar on stderr.
+        parallel: the layout of the networks over several processes (`distributed.open_world`).
+        checkpointing: activation checkpointing of the networks' blocks: less memory for a third more compute, with the
+            same result.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: a mistake in the recipe, a folder in use, no space, or a loss that is not finite.
-        KeyboardInterrupt: the run was asked to stop (Ctrl-C, SIGTERM); the text says how to resume.
+        UserError: an error in the recipe, a folder in use, no space, or a loss that is not finite.
+        KeyboardInterrupt: the run was asked to stop (Ctrl-C, SIGTERM); the message says how to resume.
     """
     with open_world(device, parallel) as world, generators_kept(world.device), true_float32():
         check_shares(recipe.train, world)
@@ -100,7 +100,7 @@ def _checkpoint_blocks(parts: RunParts) -> None:
 def _with_synthetic_data(
     parts: RunParts, recipe: Recipe, folder: RunFolder, progress: bool, world: World
 ) -> RunParts:
-    """The same parts; with samples of the teacher for data, where the recipe wants them."""
+    """The same parts, with samples of the teacher as training data if the recipe requests them."""
     if not recipe.train.synthetic or parts.teacher is None:
         return parts
     dataset = synthetic_data(
@@ -117,14 +117,14 @@ def _with_synthetic_data(
 
 
 class Run:
-    """A run in progress: the loop, and the state that a checkpoint holds.
+    """A run in progress: the loop, and the state that checkpoints contain.
 
     Args:
-        recipe: of the run.
+        recipe: the recipe of the run.
         parts: data, objective and networks.
-        folder: where it writes.
-        device: where it computes.
-        world: its processes, of which this is one.
+        folder: the folder of the run.
+        device: the device for training.
+        world: the processes of the run.
     """
 
     def __init__(
@@ -150,24 +150,24 @@ class Run:
 
     @property
     def state(self) -> RunState:
-        """What a checkpoint holds."""
+        """The state that a checkpoint contains."""
         batch = self.recipe.train.batch
         return RunState(self.trained, self.target, self.averages, self.device, self.world, batch)
 
     @property
     def main(self) -> Trained:
-        """The network that becomes the model: the first that the objective trains."""
+        """The network that is saved as the model: the first that the objective trains."""
         return self.trained[self.parts.objective.trains[0]]
 
     @property
     def target(self) -> TrigFlowPrecond | None:
-        """The running average that the objective takes its tangent from, where it wants one."""
+        """The target network, an EMA with which the objective computes the tangent; None without one."""
         return self.parts.nets.get("target")
 
     # The loop
 
     def go(self, progress: bool) -> None:
-        """Train from the current image to the last."""
+        """Trains from the current number of images to train.total_nimg."""
         config = self.recipe.train
         self._restore()
         self.world.by_first(self.folder.truncate_metrics, self.nimg)
@@ -212,7 +212,7 @@ class Run:
         )
 
     def _is_due(self, interval: int) -> bool:
-        """Whether the step that just ended crossed a multiple of the interval; 0 is never."""
+        """Whether the step that just ended crossed a multiple of the interval; 0: never."""
         before = self.nimg - self.recipe.train.batch
         return interval > 0 and self.nimg // interval > before // interval
 
@@ -233,7 +233,7 @@ class Run:
     # One step
 
     def _step(self) -> None:
-        """Forward and backward over the microbatches, then one update of each network whose turn it is."""
+        """Forward and backward passes over the microbatches, then one update of each network that is due."""
         batch = self.recipe.train.batch
         turn = self.nimg // batch
         due = {name: trained for name, trained in self.trained.items() if turn % trained.update_period == 0}
@@ -250,7 +250,7 @@ class Run:
         if self.target is not None:
             halflife = target_halflife(self.parts.objective)
             update_target(self.target, self.main.net, halflife, self.nimg, batch)
-        for trained in self.trained.values():  # also those that stood still: the average is one over time
+        for trained in self.trained.values():  # also those not updated: the average is over time
             trained.ema.update(trained.net, self.nimg, batch)
         self.averages.add({self._of("grad_norm", name): norm for name, norm in norms.items()})
         for part in parts:
@@ -258,8 +258,8 @@ class Run:
         self.reporter.advance(batch)
 
     def _gradient_norms(self, due: Mapping[str, Trained], parts: list[LossOutput]) -> dict[str, Tensor]:
-        """Of each network that can be updated. The others' gradients overflowed float16: they stand still this time,
-        and their loss is scaled less from now on. A loss that is not finite is no overflow that this could cure.
+        """The gradient norm of each network that can be updated. The gradients of the others overflowed float16: their
+        update is skipped, and their loss scale reduced, which does not help if the loss itself is not finite.
         """
         norms: dict[str, Tensor] = {}
         for name, trained in due.items():
@@ -275,11 +275,11 @@ class Run:
         return norms
 
     def _of(self, what: str, name: str) -> str:
-        """What is logged of a network, under a name of its own unless it is the main one."""
+        """The name of a logged value of a network, with the network's name unless it is the main one."""
         return what if self.trained[name] is self.main else f"{what}_{name}"
 
     def _loss_scales(self) -> dict[str, float]:
-        """As they stand, and the steps that were skipped so far; nothing but in float16."""
+        """The current loss scales, and the number of skipped steps; empty unless in float16."""
         scales: dict[str, float] = {}
         for name, trained in self.trained.items():
             if trained.loss_scale.on:
@@ -288,9 +288,9 @@ class Run:
         return scales
 
     def _accumulate(self, first: int, size: int, due: Mapping[str, Trained], end: int) -> LossOutput:
-        """Adds the gradients of images first .. first + size - 1 of this process's, which go up to `end`.
+        """Adds the gradients of images first .. first + size - 1, a microbatch of this process's share, up to `end`.
 
-        They are weighted as their share of these: over the processes the gradient is the mean.
+        They are weighted by the microbatch's part of this share; the mean over the processes is the gradient.
         """
         batch, random = self._batch(first, size)
         with products_in(self.recipe.train.precision, self.device):
@@ -304,7 +304,7 @@ class Run:
         return output
 
     def _batch(self, first: int, size: int) -> tuple[Batch, SampleRandom]:
-        """The images of the run from number `first` on; what is random follows from (seed, number)."""
+        """The images of the run from number `first` on; all random numbers are functions of (seed, number)."""
         config, dataset = self.recipe.train, self.parts.dataset
         chosen = rows(config.seed, first, size, len(dataset.data)).to(self.device)
         random = SampleRandom(config.seed, torch.arange(first, first + size, device=self.device))
@@ -319,7 +319,7 @@ class Run:
         return Batch(x_0, {"labels": labels}, config.batch), random
 
     def _stop_at_nan(self, name: str, logs: list[dict[str, Tensor]]) -> None:
-        """The weights are still those before the step: a checkpoint keeps them, the model stays as it was saved."""
+        """Raises Diverged; the weights are those before the step, and the last checkpoint and model are unchanged."""
         self.folder.checkpoints.save(self.nimg, *self.state.pack(self.nimg), self.world)
         t, loss = (self.world.joined(torch.cat([values[key] for values in logs])) for key in ("t", "loss"))
         worst = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
@@ -336,10 +336,10 @@ class Run:
     # State
 
     def _restore(self) -> None:
-        """Load the newest checkpoint, if there is one.
+        """Loads the newest checkpoint, if there is one.
 
         Raises:
-            UserError: it is whole, but not of this run.
+            UserError: it is intact, but of another run.
         """
         found = self.folder.checkpoints.load_newest(say, self.world)
         if found is None:
@@ -358,7 +358,7 @@ class Run:
         self._save_model()
 
     def _model_is_written(self) -> bool:
-        """The card is written last: the model is whole where the card tells of these images and this recipe."""
+        """The card is written last: the model is complete if the card has the current nimg and recipe."""
         path = self.folder.path
         return (path / "model.json").exists() and to_json(read_card(path)) == to_json(self._card())
 
@@ -376,7 +376,7 @@ class Run:
             self.world.by_first(self.folder.save_snapshot, snapshot)
 
     def _flow_map_error(self) -> dict[str, float]:
-        """Of the averaged weights, where it can be known."""
+        """The flow-map error of the averaged weights, if the exact flow map is known."""
         measure = self.parts.flow_map_error
         if measure is None:
             return {}
@@ -384,7 +384,7 @@ class Run:
             return measure(net.denoised)
 
     def _draw_grid(self) -> None:
-        """samples/nimg-....png from the averaged weights: the same noises each time."""
+        """Writes samples/nimg-....png from the averaged weights, with the same noise each time."""
         from trigflow.models.pictures import save_grid
 
         sampling = self.recipe.sampling

@@ -1,4 +1,4 @@
-"""Loss scaling: what float16 needs so that small gradients are not rounded to zero and large ones not lost."""
+"""Loss scaling for float16, so that small gradients do not underflow and large gradients do not overflow."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ GROWTH_INTERVAL = 2000  # steps without an overflow after which the scale double
 
 
 class LossScale:
-    """A factor of the loss in its backward pass, taken out of the gradients before they are used.
+    """Dynamic loss scaling: the loss is multiplied by a scale for the backward pass, and the gradients divided by it.
 
-    Float16 ends at 65504 and rounds to zero below 6e-8, where the gradients of a mean over many elements lie. An
-    overflow shows in gradients that are not finite: their step is lost, and the scale halved; after many steps without
-    one it is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). Its work is done by torch.amp.GradScaler,
-    but for the step: its own leaves an overflow to the optimiser's fused kernel, beside which our RAdam writes too.
+    The largest float16 number is 65504, and below 6e-8 it rounds to zero, where the gradients of a mean over many
+    elements are. After an overflow, that is gradients that are not finite, the step is skipped and the scale halved;
+    after many steps without overflow it is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). It uses
+    torch.amp.GradScaler except for its step, which lets the optimiser's fused kernel skip an overflow: RAdam also
+    changes parameters outside of that kernel.
 
     Args:
-        device: of the gradients.
-        on: whether it does anything; else the scale is 1, for float32 and for bfloat16, which has the same range.
+        device: device of the gradients.
+        on: false for float32 and for bfloat16, which has the same range: the scale is 1.
 
     Attributes:
-        skipped: steps that were lost so far.
+        skipped: number of skipped steps.
     """
 
     def __init__(self, device: torch.device, on: bool) -> None:
@@ -40,19 +41,19 @@ class LossScale:
 
     @property
     def scale(self) -> float:
-        """By which the next loss is multiplied."""
+        """The factor of the next loss."""
         return self._scaler.get_scale()
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss, times the scale: start the backward pass here."""
+        """The loss times the scale, for the backward pass."""
         return self._scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer, world: World = SINGLE_PROCESS) -> bool:
-        """Takes the scale out of the optimiser's gradients, and moves it for the next step, in all processes alike.
+        """Divides the optimiser's gradients by the scale, and updates the scale, identically in all processes.
 
         Returns:
-            Whether there was an overflow that a smaller scale may cure: the step must be skipped. At a scale of 1
-            there is none: gradients that are not finite there have another cause.
+            Whether there was an overflow, so that the step must be skipped. At a scale of 1 it is false: gradients that
+            are not finite then have another cause.
         """
         before = self.scale
         self._scaler.unscale_(optimizer)
@@ -65,27 +66,27 @@ class LossScale:
         return overflow
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON; nothing where it is off."""
+        """The state for a checkpoint, as JSON; empty if it is off."""
         if not self.on:
             return {}
         state = self._scaler.state_dict()
         return {"scale": state["scale"], "good_steps": state["_growth_tracker"], "skipped": self.skipped}
 
     def load(self, state: Any) -> None:
-        """The inverse of state.
+        """Restores a state.
 
         Raises:
-            UserError: it is the state of something else.
+            UserError: it is not a state of loss scaling in this precision.
         """
         if not self.on and state == {}:
             return
         if not self.on or not isinstance(state, dict) or state.keys() != self.state().keys():
-            raise UserError("its loss scale is that of another precision, or not whole")
+            raise UserError("its loss scale is that of another precision, or incomplete")
         scale, good_steps, skipped = state["scale"], state["good_steps"], state["skipped"]
         if type(scale) is not float or not 0 < scale < math.inf:
             raise UserError(f"its loss scale is {scale!r}, not a positive number")
         if any(type(count) is not int or count < 0 for count in (good_steps, skipped)):
-            raise UserError("its loss scale counts no whole steps")
+            raise UserError("its loss scale has an invalid number of steps")
         self._scaler.load_state_dict(
             self._scaler.state_dict() | {"scale": scale, "_growth_tracker": good_steps}
         )

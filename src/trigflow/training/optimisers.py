@@ -72,17 +72,17 @@ def learning_rate(config: OptimizerConfig, batch: int, total_nimg: int) -> Calla
 class RAdam(torch.optim.Adam):
     """Rectified Adam (Liu et al., arXiv 1908.03265), built on the fused Adam, which is fast on many small tensors.
 
-    The variance of the adaptive rate is known from step t alone, and rectifies the learning rate by
+    The variance of the adaptive learning rate depends on the step t only, and the learning rate is multiplied by r_t:
 
         rho_inf = 2 / (1 - beta_2) - 1,    rho_t = rho_inf - 2 t beta_2^t / (1 - beta_2^t)
         r_t^2 = (rho_t - 4) (rho_t - 2) rho_inf / [(rho_inf - 4) (rho_inf - 2) rho_t]    where rho_t > 5,
 
-    and in the few steps before that the update is the unbiased momentum itself. t counts a parameter's own steps: one
-    whose gradients begin later is rectified later.
+    and in the first few steps the update is the bias-corrected momentum itself. t counts the steps of each parameter
+    separately: a parameter that gets gradients later is rectified later.
     """
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of all parameters that have a gradient."""
+        """Updates all parameters that have a gradient."""
         groups = self.param_groups
         try:
             for group in groups:
@@ -92,7 +92,7 @@ class RAdam(torch.optim.Adam):
             self.param_groups = groups
 
     def _by_step(self, parameters: Iterable[Tensor]) -> dict[int, list[Tensor]]:
-        """Those with a gradient, by the number of the step that they are about to make."""
+        """The parameters with a gradient, by the number of their next step."""
         active = [parameter for parameter in parameters if parameter.grad is not None]
         known = [self.state[parameter]["step"] for parameter in active if self.state[parameter]]
         steps = iter(
@@ -115,7 +115,7 @@ class RAdam(torch.optim.Adam):
 
 
 def rectify(t: int, beta_2: float) -> float:
-    """r_t of RAdam at step t >= 1; 0 where the variance of the adaptive rate is not defined yet."""
+    """r_t of RAdam at step t >= 1; 0 while the variance of the adaptive learning rate is not defined."""
     rho_inf = 2 / (1 - beta_2) - 1
     rho = rho_inf - 2 * t * beta_2**t / (1 - beta_2**t)
     if rho <= 5:
@@ -130,7 +130,7 @@ def new_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> torc
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """For all parameters."""
+    """Sets the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -145,8 +145,8 @@ def optimizer_tensors(
     """The optimiser's state as tensors by name, "number of the parameter/key".
 
     Args:
-        optimizer: of `weights`, or of this process's parts of them.
-        weights: as the network holds them, perhaps sharded; None: those of the optimiser.
+        optimizer: the optimiser of `weights`, or of this process's shards of them.
+        weights: the network's parameters, possibly sharded; None: the optimiser's own.
     """
     weights = _parameters(optimizer) if weights is None else weights
     return {
@@ -161,10 +161,10 @@ def load_optimizer_tensors(
     tensors: dict[str, Tensor],
     weights: Sequence[Tensor] | None = None,
 ) -> None:
-    """The inverse of optimizer_tensors, for an optimiser of the same parameters.
+    """Restores the state from optimizer_tensors, for an optimiser of the same parameters.
 
     Raises:
-        UserError: the tensors are those of other parameters, or of another optimiser.
+        UserError: the tensors belong to other parameters or to another optimiser.
     """
     parameters = _parameters(optimizer) if weights is None else weights
     state: dict[int, dict[str, Tensor]] = {}

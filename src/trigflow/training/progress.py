@@ -1,4 +1,4 @@
-"""What a run reports while it trains: progress bar, metrics.jsonl and TensorBoard."""
+"""Reports of a run during training: progress bar, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tqdm import tqdm
 from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.files import clear_os_errors
 
-# What the bar tells, of all that is logged.
+# The logged values that the progress bar shows.
 SHOWN = ("loss", "tangent_norm", "flow_map_median")
 
 
 class Averages:
-    """Means of logged values since the last line; they stay tensors until a line is written, so nothing waits.
+    """Means of logged values since the last line; they stay on the device until then, so nothing synchronises.
 
     Args:
-        world: the processes over which they are taken; all log values of the same names.
+        world: the processes to average over; all must log values of the same names.
     """
 
     def __init__(self, world: World = SINGLE_PROCESS) -> None:
@@ -33,20 +33,20 @@ class Averages:
         self._counts: dict[str, int] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Takes in detached values, one for each sample (or scalars)."""
+        """Adds detached values, one for each sample (or scalars)."""
         for name, value in values.items():
             total = value.sum()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._counts[name] = self._counts.get(name, 0) + value.numel()
 
     def take(self) -> dict[str, float]:
-        """The means, and a new start."""
+        """The means, which are then reset."""
         sums, counts = self.state()
         self._sums, self._counts = {}, {}
         return {name: float(total) / counts[name] for name, total in sums.items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """For a checkpoint: what all processes have seen."""
+        """The state for a checkpoint: sums and counts over all processes."""
         if self._world.is_single or not self._sums:
             return dict(self._sums), dict(self._counts)
         names = list(self._sums)
@@ -55,7 +55,7 @@ class Averages:
         return dict(zip(names, sums, strict=True)), dict(zip(names, counts, strict=True))
 
     def load(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
-        """The inverse of state: the main process takes up what all have seen."""
+        """Restores a state, in the main process."""
         first = self._world.is_main
         self._sums = {name: value if first else torch.zeros_like(value) for name, value in sums.items()}
         self._counts = {name: count if first else 0 for name, count in counts.items()}
@@ -67,8 +67,8 @@ class Reporter:
     Args:
         metrics: path of metrics.jsonl, appended to.
         events: folder of TensorBoard events, or None.
-        nimg, total_nimg: where the run stands, and where it ends.
-        progress: show the bar.
+        nimg, total_nimg: the current and the final number of images.
+        progress: show the progress bar.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Reporter:
     ) -> None:
         self._metrics = metrics
         self._writer = _tensorboard(events, nimg) if events else None
-        # Where nobody watches (a file, a pipe), a line now and then is enough.
+        # If stderr is no terminal (a file, a pipe), a line now and then is enough.
         interval = 0.2 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
             total=total_nimg,
@@ -91,11 +91,11 @@ class Reporter:
         self._clock, self._nimg = time.perf_counter(), nimg
 
     def advance(self, images: int) -> None:
-        """After each step."""
+        """Advances the progress bar after a step."""
         self._bar.update(images)
 
     def write(self, nimg: int, means: Mapping[str, float]) -> None:
-        """One line: {"nimg": ..., the means, "images_per_second": ...}."""
+        """Writes one line: {"nimg": ..., the means, "images_per_second": ...}."""
         now = time.perf_counter()
         rate = (nimg - self._nimg) / max(now - self._clock, 1e-9)
         self._clock, self._nimg = now, nimg
@@ -115,7 +115,7 @@ class Reporter:
 
 
 class Silent:
-    """In place of a Reporter in all processes but the main one."""
+    """A Reporter that does nothing, for all processes but the main process."""
 
     def advance(self, images: int) -> None:
         """No bar."""
@@ -124,7 +124,7 @@ class Silent:
         """No line."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing."""
 
 
 def _tensorboard(folder: Path, nimg: int) -> Any:
@@ -135,7 +135,7 @@ def _tensorboard(folder: Path, nimg: int) -> Any:
 
 
 def counted(parts: Iterable[Tensor], total: int, what: str, progress: bool) -> Iterator[Tensor]:
-    """The parts as they are made, and a bar that counts their rows, if all takes longer than a second."""
+    """The parts, with a progress bar that counts their rows if all of them take longer than a second."""
     with tqdm(desc=what, total=total, unit="img", delay=1, disable=not progress) as bar:
         for part in parts:
             yield part
@@ -143,11 +143,11 @@ def counted(parts: Iterable[Tensor], total: int, what: str, progress: bool) -> I
 
 
 def gradient_norm(gradients: list[Tensor]) -> Tensor:
-    """The norm of all gradients together; not finite as soon as one of them is not."""
+    """The norm of all gradients together; not finite if one of them is not."""
     norms: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return norms
 
 
 def say(text: str) -> None:
-    """A line for whoever watches."""
+    """Prints a message to stderr."""
     print(text, file=sys.stderr)

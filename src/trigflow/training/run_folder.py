@@ -39,15 +39,15 @@ FREE = (
     *("train.tensorboard", "sampling.grid_nimg", "sampling.grid_count", "sampling.flow_map_num"),
     "ema.snapshot_nimg",
 )
-MICROBATCH = "train.microbatch"  # moves it by rounding
+MICROBATCH = "train.microbatch"  # changes the result by rounding
 
 
 class RunFolder:
-    """Where a run writes; made by `open_run`, which holds it for this process alone.
+    """The folder of a run; made by `open_run`, which locks it.
 
     Args:
-        path: of the folder.
-        keep_checkpoints: how many checkpoints to keep.
+        path: path of the folder.
+        keep_checkpoints: number of checkpoints to keep.
     """
 
     def __init__(self, path: Path, keep_checkpoints: int) -> None:
@@ -58,7 +58,7 @@ class RunFolder:
         self.checkpoints = CheckpointFolder(path / "checkpoints", keep_checkpoints)
 
     def truncate_metrics(self, nimg: int) -> None:
-        """Drops the lines after nimg images (and a half-written one), so that going on repeats none."""
+        """Removes the lines after nimg images (and an incomplete one), so that a resumed run repeats none."""
         if not self.metrics.exists():
             return
         with clear_os_errors("read", self.metrics):
@@ -67,7 +67,7 @@ class RunFolder:
         write_atomically(self.metrics, b"".join(line + b"\n" for line in kept))
 
     def keep_autoencoder(self, decoder: Decoder | None) -> None:
-        """A copy of what decodes the samples of a latent model, if it lies beside its data: the model needs no other.
+        """Copies the autoencoder of a latent model into the run's folder, if it is in the folder of the latents.
 
         Raises:
             UserError: no space, or it is not the autoencoder that made the latents.
@@ -77,17 +77,17 @@ class RunFolder:
             copy_autoencoder(decoder.folder, self.path / FOLDER)
 
     def save_snapshot(self, snapshot: EMASnapshot) -> None:
-        """Keeps an average for post-hoc reconstruction."""
+        """Saves an average for post-hoc reconstruction."""
         make_folder(self.snapshots)
         path = self.snapshots / f"nimg-{snapshot.nimg:012d}-std-{snapshot.ema_std:.3f}.safetensors"
         write_state(path, snapshot.tensors, {"nimg": snapshot.nimg, "ema_std": snapshot.ema_std})
 
 
 def read_snapshots(run_dir: Path) -> list[EMASnapshot]:
-    """The averages that a run with ema.snapshot_nimg > 0 has left, the oldest first.
+    """The EMA snapshots of a run with ema.snapshot_nimg > 0, the oldest first.
 
     Raises:
-        UserError: one is damaged or cannot be read.
+        UserError: a snapshot is damaged or cannot be read.
     """
     snapshots = []
     for path in sorted((run_dir / "snapshots").glob("nimg-*.safetensors")):
@@ -102,7 +102,7 @@ def read_snapshots(run_dir: Path) -> list[EMASnapshot]:
 
 
 def reconstruct_model(run_dir: Path, out: Path, ema_std: float, nimg: int | None = None) -> Path:
-    """Writes the model of a run with an average of another length, made from its snapshots (arXiv 2312.02696).
+    """Writes the model of a run with an EMA of another length, reconstructed from its snapshots (arXiv 2312.02696).
 
     >>> reconstruct_model(Path("runs/student"), Path("runs/student-0.08"), ema_std=0.08)
 
@@ -110,7 +110,7 @@ def reconstruct_model(run_dir: Path, out: Path, ema_std: float, nimg: int | None
         run_dir: a run with ema.kind "power" and ema.snapshot_nimg > 0.
         out: a new folder for the model.
         ema_std: relative standard deviation, in (0, 0.2886).
-        nimg: moment of the run (default: the last snapshot's).
+        nimg: time of the run, in images (default: the last snapshot's).
 
     Returns:
         The new folder.
@@ -132,7 +132,7 @@ def reconstruct_model(run_dir: Path, out: Path, ema_std: float, nimg: int | None
 
 
 def _nimg_of(line: bytes) -> int:
-    """The images of a line of metrics.jsonl, -1 where it is damaged."""
+    """The nimg of a line of metrics.jsonl, -1 if it is damaged."""
     try:
         return int(json.loads(line)["nimg"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -143,18 +143,18 @@ def _nimg_of(line: bytes) -> int:
 def open_run(
     path: Path, recipe: Recipe, resume: bool, by_batch: bool = False, note: Callable[[str], object] = print
 ) -> Iterator[RunFolder]:
-    """The folder of a new run, or of one to resume; locked against other processes.
+    """Opens the folder of a new run, or of a run to resume, locked against other processes.
 
     Args:
-        path: of the folder.
-        recipe: of the run; a resumed run must have the same, but for the fields in FREE and train.microbatch. It
-            replaces the former one.
-        resume: resume the run that is there (start a new one if there is none).
-        by_batch: the loss of an image depends on the others in its microbatch, so that its size may not change.
+        path: path of the folder.
+        recipe: recipe of the run; a resumed run must have the same, except for the fields in FREE and train.microbatch.
+            It replaces the stored recipe.
+        resume: resume the run in the folder (start a new run if there is none).
+        by_batch: the loss of an image depends on the others in its microbatch, so that its size must not change.
         note: called with a message if a resumed run is no longer bit for bit the same.
 
     Raises:
-        UserError: the folder is in use, holds something else or a run of another recipe, or cannot be written.
+        UserError: the folder is in use, contains something else or a run of another recipe, or cannot be written.
     """
     recipe_path = path / "recipe.json"
     must_be_folder(path)
@@ -180,7 +180,7 @@ def open_run(
 def open_run_of_all(
     path: Path, recipe: Recipe, resume: bool, world: World, by_batch: bool, note: Callable[[str], object]
 ) -> Iterator[RunFolder]:
-    """`open_run` by the main process, for all of a run; they must see the same folders."""
+    """`open_run` in the main process, for all processes of a run; they must share the file system."""
     with contextlib.ExitStack() as stack:
         with world.together():
             if world.is_main:
@@ -199,7 +199,7 @@ def _check_free(path: Path, recipe_path: Path, resume: bool) -> None:
 
 
 def _stored_recipe(path: Path) -> dict[str, Any]:
-    """The recipe of a run; fields that an older version did not know have their defaults."""
+    """The recipe of a run; fields that an older version did not have get their defaults."""
     stored = read_json(path)
     if not isinstance(stored, dict):
         raise UserError(f"{path} is damaged, not a recipe: choose another --out")
@@ -212,7 +212,7 @@ def _stored_recipe(path: Path) -> dict[str, Any]:
 
 
 def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any], by_batch: bool) -> None:
-    """Only what the result does not depend on may change, and the microbatch, where the objective allows it."""
+    """Only fields that do not affect the result may change, and the microbatch, if the objective allows it."""
     may_change = FREE if by_batch else (*FREE, MICROBATCH)
     key = first_difference(_without(stored, may_change), _without(wanted, may_change))
     if not key:
@@ -237,7 +237,7 @@ def _without(recipe: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _text_at(recipe: dict[str, Any], key: str) -> str:
-    """The value of a key, for people; options that a recipe does not name have the value of their factory."""
+    """The value of a key, for messages; options that a recipe does not name have the default of their factory."""
     node: Any = recipe
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -247,7 +247,7 @@ def _text_at(recipe: dict[str, Any], key: str) -> str:
 
 
 def _microbatch_note(stored: dict[str, Any], recipe: Recipe) -> str:
-    """What a microbatch of another size means for the run, "" where it is the same."""
+    """The message about a microbatch of another size, "" if it is the same."""
     train = stored.get("train")
     former = train.get("microbatch") if isinstance(train, dict) else None
     old, new = former or recipe.train.batch, recipe.train.microbatch or recipe.train.batch

@@ -1,4 +1,4 @@
-"""The state of a run, to and from the tensors and JSON data of a checkpoint."""
+"""Conversion of a run's state to the tensors and JSON data of a checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from trigflow.training.trained import Trained
 
 @dataclass(frozen=True)
 class RunState:
-    """All that the rest of the run depends on; data order, t, z and dropout follow from (seed, nimg).
+    """The state of a run; data order, t, z and dropout are not part of it, being functions of (seed, nimg).
 
     Args:
         trained: networks by name, with their optimisers and averages.
-        target: the running average that the objective takes its tangent from, or None.
-        averages: of what is logged.
-        device: where the run computes.
-        world: its processes.
+        target: the target network, with which the objective computes the tangent, or None.
+        averages: means of the logged values.
+        device: the device for training.
+        world: the processes of the run.
         batch: images in a step.
     """
 
@@ -40,7 +40,7 @@ class RunState:
     batch: int
 
     def pack(self, nimg: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """As it stands after nimg images."""
+        """The tensors and JSON data of the state after nimg images."""
         tensors = {"rng/cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
@@ -53,7 +53,7 @@ class RunState:
         return tensors | prefixed("log/", sums), {"nimg": nimg, "log": counts, "loss_scale": scales}
 
     def take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> int:
-        """The inverse of pack; the images.
+        """Restores a packed state; returns nimg.
 
         Raises:
             UserError: it is the state of another run.
@@ -71,9 +71,9 @@ class RunState:
         return int(state["nimg"])
 
     def _set_generators(self, tensors: dict[str, Tensor]) -> None:
-        """Torch's own, for networks of the user's that draw from it: those of the main process are kept.
+        """Restores torch's generators, for user-defined networks that draw from them.
 
-        The others begin new ones, which follow from its own, and so are not those that they began the run with.
+        A checkpoint has those of the main process. The other processes seed new ones from them.
         """
         if not self.world.is_main:
             digest = hashlib.sha256(tensors["rng/cpu"].numpy().tobytes()).digest()
@@ -90,17 +90,17 @@ class RunState:
         """Raises a UserError for what the networks, optimisers and averages do not check themselves."""
         nimg, counts, sums = state.get("nimg"), state.get("log"), below(tensors, "log/")
         if type(nimg) is not int or nimg < 0 or nimg % self.batch:
-            raise UserError(f"it is of {nimg!r} images, not of whole batches")
+            raise UserError(f"its nimg is {nimg!r}, not a number of whole batches")
         if not isinstance(counts, dict) or counts.keys() != sums.keys():
-            raise UserError("its sums of logged values are not whole")
+            raise UserError("its sums of logged values are incomplete")
         if not all(type(n) is int and n > 0 for n in counts.values()) or any(x.dim() for x in sums.values()):
-            raise UserError("its sums of logged values are not whole")
+            raise UserError("its sums of logged values are incomplete")
         if not isinstance(state.get("loss_scale", {}), dict):
-            raise UserError("its loss scales are not whole")
+            raise UserError("its loss scales are incomplete")
         if "rng/cpu" not in tensors:
             raise UserError("it has no tensor 'rng/cpu'")
         known = ["rng/", "log/"] + (["target/"] if self.target is not None else [])
         for trained in self.trained.values():
             known += trained.prefixes()
         if foreign := [name for name in tensors if not name.startswith(tuple(known))]:
-            raise UserError(f"its tensor '{foreign[0]}' is foreign")
+            raise UserError(f"its tensor '{foreign[0]}' does not belong to this run")

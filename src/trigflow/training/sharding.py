@@ -18,30 +18,30 @@ from trigflow.system.errors import UserError
 
 
 def check_shares(config: TrainConfig, world: World) -> None:
-    """Raises a UserError unless each process has as many images of a batch as the others, in whole microbatches."""
+    """Raises a UserError unless all processes have equal shares of a batch, in whole microbatches."""
     batch, share = config.batch, config.batch // world.size
     if batch % world.size:
         raise UserError(
-            f"{world.size} processes do not divide the batch of {batch} images: start another number of them"
+            f"{world.size} processes do not divide the batch of {batch} images: start another number of processes"
         )
     size = config.microbatch or share
     if share % min(size, share):
         raise UserError(
-            f"train.microbatch = {size} does not divide the {share} images that each of {world.size} processes has of "
-            "a step: start another number of them"
+            f"train.microbatch = {size} does not divide the {share} images per step of each of {world.size} processes: "
+            "start another number of processes"
         )
 
 
 def shard(net: TrigFlowPrecond, world: World) -> None:
-    """Shares the weights out among the processes, on their devices; what they are comes from the main process.
+    """Shards the weights over the processes, on their devices; their values come from the main process.
 
-    Each block of the network is brought together when it computes, and what is in no block as one more. All is done
-    by modules that are called: of TrigFlowPrecond itself velocity, denoised and logvar are, so it is left as it is.
-    Single numbers have no parts: every process has them, see `average_gradients`.
+    Each block of the network is gathered when it computes, and so are the weights outside of blocks, together. This
+    works for modules that are called; velocity, denoised and logvar of TrigFlowPrecond are methods, so it is not
+    wrapped itself. Scalars are not sharded: every process has them, see `average_gradients`.
 
     Args:
-        net: with its weights on the CPU in the main process; in the others they may be blank, on "meta".
-        world: more than one process.
+        net: the network, with its weights on the CPU in the main process; in the others they may be on "meta".
+        world: two or more processes.
     """
     # It may return a view, as a network of vectors does: nothing here writes into what a network returns.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -50,8 +50,8 @@ def shard(net: TrigFlowPrecond, world: World) -> None:
     }  # stay on the CPU when the network moves
     numbers = {parameter for parameter in net.parameters() if parameter.ndim == 0}
     for part in (*blocks(net.network), net.network, net.adaptive_weight):
-        # Brought together again for the backward pass, also what is in no block: where a pass has no backward pass (a
-        # teacher's, a sample's), it would else be found as it was before the next step.
+        # Gathered again for the backward pass, also the weights outside of blocks: after a pass without a backward pass
+        # (of a teacher, or in sampling) they would else have the values from before the next step.
         fully_shard(part, mesh=world.mesh, reshard_after_forward=True, ignored_params=numbers)
     if not world.is_main:
         net.to_empty(device=world.device)
@@ -66,7 +66,7 @@ def _tensors(net: nn.Module) -> list[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def _fill(net: nn.Module, first: dict[str, Tensor], world: World) -> None:
-    """Copies the main process's tensors into the network, one by one: no other process ever has it as a whole."""
+    """Copies the main process's tensors into the network, one by one: no other process ever has all of them."""
     for name, tensor in _tensors(net):
         if world.is_main:
             full = first[name].to(world.device).contiguous()
@@ -77,10 +77,10 @@ def _fill(net: nn.Module, first: dict[str, Tensor], world: World) -> None:
 
 
 def reduce_over_replicas(net: nn.Module, last: bool) -> None:
-    """Before a backward pass, whether it is the last of a step.
+    """Sets where gradients are reduced after the next backward pass, which may be the last of a step.
 
-    Gradients are summed within the shards after every pass, so that no process ever keeps whole ones; over replicas,
-    where each has its own already, only after the last.
+    Over shards they are reduced after every pass, so that no process keeps whole gradients; over replicas, which keep
+    their own, only after the last.
     """
     for module in net.modules():
         if isinstance(module, FSDPModule):
@@ -88,7 +88,7 @@ def reduce_over_replicas(net: nn.Module, last: bool) -> None:
 
 
 def average_gradients(weights: Sequence[Tensor], world: World) -> None:
-    """In place, the mean over the processes: of what is not sharded, whose gradients nobody else averages."""
+    """Averages the gradients of the weights that are not sharded over the processes, in place."""
     if not weights:
         return
     gradients = [weight.grad for weight in weights if weight.grad is not None]
@@ -101,7 +101,7 @@ def norm_of_parts(pairs: Sequence[tuple[Tensor, Tensor]], world: World) -> Tenso
     """The norm of all gradients together, a scalar, the same in every process.
 
     Args:
-        pairs: weights, and this process's parts of them, with gradients.
+        pairs: weights, and this process's shards of them, with gradients.
         world: the processes.
     """
     squares = {True: [], False: []}  # type: dict[bool, list[Tensor]]

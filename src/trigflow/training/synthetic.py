@@ -1,7 +1,7 @@
 """Synthetic training data: samples of the teacher.
 
-A consistency model is trained on points of the teacher's paths. Noise added to a small data set gives other points: a
-teacher that generalises has mass between the data, where the student would never be trained.
+A consistency model should be trained at points x_t of the teacher's paths. A small data set with added noise gives
+other points: a teacher that generalises also has samples between the data, where the student would not be trained.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def synthetic_data(
     progress: bool = True,
     world: World = SINGLE_PROCESS,
 ) -> Dataset:
-    """`num` samples of the teacher, by the sampler of its card, in the place of the data.
+    """The data set with its data replaced by `num` samples of the teacher, by the sampler of its card.
 
     Args:
         teacher: a diffusion model, with its guide if it has one.
         dataset: the data that it was trained on; labels are drawn from its labels.
         num: number of samples.
-        seed: of the run. Noises and labels are those of the seed 2^32 - 1 - seed, which no evaluation uses unasked.
-        guidance_scale: 1 is none; a range: uniform in it, for each sample.
-        cache: file that keeps the samples, so that a resumed run need not make them again.
-        progress: show a bar on stderr.
-        world: processes that all have the teacher and see the file; each makes its share.
+        seed: seed of the run. Noise and labels are drawn with the seed 2^32 - 1 - seed, which evaluations do not use.
+        guidance_scale: 1 is no guidance; with a range, the scale of each sample is uniform in it.
+        cache: file in which the samples are cached, so that a resumed run does not draw them again.
+        progress: show a progress bar on stderr.
+        world: processes that all have the teacher and share the file system; each draws its share.
 
     Raises:
         UserError: the file cannot be written.
@@ -76,14 +76,14 @@ def synthetic_data(
 
 
 def _digest(model: Model, world: World) -> str:
-    """Of its weights, the same in all processes."""
+    """The digest of its weights, the same in all processes."""
     return world.first_text(tensors_digest(whole(model.precond.state_dict(), world)))
 
 
 def _cached(
     cache: Path, origin: Mapping[str, object], shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor | None:
-    """The samples of a former start; None where there are none, of another teacher, or the file is damaged."""
+    """The cached samples; None if there are none, if they are of another teacher, or if the file is damaged."""
     if not cache.exists():
         return None
     try:
@@ -126,15 +126,15 @@ def _sample(
 def evaluations_per_sample(
     teacher: Model, guidance_scale: float | tuple[float, float], has_guide: bool
 ) -> int:
-    """What a sample of `synthetic_data` costs, in evaluations of the network; a guide is taken to be as large.
+    """The network evaluations (NFE) per sample of `synthetic_data`; a guide is assumed to be as large as the teacher.
 
     Args:
-        teacher: that made them.
-        guidance_scale: that they were made with, a number or a range.
+        teacher: the teacher that is sampled.
+        guidance_scale: its guidance scale, a number or a range.
         has_guide: whether another model guided the teacher, which need not be available.
 
     Raises:
-        UserError: it cannot be guided.
+        UserError: the teacher cannot be guided.
     """
     scale = highest_scale(guidance_scale)
     if has_guide and scale != 1:

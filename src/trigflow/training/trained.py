@@ -1,4 +1,4 @@
-"""A network that is trained, with all that belongs to it: optimiser, loss scale, averages, and their state."""
+"""A trained network with its optimiser, loss scale, averages, and their state."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from trigflow.training.sharding import average_gradients, norm_of_parts
 
 @dataclass
 class Trained:
-    """A network that is trained, with all that belongs to it.
+    """A network in training, with its optimiser, loss scale and averages.
 
     Attributes:
-        name: in the objective.
+        name: its name in the objective.
         net: the network.
-        weights: those of its parameters that are trained, as it holds them.
-        parameters: the same; of several processes, this one's parts of them in the same memory. The optimiser works on
-            these, number by number, and knows of no other process.
-        optimizer: of the parameters.
-        loss_scale: of its loss; each network has its own, as losses differ in size and in their steps.
-        rate: the learning rate of the step that starts at so many images.
-        update_period: it is updated at every update_period-th step.
+        weights: its trained parameters, possibly sharded.
+        parameters: the same; with several processes, this process's shards of them, in the same memory. The optimiser
+            works elementwise on these, without communication.
+        optimizer: the optimiser of the parameters.
+        loss_scale: scaling of its loss; each network has its own, since losses differ in magnitude and schedule.
+        rate: the learning rate as a function of nimg at the start of the step.
+        update_period: the network is updated in every update_period-th step.
         ema: averages of its weights.
     """
 
@@ -58,12 +58,12 @@ class Trained:
     world: World = SINGLE_PROCESS
 
     def zero_grad(self) -> None:
-        """Before the first backward pass of a step."""
+        """Clears the gradients, before the first backward pass of a step."""
         for weight, parameter in zip(self.weights, self.parameters, strict=True):
             weight.grad = parameter.grad = None
 
     def backward(self, loss: Tensor, retain_graph: bool) -> None:
-        """Adds the gradients of a loss; those of this network's parameters alone, also where losses share a graph."""
+        """Adds the gradients of a loss with respect to this network's parameters only, also if losses share a graph."""
         scaled = self.loss_scale.scaled(loss)
         if self.world.is_single:
             scaled.backward(inputs=self.parameters, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
@@ -71,7 +71,7 @@ class Trained:
             scaled.backward()  # type: ignore[no-untyped-call]
 
     def take_gradients(self) -> None:
-        """After the last backward pass of a step: hands the optimiser this process's parts of the gradients."""
+        """Passes this process's shards of the gradients to the optimiser, after the last backward pass of a step."""
         if self.world.is_single:
             return
         pairs = [pair for pair in zip(self.weights, self.parameters, strict=True) if pair[0].grad is not None]
@@ -81,25 +81,25 @@ class Trained:
             parameter.grad = own_part(weight.grad)
 
     def unscale(self) -> bool:
-        """Takes the loss scale out of the gradients; whether they have overflowed."""
+        """Divides the gradients by the loss scale; returns whether they have overflowed."""
         return self.loss_scale.unscale(self.optimizer, self.world)
 
     def gradient_norm(self) -> Tensor:
-        """Of all parameters together, a scalar."""
+        """The norm of the gradients of all parameters together, a scalar."""
         pairs = [pair for pair in zip(self.weights, self.parameters, strict=True) if pair[1].grad is not None]
         if self.world.is_single:
             return gradient_norm([p.grad for _, p in pairs if p.grad is not None])
         return norm_of_parts(pairs, self.world)
 
     def step(self, nimg: int) -> None:
-        """One update of the weights, at the learning rate of the step that starts at nimg images."""
+        """Updates the weights, with the learning rate of the step that starts at nimg images."""
         set_learning_rate(self.optimizer, self.rate(nimg))
         self.optimizer.step()
         self.net.normalize_weights()
 
     @contextmanager
     def averaged(self) -> Iterator[TrigFlowPrecond]:
-        """The network with its first average for weights, ready to sample; its own weights come back."""
+        """The network with its first average as weights, in evaluation mode; on exit its own weights are restored."""
         tensors = {name: own_part(tensor) for name, tensor in self.net.state_dict().items()}
         own = {name: tensor.clone() for name, tensor in tensors.items()}
         with torch.no_grad():
@@ -124,20 +124,20 @@ class Trained:
         return tensors
 
     def prefixes(self) -> list[str]:
-        """With which the names of its tensors begin."""
+        """The prefixes of the names of its tensors."""
         averages = [f"ema/{self.name}/{ema_name}/" for ema_name in self.ema.names]
         return [f"net/{self.name}/", f"optimizer/{self.name}/", *averages]
 
     def take_up(self, tensors: dict[str, Tensor], scale: Any, steps: int) -> None:
-        """The inverse of tensors and of loss_scale.state().
+        """Restores the state from tensors() and loss_scale.state().
 
         Args:
-            tensors: of a checkpoint.
+            tensors: tensors of a checkpoint.
             scale: the state of the loss scale.
-            steps: of the loop until then.
+            steps: number of steps of the loop before the checkpoint.
 
         Raises:
-            UserError: they are those of another network, optimiser, average or precision.
+            UserError: the state is that of another network, optimiser, average or precision.
         """
         self.loss_scale.load(scale)
         turns = math.ceil(steps / self.update_period)
@@ -152,7 +152,7 @@ class Trained:
 def new_trained(
     name: str, net: TrigFlowPrecond, recipe: Recipe, device: torch.device, world: World = SINGLE_PROCESS
 ) -> Trained:
-    """A network at the start of its training, as the recipe says."""
+    """A network at the start of its training, with the recipe's optimiser and averages."""
     net.train()
     net.normalize_weights()  # another model's average is shorter than the weights it averages
     weights: list[Tensor] = [parameter for parameter in net.parameters() if parameter.requires_grad]
@@ -175,7 +175,7 @@ def new_trained(
 
 
 def new_ema(config: EMAConfig, net: TrigFlowPrecond) -> EMA:
-    """The average that a recipe asks for."""
+    """The averages of the recipe's `ema` setting."""
     if config.kind == "power":
         return PowerEMA(net, config.ema_std)
     return HalfLifeEMA(net, config.halflife_nimg, config.rampup_ratio)
