@@ -32,16 +32,6 @@ class Model:
     """A preconditioned network, the codec of its data, and its card.
 
     Attributes:
-<<<<<<< HEAD
-        precond: in evaluation mode, on the device where it computes.
-        codec: x_0 <-> data as stored.
-        card: where it comes from and how it is sampled by default.
-        name: what it was loaded by.
-        guide: a weaker model that guides it in the place of its null label (`with_guide`).
-        precision: of the products inside the network (`in_precision`).
-        decoder: makes images of a latent model's samples; None for other models.
-        chosen_plan: how it is sampled by default, in the place of its card's choice (`with_plan`).
-=======
         precond: the preconditioned network, in evaluation mode, on the device where it computes.
         codec: conversion between x_0 and data as stored.
         card: provenance and default sampling settings.
@@ -49,7 +39,7 @@ class Model:
         guide: a weaker model that guides it in place of its null label (`with_guide`).
         precision: precision of the matrix products inside the network (`in_precision`).
         decoder: decodes the samples of a latent model to images; None for other models.
->>>>>>> terms
+        chosen_plan: sampling settings that replace the card's defaults (`with_plan`).
     """
 
     precond: TrigFlowPrecond
@@ -140,11 +130,7 @@ class Model:
 
         Args:
             n: number of samples, >= 1.
-<<<<<<< HEAD
-            steps: of the sampler, >= 1 (default: as in `default_plan`; 2 for our students).
-=======
-            steps: sampling steps, >= 1 (default: the card's; 2 for the shipped students).
->>>>>>> terms
+            steps: sampling steps, >= 1 (default: that of `default_plan`; 2 for the shipped students).
             labels: a class, or several that are taken in turn (default: all classes in turn).
             seed: random seed of the noise.
             guidance_scale: 1 = no guidance (default: the card's). For a student that takes the scale as an input, a
@@ -172,11 +158,7 @@ class Model:
     def plan(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
     ) -> SamplingPlan:
-<<<<<<< HEAD
-        """These choices, completed by `default_plan`.
-=======
-        """The sampling settings, completed by the card's defaults.
->>>>>>> terms
+        """The sampling settings, completed by `default_plan`.
 
         Raises:
             UserError: steps < 1, an unknown sampler, a guidance scale that the model was not trained for.
@@ -244,17 +226,10 @@ class Model:
         """The samples of `sample`, yielded in batches (of all processes together), on the CPU.
 
         Args:
-<<<<<<< HEAD
-            n, labels, seed, batch, latents, world: as of `sample`.
-            plan: how each is sampled (default: `default_plan`).
-            scales: (n,) float32, the guidance scale of each sample in the place of the plan's.
-            counter: the model's `counter`, whose `nfe` are a sample's evaluations as soon as the first batch is there.
-=======
             n, labels, seed, batch, latents, world: as in `sample`.
-            plan: the sampling settings.
+            plan: the sampling settings (default: `default_plan`).
             scales: (n,) float32, the guidance scale of each sample, in place of the plan's.
             counter: the model's `counter`; its `nfe` is the NFE per sample once the first batch is there.
->>>>>>> terms
 
         Raises:
             UserError, Diverged: as `sample`.
@@ -389,30 +364,6 @@ class Model:
         return guided(counter, scale, self.num_classes)
 
 
-<<<<<<< HEAD
-=======
-def check_guide(guide: Model, card: ModelCard) -> None:
-    """Checks that a model can guide the model of the card: both must take the same x_t and the same labels.
-
-    Raises:
-        UserError: the guide is a consistency model, or a model of other data.
-    """
-    if guide.is_student:
-        raise UserError(f"the guide '{guide.name}' is a consistency model: give a diffusion model")
-    pairs = {
-        "data shape": (tuple(guide.card.data_shape), tuple(card.data_shape)),
-        "number of classes": (guide.num_classes, card.num_classes),
-        "sigma_data": (guide.precond.sigma_data, card.precond.sigma_data),
-        "codec": (codec_to_json(guide.codec), card.codec),
-    }
-    for what, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise UserError(
-                f"the guide '{guide.name}' does not fit '{card.name}': its {what} is {theirs}, not {ours}"
-            )
-
-
->>>>>>> terms
 def load(
     name_or_folder: str | Path,
     device: str | torch.device = "auto",
