@@ -229,7 +229,7 @@ def test_no_scale_and_no_range(scale: Any) -> None:
 
 
 def test_a_range_is_for_a_teacher() -> None:
-    with pytest.raises(ValidationError, match="has no teacher to be guided"):
+    with pytest.raises(ValidationError, match="has no teacher to guide"):
         SCM(velocity="data", guidance_scale=(1, 2))
 
 

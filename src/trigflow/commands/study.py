@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from trigflow.commands.command import Command, add_device, add_out_folder, integer, integers, number, numbers
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, one_of
 
 # Flags that belong to some studies only; a study's own defaults stand where none is given.
 OWN = ("teacher", "features", "data", "num", "seeds", "steps", "shares", "guidance_scale")
@@ -62,10 +62,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from trigflow.tools.studies import STUDIES, carry_out
 
-    if args.study not in STUDIES:
-        hint = did_you_mean(args.study, STUDIES)
-        raise UserError(f"unknown study '{args.study}'{hint}; there are: {', '.join(STUDIES)}")
-    study = STUDIES[args.study]
+    study = STUDIES[one_of("study", args.study, STUDIES)]
     given = _given(args, study)
     carry_out(study(args.subject, **given), args.out, device=args.device, jobs=args.jobs)
     return 0

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from trigflow.networks.layers import (
     PositionalEmbedding,
+    check_conditions,
     given_guidance,
-    no_guidance,
-    no_labels,
-    or_null,
+    one_hot,
     time_features,
 )
 from trigflow.system.devices import without_autocast
@@ -175,16 +174,12 @@ class MPEmbedding(nn.Module):
 
     def forward(self, t: Tensor, labels: Tensor | None, guidance: Tensor | None = None) -> Tensor:
         # Half precision cannot tell near times apart: the sinusoids are taken in the precision of t.
+        check_conditions(labels, self.label, guidance, self.guidance)
         with without_autocast(t.device):
-            weight = self.linear.weight
-            emb: Tensor = self.linear(self.time(t).to(weight.dtype))
-            if self.guidance is None:
-                no_guidance(guidance)
-            else:
+            emb: Tensor = self.linear(self.time(t).to(self.linear.weight.dtype))
+            if self.guidance is not None:
                 emb = self.guidance(emb, guidance)
-            if self.label is None:
-                no_labels(labels)
-                return mp_silu(emb)
-            labels = or_null(labels, emb, self.num_classes)
-            one_hot = F.one_hot(labels, self.num_classes + 1)[:, :-1].to(weight.dtype)
-            return mp_silu(mp_sum(emb, self.label(one_hot * math.sqrt(self.num_classes)), self.label_balance))
+            if self.label is not None:
+                of_label = self.label(one_hot(labels, emb, self.num_classes))
+                emb = mp_sum(emb, of_label, self.label_balance)
+            return mp_silu(emb)

@@ -1,4 +1,4 @@
-"""The shape of the U-Nets of EDM and EDM2: where their blocks stand, and the way through them."""
+"""The shape of U-Nets: where their blocks stand, and the way through them."""
 
 from __future__ import annotations
 

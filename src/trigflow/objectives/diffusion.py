@@ -16,6 +16,7 @@ from trigflow.core.randomness import SampleRandom
 from trigflow.core.time_distributions import TIME_DISTRIBUTIONS
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
+from trigflow.system.errors import one_of
 
 
 def per_sample(x: Tensor) -> Tensor:
@@ -28,13 +29,10 @@ def weighted(error: Tensor, logvar: Tensor | None) -> Tensor:
     return error if logvar is None else error * torch.exp(-logvar) + logvar
 
 
-def _known(name: str) -> str:
-    if name not in TIME_DISTRIBUTIONS:
-        raise ValueError(f"one of {', '.join(TIME_DISTRIBUTIONS)}, not '{name}'")
-    return name
-
-
-TimeDistribution = Annotated[str, AfterValidator(_known)]  # a name in TIME_DISTRIBUTIONS
+# A name in TIME_DISTRIBUTIONS.
+TimeDistribution = Annotated[
+    str, AfterValidator(lambda name: one_of("time distribution", name, TIME_DISTRIBUTIONS))
+]
 
 
 def sample_times(

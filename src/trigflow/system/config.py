@@ -18,7 +18,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, did_you_mean, one_of
 
 T = TypeVar("T")
 
@@ -43,6 +43,10 @@ def _describe(error: ValidationError, where: str) -> str:
         return f"{path} is missing"
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{path}: there is no such key"
+    if isinstance(
+        mistake := first.get("ctx", {}).get("error"), UserError
+    ):  # of a validator, a line of its own
+        return f"{path}: {mistake}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if isinstance(
         first["input"], dict | ArgsKwargs
@@ -127,11 +131,7 @@ def look_up(name: str, table: Mapping[str, Callable[..., Any]], what: str) -> Ca
     """
     if ":" in name:
         return _import(name)
-    if name not in table:
-        raise UserError(
-            f"unknown {what} '{name}'{did_you_mean(name, table)}; there are: {', '.join(sorted(table))}"
-        )
-    return table[name]
+    return table[one_of(what, name, table)]
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, one_of
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -37,10 +37,7 @@ def _named(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if _available(kind))
     kind, _, number = name.partition(":")
-    if kind not in DEVICES or (number and not number.isdecimal()):
-        raise UserError(
-            f"unknown device '{name}'{did_you_mean(name, DEVICES)}; there are: {', '.join(DEVICES)}"
-        )
+    one_of("device", kind if not number or number.isdecimal() else name, DEVICES)
     if not _available(kind) or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
         raise UserError(f"this machine has no device '{name}': use --device auto or --device cpu")
     return torch.device(name)
@@ -70,10 +67,7 @@ def wait_for(device: torch.device) -> None:
 
 def check_precision(precision: str) -> None:
     """Raise a UserError unless it is one of PRECISIONS."""
-    if precision not in PRECISIONS:
-        raise UserError(
-            f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}; there are: {', '.join(PRECISIONS)}"
-        )
+    one_of("precision", precision, PRECISIONS)
 
 
 @contextmanager
