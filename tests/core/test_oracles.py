@@ -16,7 +16,6 @@ from trigflow.core.oracles import (
     FiniteData,
     Gaussian,
     GaussianMixture,
-    flow_map_error,
     mixture2d,
     solve_flow,
 )
@@ -203,8 +202,8 @@ def test_in_one_dimension_the_flow_map_keeps_quantiles() -> None:
         torch.testing.assert_close(quantile(x_0, 0 * t), quantile(x_t, t), rtol=0, atol=1e-7)
 
 
-def test_the_estimate_of_the_flow_map_s_error_is_honest() -> None:
-    """Against a solution of 1,000 steps: fourth order, and the estimate within a factor of three of the error."""
+def test_the_flow_is_solved_to_fourth_order() -> None:
+    """Against a solution of 1,000 steps."""
     oracle = mixture2d()
     x_T, t = (
         SIGMA_DATA * torch.randn(32, 2, dtype=torch.float64),
@@ -213,9 +212,7 @@ def test_the_estimate_of_the_flow_map_s_error_is_honest() -> None:
     exact = oracle.flow_map(x_T, t, steps=1000)
     errors = [(oracle.flow_map(x_T, t, steps) - exact).square().mean().sqrt().item() for steps in (64, 128)]
     assert abs(math.log2(errors[0] / errors[1]) - 4) < 0.5
-    estimate = flow_map_error(oracle, x_T, t, steps=128).square().mean().sqrt().item()
-    assert 1 / 3 < estimate / errors[1] < 3
-    default = flow_map_error(oracle, x_T, t).max().item()
+    default = (oracle.flow_map(x_T, t) - exact).square().mean(1).sqrt().max().item()
     assert default < 1e-6, "the stated accuracy of the default steps"
 
 

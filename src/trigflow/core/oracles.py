@@ -280,7 +280,7 @@ def solve_flow(
     """The probability flow from (x_t, t) to t_end by the classical Runge-Kutta method, of fourth order.
 
     The clock is u = log(1 + t/scale): equal steps of u are proportional steps of t above `scale` and equal ones
-    below, finite from 0 to pi/2. Twice the steps leave a 16th of the error, which `flow_map_error` uses.
+    below, finite from 0 to pi/2. Twice the steps leave a 16th of the error.
 
     Args:
         velocity: velocity(x, t) -> dx/dt; called 4 * steps times.
@@ -315,16 +315,6 @@ def solve_flow(
         k_4 = slope(x + h * k_3, u + length)
         x = x + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)
     return x.to(x_t.dtype)
-
-
-def flow_map_error(oracle: Oracle, x_t: Tensor, t: Tensor, steps: int = 128) -> Tensor:
-    """Estimated error of oracle.flow_map(x_t, t, steps) in each sample, (B,), root mean square over coordinates.
-
-    |x(steps) - x(steps/2)| / 15, Richardson's estimate for a method of fourth order.
-    """
-    x = x_t.to(_wide_dtype(x_t.device))
-    difference = oracle.flow_map(x, t, steps) - oracle.flow_map(x, t, max(steps // 2, 1))
-    return difference.flatten(1).square().mean(1).sqrt() / 15
 
 
 def mixture2d(sigma_data: float = 0.5) -> GaussianMixture:

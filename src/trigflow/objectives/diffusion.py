@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,7 +40,7 @@ def sample_times(
 ) -> Tensor:
     """Training times of a batch, (B,) float64 (float32 on a device without)."""
     u = random.uniform("t", dtype=torch.float32 if random.index.device.type == "mps" else torch.float64)
-    return TIME_DISTRIBUTIONS[time_distribution](P_mean, P_std, sigma_data)(u)
+    return TIME_DISTRIBUTIONS[time_distribution](u, P_mean, P_std, sigma_data)
 
 
 def _forward(net: TrigFlowPrecond, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -69,28 +69,16 @@ class Diffusion:
         compile: run the network through torch.compile (one to two minutes at the first step).
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("net",)
+    needs_teacher: ClassVar[bool] = False
+    is_consistency: ClassVar[bool] = False
+    forwards_per_image: ClassVar[float] = 3.0  # forward and backward
+
     P_mean: float = Field(default=-0.8, ge=-20, le=20)
     P_std: float = Field(default=1.6, gt=0, le=20)
     time_distribution: TimeDistribution = "lognormal"
     adaptive_weight: bool = True
     compile: bool = False
-
-    @property
-    def trains(self) -> tuple[str, ...]:
-        return ("net",)
-
-    @property
-    def needs_teacher(self) -> bool:
-        return False
-
-    @property
-    def is_consistency(self) -> bool:
-        return False
-
-    @property
-    def forwards_per_image(self) -> float:
-        """3: forward and backward."""
-        return 3.0
 
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
         check_batch(batch, random)

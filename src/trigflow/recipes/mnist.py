@@ -45,10 +45,7 @@ def mnist_scd() -> Recipe:
         name="mnist-scd",
         data=_DATA,
         network=SMALL_STUDENT,
-        objective=Component(
-            "scd",
-            {**HALFWAY, "warmup": [[768_000, 0.5]], "guidance_scale": GUIDANCE_SCALE},
-        ),
+        objective=Component("scd", {**HALFWAY, "warmup": [[768_000, 0.5]], "guidance_scale": GUIDANCE_SCALE}),
         train=small_training(5_600),
         optimizer=OptimizerConfig(lr=7e-4, schedule=LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=60_000),

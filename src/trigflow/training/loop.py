@@ -79,7 +79,7 @@ def train(
         ):
             world.by_first(folder.keep_autoencoder, parts.dataset.decoder)
             parts = _with_synthetic_data(parts, recipe, folder, progress, world)
-            Run(recipe, parts, folder, world.device, world).go(progress)
+            Run(recipe, parts, folder, world).go(progress)
     return folder.path
 
 
@@ -123,19 +123,14 @@ class Run:
         recipe: of the run.
         parts: data, objective and networks.
         folder: where it writes.
-        device: where it computes.
         world: its processes, of which this is one.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        parts: RunParts,
-        folder: RunFolder,
-        device: torch.device,
-        world: World = SINGLE_PROCESS,
+        self, recipe: Recipe, parts: RunParts, folder: RunFolder, world: World = SINGLE_PROCESS
     ) -> None:
-        self.recipe, self.parts, self.folder, self.device, self.world = recipe, parts, folder, device, world
+        self.recipe, self.parts, self.folder, self.world = recipe, parts, folder, world
+        self.device = device = world.device
         self.nimg = 0
         trains = parts.objective.trains
         if len(trains) > 1 and not world.is_single:

@@ -157,9 +157,7 @@ def optimizer_tensors(
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer,
-    tensors: dict[str, Tensor],
-    weights: Sequence[Tensor] | None = None,
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], weights: Sequence[Tensor] | None = None
 ) -> None:
     """The inverse of optimizer_tensors, for an optimiser of the same parameters.
 

@@ -16,7 +16,7 @@ from trigflow.recipes.schema import EMAConfig, Recipe
 from trigflow.system.distributed import SINGLE_PROCESS, World, is_sharded, own_part
 from trigflow.system.errors import UserError
 from trigflow.system.tensors import below, load_average, load_tensors, prefixed
-from trigflow.training.ema import EMA, HalfLifeEMA, PowerEMA
+from trigflow.training.ema import EMA, half_life_ema, power_ema
 from trigflow.training.loss_scale import LossScale
 from trigflow.training.optimisers import (
     learning_rate,
@@ -177,5 +177,5 @@ def new_trained(
 def new_ema(config: EMAConfig, net: TrigFlowPrecond) -> EMA:
     """The average that a recipe asks for."""
     if config.kind == "power":
-        return PowerEMA(net, config.ema_std)
-    return HalfLifeEMA(net, config.halflife_nimg, config.rampup_ratio)
+        return power_ema(net, config.ema_std)
+    return half_life_ema(net, config.halflife_nimg, config.rampup_ratio)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trigflow.data.cache import is_large, mapped
 from trigflow.data.codecs import VectorCodec
-from trigflow.data.collection import Collection, gathered, of_pixels
+from trigflow.data.collection import Collection, class_labels, gathered, of_pixels
 from trigflow.data.dataset import Dataset
 from trigflow.data.formats.damage import damage_told
 from trigflow.system.errors import UserError, did_you_mean
@@ -107,13 +107,7 @@ def _checked_labels(path: Path, count: int, labels: np.ndarray | None) -> tuple[
         )
     if len(labels) != count:
         raise UserError(f"{path}: {count} samples, but labels of shape {labels.shape}")
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= count:
-        wrong = f"smallest label is {lowest}" if lowest < 0 else f"largest label is {highest}"
-        raise UserError(
-            f"{path}: the {wrong}, but there are {count} samples only: number the classes 0, 1, 2, ..."
-        )
-    return torch.from_numpy(labels.astype(np.int64)), highest + 1
+    return class_labels(path, labels.tolist())
 
 
 def _read(path: Path, key: str, label_key: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from trigflow.data.collection import Collection
 from trigflow.data.formats.archive import LABELS
 from trigflow.data.formats.picture import MOST_PIXELS, DamagedPicture, decoded
-from trigflow.data.prepare.part import Part, Unfit, kept, stopped_by
+from trigflow.data.prepare.part import Part, Unfit, resumable, stopped_by
 from trigflow.data.prepare.statistics import Statistics, label_at
 from trigflow.system.errors import UserError
 from trigflow.system.files import make_folder, must_be_new
@@ -96,7 +96,7 @@ def prepare(
         )
     must_be_new(out)
     make_folder(out.parent)
-    with kept(out), Part(out, _settings(collection, how), resume, "images") as part:
+    with resumable(out), Part(out, _settings(collection, how), resume, "images") as part:
         _convert(collection, how, part, progress)
         return _finish(part, collection, progress)
 

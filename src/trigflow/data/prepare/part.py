@@ -44,13 +44,7 @@ class Part:
     """
 
     def __init__(
-        self,
-        out: Path,
-        settings: dict[str, Any],
-        resume: bool,
-        name: str,
-        reserved: int = 0,
-        group: int = 1,
+        self, out: Path, settings: dict[str, Any], resume: bool, name: str, reserved: int = 0, group: int = 1
     ) -> None:
         self.out, self.settings, self.reserved, self.group = out, settings, reserved, group
         self.resume = resume
@@ -156,7 +150,7 @@ class Part:
 
 
 @contextlib.contextmanager
-def kept(out: Path) -> Iterator[None]:
+def resumable(out: Path) -> Iterator[None]:
     """Around the making of `out` in a Part: Ctrl-C and errors of the disk say that it can be gone on with."""
     try:
         yield
