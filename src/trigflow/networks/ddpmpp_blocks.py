@@ -98,9 +98,6 @@ class GroupNorm(nn.Module):
         means = v.reshape(v.shape[0], self.groups, -1).mean(2)
         return means.repeat_interleave(v.shape[1] // self.groups, 1)
 
-    def extra_repr(self) -> str:
-        return f"{len(self.weight)}, groups={self.groups}, eps={self.eps}"
-
 
 class Modulation(nn.Module):
     """h -> its group norm, changed as the embedding of time and label says.

@@ -10,6 +10,7 @@ itself writes nothing, so a forward derivative runs through it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from trigflow.system.devices import without_autocast
 # Root mean square of silu(x) for x ~ N(0, 1).
 _SILU_MAGNITUDE = 0.596
 EPS = 1e-4  # beside a root mean square
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def unit_magnitude(x: Tensor, *dims: int) -> Tensor:
@@ -88,16 +90,10 @@ class MPConv(nn.Module):
         # All factors in one: a large network at a small batch spends as long on a copy of its weight as on the product.
         factor = self.unit_factor() * (gain / math.sqrt(self.weight[0].numel()))
         weight = (self.weight * factor).to(self.weight.dtype)
-        match self.weight.shape[2:]:
-            case ():
-                return F.linear(x, weight)
-            case (edge,):
-                return F.conv1d(x, weight, padding=edge // 2)
-            case (height, width):
-                return F.conv2d(x, weight, padding=(height // 2, width // 2))
-            case (depth, height, width):
-                return F.conv3d(x, weight, padding=(depth // 2, height // 2, width // 2))
-        raise AssertionError("networks.layers.spatial_dims lets no other pass")
+        kernel = self.weight.shape[2:]
+        if not kernel:
+            return F.linear(x, weight)
+        return _CONVOLUTIONS[len(kernel)](x, weight, padding=[edge // 2 for edge in kernel])
 
     def unit_factor(self) -> Tensor:
         """1 / (rms(w_i) + eps) of each output channel, (c_out, 1, ...)."""

@@ -30,10 +30,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     Raises:
         UserError: no such name, or this machine has no such device.
     """
-    return name if isinstance(name, torch.device) else _named(name)
-
-
-def _named(name: str) -> torch.device:
+    if isinstance(name, torch.device):
+        return name
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if _available(kind))
     kind, _, number = name.partition(":")
