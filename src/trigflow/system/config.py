@@ -183,8 +183,7 @@ def build(
         component: name and options.
         table: factories by name.
         what: the recipe's key, for errors ("network").
-        extra: arguments from outside the recipe (data_shape, ...); of these a "package.module:Class" gets those that it
-            names.
+        extra: arguments from outside the recipe (data_shape, ...); the factory gets those that it names.
 
     Raises:
         UserError: unknown name or option, wrong type or range, an option that is missing.
@@ -203,7 +202,7 @@ def build(
                 f"{what}.{key}: '{component.name}' has no such option{did_you_mean(key, allowed)}{known}"
             )
         options[key] = _argument(hints.get(key, Any), value, f"{what}.{key}")
-    given = {key: value for key, value in extra.items() if key in parameters or ":" not in component.name}
+    given = {key: value for key, value in extra.items() if key in parameters}
     if ":" not in component.name:
         return _call(factory, given | options, what)
     try:

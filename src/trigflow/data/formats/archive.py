@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trigflow.data.collection import Collection, Read, gathered
-from trigflow.data.dataset import Dataset
+from trigflow.data.collection import Collection, Read
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import (
     MOST_BYTES,
@@ -31,24 +30,12 @@ LABELS = "dataset.json"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
-def edm_zip(path: str, sigma_data: float = 0.5, progress: bool = True) -> Dataset:
+def edm_zip(path: str) -> Collection:
     """Images of one size from a zip archive, in the order of their names.
 
     Args:
         path: of the archive: pictures (grey or RGB) or .npy arrays (C, H, W) uint8, and, if there are labels,
             dataset.json with {"labels": [["00000/img00000000.png", 6], ...]} (null or absent: none).
-        sigma_data: standard deviation of x_0.
-        progress: show a bar on stderr.
-
-    Raises:
-        UserError: no such file, no archive, no images in it, one that is damaged, of another shape or larger than
-            MOST_BYTES, or labels that do not name each image once.
-    """
-    return gathered(zip_images(path), sigma_data, progress)
-
-
-def zip_images(path: str) -> Collection:
-    """The images of a zip archive, see edm_zip.
 
     Raises:
         UserError: no such file, no archive, no images in it, or labels that do not fit them.
