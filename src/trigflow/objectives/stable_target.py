@@ -13,9 +13,8 @@ from torch import Tensor
 
 from trigflow.core import flow
 
-_SMALLEST_SIN = (
-    1e-6  # of t below it only the pair itself could be meant, and 1/sin^2 stays in float32's range
-)
+# Of t below it only the pair itself could be meant, and 1/sin^2 stays in float32's range.
+_SMALLEST_SIN = 1e-6
 
 
 def stable_velocity(

@@ -36,21 +36,17 @@ class Component:
 def _describe(error: ValidationError, where: str) -> str:
     """The first complaint of pydantic as "where.key = value: message"."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(
-        [where, *(str(part) for part in first["loc"])] if where else [str(p) for p in first["loc"]]
-    )
+    path = ".".join(map(str, (where, *first["loc"]) if where else first["loc"]))
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path} is missing"
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{path}: there is no such key"
-    if isinstance(
-        mistake := first.get("ctx", {}).get("error"), UserError
-    ):  # of a validator, a line of its own
+    mistake = first.get("ctx", {}).get("error")
+    if isinstance(mistake, UserError):  # of a validator, a line of its own
         return f"{path}: {mistake}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if isinstance(
-        first["input"], dict | ArgsKwargs
-    ):  # too long to show, and its keys are named in the message
+    # Too long to show, and its keys are named in the message.
+    if isinstance(first["input"], dict | ArgsKwargs):
         return f"{path}: should be {message}"
     return f"{path} = {json.dumps(first['input'], default=str)}: should be {message}"
 
@@ -148,9 +144,7 @@ def _argument(hint: Any, value: object, where: str) -> object:
         raise UserError(f"{where} = {json.dumps(value)}: should be a finite number")
     try:
         adapter: TypeAdapter[object] = TypeAdapter(hint)
-    except (
-        PydanticSchemaGenerationError
-    ):  # a class that pydantic does not know: the factory must judge by itself
+    except PydanticSchemaGenerationError:  # a class that it does not know: the factory must judge by itself
         return value
     try:
         return adapter.validate_python(value)

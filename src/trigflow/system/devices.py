@@ -41,9 +41,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     return torch.device(name)
 
 
-_GOLDEN_LOW = (
-    0x7F4A7C15  # the low half of SplitMix64's increment: odd, so that no two high words give the same
-)
+# The low half of SplitMix64's increment: odd, so that no two high words give the same.
+_GOLDEN_LOW = 0x7F4A7C15
 
 
 def generator_seed(seed: int) -> int:

@@ -95,9 +95,8 @@ class RAdam(torch.optim.Adam):
         """Those with a gradient, by the number of the step that they are about to make."""
         active = [parameter for parameter in parameters if parameter.grad is not None]
         known = [self.state[parameter]["step"] for parameter in active if self.state[parameter]]
-        steps = iter(
-            torch.stack(known).tolist() if known else []
-        )  # at once: on a GPU each one would wait for it
+        # At once: on a GPU each one would wait for it.
+        steps = iter(torch.stack(known).tolist() if known else [])
         found: dict[int, list[Tensor]] = {}
         for parameter in active:
             found.setdefault(int(next(steps)) + 1 if self.state[parameter] else 1, []).append(parameter)
@@ -127,12 +126,6 @@ def new_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> torc
     """Adam or RAdam, without weight decay."""
     kind = torch.optim.Adam if config.name == "adam" else RAdam
     return kind(parameters, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """For all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -23,7 +23,6 @@ from trigflow.training.optimisers import (
     load_optimizer_tensors,
     new_optimizer,
     optimizer_tensors,
-    set_learning_rate,
 )
 from trigflow.training.progress import gradient_norm
 from trigflow.training.sharding import average_gradients, norm_of_parts
@@ -93,7 +92,8 @@ class Trained:
 
     def step(self, nimg: int) -> None:
         """One update of the weights, at the learning rate of the step that starts at nimg images."""
-        set_learning_rate(self.optimizer, self.rate(nimg))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(nimg)
         self.optimizer.step()
         self.net.normalize_weights()
 
