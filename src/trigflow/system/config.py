@@ -196,8 +196,9 @@ def build(
                 f"{what}.{key}: '{component.name}' has no such option{did_you_mean(key, allowed)}{known}"
             )
         options[key] = _argument(hints.get(key, Any), value, f"{what}.{key}")
-    given = {key: value for key, value in extra.items() if key in parameters}
-    if ":" not in component.name:
+    ours = ":" not in component.name
+    given = {key: value for key, value in extra.items() if key in parameters or (anything and ours)}
+    if ours:
         return _call(factory, given | options, what)
     try:
         return _call(factory, given | options, what)
