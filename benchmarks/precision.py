@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from trigflow import load
 from trigflow.core import flow
 from trigflow.core.precond import TrigFlowPrecond
-from trigflow.core.time_distributions import LogNormal
+from trigflow.core.time_distributions import lognormal
 from trigflow.dual import value_and_tangent
 from trigflow.evaluation.page import markdown_table
 from trigflow.networks import NETWORKS
@@ -116,7 +116,7 @@ def errors(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, floa
 def times(batch: int) -> Tensor:
     """Evenly over the quantiles of the paper's time distribution (P_mean -1, P_std 1.4), (B,)."""
     u = (torch.arange(batch, dtype=torch.float64) + 0.5) / batch
-    return LogNormal(P_mean=-1.0, P_std=1.4, sigma_data=0.5)(u).float()
+    return lognormal(u, P_mean=-1.0, P_std=1.4, sigma_data=0.5).float()
 
 
 def on(case: Case, device: torch.device) -> Case:

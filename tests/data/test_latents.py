@@ -278,6 +278,12 @@ def test_labels_can_be_left_out(photos: Path, kl: Path) -> None:
     assert opened(out, labels=False).num_classes == 0
 
 
+def test_flips_are_refused(photos: Path, kl: Path) -> None:
+    """A flipped latent is not the latent of the flipped image."""
+    with pytest.raises(UserError, match=r"data\.flip = true: latents holds no images but latents"):
+        opened(encoded(photos, kl), flip=True)
+
+
 # Folders that are not what they were
 
 

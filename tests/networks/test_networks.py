@@ -209,7 +209,7 @@ def test_parameter_counts_are_frozen(name: str, options: dict[str, Any], expecte
         ("unet", (1, 8, 8), {"attention_levels": (5,)}, "attention_levels"),
         ("ddpmpp", (1, 6, 6), {}, "'ddpmpp' with 3 levels .* divisible by 4"),
         ("ddpmpp", (1, 8, 8), {"channel_mult": (1,)}, "attention_levels: there is no level 1"),
-        ("ddpmpp", (1, 8, 8), {"normalization": "edm2"}, "choose one of: adagn, double, shift"),
+        ("ddpmpp", (1, 8, 8), {"normalization": "edm2"}, "there are: double, adagn, shift"),
         ("ddpmpp", (1, 8, 8), {"channels": 7}, "even"),
         ("ddpmpp", (1, 8, 8), {"channels": 8, "heads": 3}, "heads"),
         ("ddpmpp", (1, 8, 8), {"num_blocks": 0}, "num_blocks must be an integer"),
@@ -217,7 +217,7 @@ def test_parameter_counts_are_frozen(name: str, options: dict[str, Any], expecte
         ("ddpmpp", (8,), {}, "takes data of shape"),
         ("edm2", (1, 12, 12), {}, "'edm2' with 4 levels .* divisible by 8"),
         ("edm2", (1, 8, 8), {"channel_mult": (1, 2)}, "attention_levels: there is no level 2"),
-        ("edm2", (1, 8, 8), {"normalization": "adagn"}, "choose one of: double, edm2"),
+        ("edm2", (1, 8, 8), {"normalization": "adagn"}, "there are: double, edm2"),
         ("edm2", (1, 8, 8), {"channels": 7}, "even"),
         (
             "edm2",

@@ -264,6 +264,15 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert Machine(gpus=args.gpus, memory=args.memory, throughput=args.throughput) == Machine()
 
 
+@pytest.mark.parametrize(("name", "cost"), [("cifar10-teacher", 3), ("cifar10-scd", 5)])
+def test_recipes_with_flips_are_planned(name: str, cost: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipes.get(name).data.options["flip"] is True
+    assert cli.main(["plan", name]) == 0
+    shown = capsys.readouterr().out
+    assert "60.1 million parameters; samples of shape (3, 32, 32)" in shown
+    assert f"a training image costs {cost} times that" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -9,13 +9,14 @@ from torch import nn
 
 from trigflow.system.errors import UserError
 from trigflow.training.ema import (
+    EMA,
     EMASnapshot,
-    HalfLifeEMA,
-    PowerEMA,
     gamma_from_std,
     half_life_beta,
+    half_life_ema,
     post_hoc_weights,
     power_beta,
+    power_ema,
     reconstruct,
 )
 
@@ -37,10 +38,10 @@ class Scalar(nn.Module):
         self.count += 1
 
 
-def run(ema_std: tuple[float, ...], steps: int, every: int) -> tuple[PowerEMA, list[EMASnapshot], Scalar]:
+def run(ema_std: tuple[float, ...], steps: int, every: int) -> tuple[EMA, list[EMASnapshot], Scalar]:
     """A weight that wanders along a known path."""
     net = Scalar()
-    ema = PowerEMA(net, ema_std)
+    ema = power_ema(net, ema_std)
     snapshots = []
     for step in range(1, steps + 1):
         net.set(np.sin(step / 40) + step / steps)
@@ -80,7 +81,7 @@ def test_power_ema_has_the_power_profile(ema_std: float) -> None:
 
 def test_the_first_update_forgets_the_initial_weights() -> None:
     net = Scalar()
-    ema = PowerEMA(net, (0.05,))
+    ema = power_ema(net, (0.05,))
     net.set(3.0)
     ema.update(net, BATCH, BATCH)
     assert ema.averages[0]["weight"].item() == 3.0
@@ -96,7 +97,7 @@ def test_half_life() -> None:
     """After a half-life, half of the old weight is left; the ramp-up bounds it by a share of the images seen."""
     net = Scalar()
     net.set(1.0)
-    ema = HalfLifeEMA(net, halflife_nimg=10 * BATCH, rampup_ratio=None)
+    ema = half_life_ema(net, halflife_nimg=10 * BATCH, rampup_ratio=None)
     net.set(0.0)
     for step in range(1, 11):
         ema.update(net, step * BATCH, BATCH)

@@ -56,7 +56,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def new_run(recipe: Recipe, folder: Path) -> Run:
-    run = Run(recipe, assemble(recipe, CPU), RunFolder(folder, 3), CPU)
+    run = Run(recipe, assemble(recipe, CPU), RunFolder(folder, 3))
 
     class Silent:
         def advance(self, images: int) -> None:

@@ -17,7 +17,6 @@ from trigflow.training.optimisers import (
     new_optimizer,
     optimizer_tensors,
     rectify,
-    set_learning_rate,
 )
 
 BATCH, TOTAL = 10, 1000
@@ -109,12 +108,6 @@ def test_every_schedule_falls_from_one(name: str) -> None:
 def test_rampup_counts_images_and_wastes_no_step() -> None:
     rates = [rate(Component("constant"), nimg, rampup_nimg=40) for nimg in range(0, 60, BATCH)]
     assert rates == [0.25, 0.5, 0.75, 1, 1, 1]
-
-
-def test_set_learning_rate() -> None:
-    optimizer = new_optimizer(OptimizerConfig(), parameters())
-    set_learning_rate(optimizer, 0.5)
-    assert optimizer.param_groups[0]["lr"] == 0.5
 
 
 def test_mistakes_are_told() -> None:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from trigflow.commands.command import Command, add_device, add_precision, add_trust_code, integer, integers
+from trigflow.commands.command import (
+    Command,
+    add_device,
+    add_flag,
+    add_json,
+    add_overrides,
+    add_precision,
+    add_trust_code,
+    integer,
+    several,
+)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,21 +23,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a shipped model or the folder of a run; with --random a recipe, or the first part of its name",
     )
+    add_overrides(parser, "with --random: change a field of the recipe")
+    add_flag(parser, "--random", "time a recipe's network with random weights (as fast as trained ones)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="with --random: change a field of the recipe"
+        "--steps", type=several(integer(1)), default=[1, 2], help="sampling steps (default: 1,2)"
     )
-    parser.add_argument(
-        "--random",
-        action="store_true",
-        help="time a recipe's network with random weights (as fast as trained ones)",
-    )
-    parser.add_argument("--steps", type=integers(1), default=[1, 2], help="sampling steps (default: 1,2)")
     parser.add_argument("--batch", type=integer(1), default=1, help="samples per call (default: 1)")
     parser.add_argument(
         "--rounds", type=integer(1), default=3, help="timed calls of each, interleaved (default: 3)"
     )
     add_precision(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
+    add_json(parser)
     add_trust_code(parser)
     add_device(parser)
 

@@ -29,7 +29,7 @@ from trigflow.commands import (
     train_classifier,
 )
 from trigflow.commands.command import Command
-from trigflow.system.errors import OwnMistake, UserError, did_you_mean, printable
+from trigflow.system.errors import OwnMistake, UserError, did_you_mean, one_of, printable
 from trigflow.system.launch import is_main
 from trigflow.system.version import __version__
 
@@ -110,10 +110,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: an unknown command or flag, or an invalid value.
     """
-    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        raise UserError(
-            f"unknown command '{argv[0]}'{did_you_mean(argv[0], COMMANDS)}; known: {', '.join(COMMANDS)}"
-        )
+    if argv and not argv[0].startswith("-"):
+        one_of("command", argv[0], COMMANDS)
     args, rest = build_parser().parse_known_args(argv)
     for word in rest:
         if word.startswith("-") or not hasattr(args, "overrides"):

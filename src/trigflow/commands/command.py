@@ -6,10 +6,13 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from trigflow.system.config import Component
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,25 +62,24 @@ def number(lowest: float) -> Callable[[str], float]:
     return parse
 
 
-def integers(lowest: int) -> Callable[[str], list[int]]:
-    """An argument type: comma-separated integers, each as in `integer`."""
-    one = integer(lowest)
+def several(one: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """An argument type: comma-separated arguments of another type."""
     return lambda text: [one(part) for part in text.split(",")]
 
 
-def numbers(lowest: float) -> Callable[[str], list[float]]:
-    """An argument type: comma-separated numbers, each as in `number`."""
-    one = number(lowest)
-    return lambda text: [one(part) for part in text.split(",")]
+def add_flag(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """A flag without a value, and its help."""
+    parser.add_argument(name, action="store_true", help=text)
+
+
+def add_overrides(
+    parser: argparse.ArgumentParser, text: str = "change a field of the recipe, e.g. train.batch=64"
+) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
 
 
 def add_data_options(parser: argparse.ArgumentParser, example: str = "data.split=test") -> None:
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help=f"options of the data set, as in a recipe, e.g. {example} (docs/data.md)",
-    )
+    add_overrides(parser, f"options of the data set, as in a recipe, e.g. {example} (docs/data.md)")
 
 
 def named_data(name: str, overrides: list[str]) -> Component:
@@ -114,11 +116,8 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust_code(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--trust-code",
-        action="store_true",
-        help="import the network package.module:Class named in the model's folder (this runs its code)",
-    )
+    text = "import the network package.module:Class named in the model's folder (this runs its code)"
+    add_flag(parser, "--trust-code", text)
 
 
 def add_vae(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +136,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="device; auto takes CUDA, then MPS, then the CPU (default: auto)",
     )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from trigflow.commands.command import Command, add_data_options, integer, named_data
+from trigflow.commands.command import Command, add_data_options, add_flag, integer, named_data
 from trigflow.system.errors import UserError
 from trigflow.system.files import must_be_new
 
@@ -42,15 +42,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=integer(1),
         help="prepare, encode: resize the shorter side to this size and centre-crop to a square (default: unchanged)",
     )
-    parser.add_argument(
-        "--rgb", action="store_true", help="prepare: convert all images to RGB (default: as the first image)"
-    )
-    parser.add_argument(
-        "--skip-damaged",
-        action="store_true",
-        help="prepare, encode: skip damaged images (default: stop at the first)",
-    )
-    parser.add_argument("--resume", action="store_true", help="prepare, encode: resume an interrupted run")
+    add_flag(parser, "--rgb", "prepare: convert all images to RGB (default: as the first image)")
+    add_flag(parser, "--skip-damaged", "prepare, encode: skip damaged images (default: stop at the first)")
+    add_flag(parser, "--resume", "prepare, encode: resume an interrupted run")
     _add_encoding(parser)
 
 
@@ -67,16 +61,14 @@ def _add_encoding(parser: argparse.ArgumentParser) -> None:
         choices=("float16", "float32"),
         help="encode: type of the stored latents (default: float16)",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--mean-only",
-        action="store_true",
-        help="encode: store only the means of the latents, in half of the space (default: means and standard "
+        "encode: store only the means of the latents, in half of the space (default: means and standard "
         "deviations; training then samples each latent anew whenever it is used)",
     )
     parser.add_argument(
-        "--batch",
-        type=integer(1),
-        help="encode: images in one pass (default: about a million pixels)",
+        "--batch", type=integer(1), help="encode: images in one pass (default: about a million pixels)"
     )
     parser.add_argument(
         "--device",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from trigflow.commands.command import Command, add_device, integers
+from trigflow.commands.command import Command, add_device, integer, several
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +13,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shape",
-        type=integers(1),
+        type=several(integer(1)),
         help="shape of one sample, for package.module:Class, e.g. 1,8,8 (default: 3,32,32)",
     )
     add_device(parser)

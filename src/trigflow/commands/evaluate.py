@@ -10,14 +10,14 @@ from trigflow.commands.command import (
     Command,
     add_data_options,
     add_device,
+    add_flag,
     add_guide,
     add_model,
     add_trust_code,
     add_vae,
     integer,
-    integers,
     number,
-    numbers,
+    several,
 )
 from trigflow.system.errors import UserError
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_data_options(parser, "data.split=test or test_data.key=images")
-    parser.add_argument("--steps", type=integers(1), help="sampling steps of a student (default: 1,2,4)")
+    parser.add_argument(
+        "--steps", type=several(integer(1)), help="sampling steps of a student (default: 1,2,4)"
+    )
     parser.add_argument("--num", type=integer(2), default=5000, help="samples for each score (default: 5000)")
     parser.add_argument(
         "--seeds",
@@ -56,7 +58,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--noise-levels",
-        type=numbers(0.0),
+        type=several(number(0.0)),
         default=[],
         metavar="SDS",
         help="extra rows for comparison: the held-out images with noise of these standard deviations, in "
@@ -70,15 +72,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_guide(parser, "the teacher")
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="a folder for the full report (default: only print the table)",
+        "--out", type=Path, metavar="DIR", help="a folder for the full report (default: only print the table)"
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--resume",
-        action="store_true",
-        help="continue an interrupted evaluation in --out; scores of the same models are reused",
+        "continue an interrupted evaluation in --out; scores of the same models are reused",
     )
     add_vae(parser)
     add_trust_code(parser)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from trigflow.commands.command import Command, integer, number
+from trigflow.commands.command import Command, add_flag, add_json, add_overrides, integer, number
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `trigflow list recipes`")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change a field of the recipe, e.g. train.batch=64"
-    )
+    add_overrides(parser)
     parser.add_argument("--gpus", type=integer(1), default=8, help="number of GPUs (default: 8)")
     parser.add_argument(
         "--memory", type=number(0.1), default=80.0, help="memory of each GPU, in GiB (default: 80)"
@@ -28,12 +25,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=integer(1),
         help="images per pass on one GPU (default: the recipe's, else as many as fit)",
     )
-    parser.add_argument(
-        "--checkpointing",
-        action="store_true",
-        help="plan with activation checkpointing of the network's blocks, as in `trigflow train`",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
+    text = "plan with activation checkpointing of the network's blocks, as in `trigflow train`"
+    add_flag(parser, "--checkpointing", text)
+    add_json(parser)
 
 
 def _run(args: argparse.Namespace) -> int:

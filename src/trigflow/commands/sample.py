@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from trigflow.commands.command import (
     Command,
     add_device,
+    add_flag,
     add_guide,
     add_model,
     add_precision,
@@ -17,8 +18,8 @@ from trigflow.commands.command import (
     add_trust_code,
     add_vae,
     integer,
-    integers,
     number,
+    several,
 )
 from trigflow.system.errors import UserError
 
@@ -45,7 +46,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--labels",
-        type=integers(0),
+        type=several(integer(0)),
         help="comma-separated classes, taken in turn (default: all classes)",
     )
     parser.add_argument(
@@ -57,11 +58,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_precision(parser)
     parser.add_argument("--sampler", help="a name from `trigflow list samplers` (default: the model's own)")
     add_vae(parser)
-    parser.add_argument(
-        "--latents",
-        action="store_true",
-        help="for a latent model: write latents (.npz or .npy) instead of images",
-    )
+    add_flag(parser, "--latents", "for a latent model: write latents (.npz or .npy) instead of images")
     add_seed(parser)
     add_trust_code(parser)
     add_device(parser)

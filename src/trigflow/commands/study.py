@@ -6,8 +6,16 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from trigflow.commands.command import Command, add_device, add_out_folder, integer, integers, number, numbers
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.commands.command import (
+    Command,
+    add_device,
+    add_out_folder,
+    add_overrides,
+    integer,
+    number,
+    several,
+)
+from trigflow.system.errors import UserError, one_of
 
 # Flags that belong to some studies only; a study's own defaults stand where none is given.
 OWN = ("teacher", "features", "data", "num", "seeds", "steps", "shares", "guidance_scale")
@@ -23,11 +31,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps, speed: a student, shipped or the folder of a run; scaling, ablation, compute: a data set with the "
         "recipes NAME-teacher and NAME-scd",
     )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="for studies that train: change a field of both recipes, or of one of them (teacher.key=value, "
+    add_overrides(
+        parser,
+        "for studies that train: change a field of both recipes, or of one of them (teacher.key=value, "
         "student.key=value)",
     )
     add_out_folder(parser, "runs/scaling")
@@ -40,7 +46,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="steps, speed: the real data (default: what the model was trained on)")
     parser.add_argument(
         "--steps",
-        type=integers(1),
+        type=several(integer(1)),
         help="steps, speed: sampling steps of the student (default: 1,2,4,8 and 1,2)",
     )
     parser.add_argument(
@@ -50,7 +56,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shares",
-        type=numbers(0.0),
+        type=several(number(0.0)),
         help="compute: shares of the teacher's training compute (default: 0.1,0.2,0.5,1,2,5)",
     )
     parser.add_argument(
@@ -62,10 +68,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from trigflow.tools.studies import STUDIES, carry_out
 
-    if args.study not in STUDIES:
-        hint = did_you_mean(args.study, STUDIES)
-        raise UserError(f"unknown study '{args.study}'{hint}; there are: {', '.join(STUDIES)}")
-    study = STUDIES[args.study]
+    study = STUDIES[one_of("study", args.study, STUDIES)]
     given = _given(args, study)
     carry_out(study(args.subject, **given), args.out, device=args.device, jobs=args.jobs)
     return 0

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from trigflow.commands.command import Command, add_device, add_out_folder, integer
+from trigflow.commands.command import Command, add_device, add_flag, add_out_folder, add_overrides, integer
 from trigflow.system.launch import is_main
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `trigflow list recipes`")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change a field of the recipe, e.g. train.batch=64"
-    )
+    add_overrides(parser)
     add_out_folder(parser, "runs/teacher")
-    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint in --out")
+    add_flag(parser, "--resume", "resume from the newest checkpoint in --out")
     parser.add_argument(
         "--data", metavar="PATH_OR_NAME", help="train on this data set instead of the recipe's"
     )
@@ -25,10 +23,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="under torchrun: shard the weights over all processes, over those of each machine, or replicate them "
         "(default: fsdp)",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--checkpointing",
-        action="store_true",
-        help="activation checkpointing of the network's blocks: less memory for a third more compute, same results",
+        "activation checkpointing of the network's blocks: less memory for a third more compute, same results",
     )
     add_device(parser)
 

@@ -9,12 +9,14 @@ rotated by the angle t. Coefficients are computed in at least float32; a result 
 from __future__ import annotations
 
 import math
-from typing import overload
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from trigflow.system.errors import UserError
+
+Number = TypeVar("Number", float, Tensor)
 
 T_MAX = math.pi / 2
 # Where sampling starts in all of the paper's experiments: t_max = arctan(80 / sigma_data).
@@ -91,22 +93,14 @@ def ddim_step(x_t: Tensor, velocity: Tensor, t: float | Tensor, s: float | Tenso
     return (cos * x_t - sin * velocity).to(x_t.dtype)
 
 
-@overload
-def sigma_from_t(t: float, sigma_data: float) -> float: ...
-@overload
-def sigma_from_t(t: Tensor, sigma_data: float) -> Tensor: ...
-def sigma_from_t(t: float | Tensor, sigma_data: float) -> float | Tensor:
+def sigma_from_t(t: Number, sigma_data: float) -> Number:
     """EDM's noise level: sigma = sigma_data tan(t); finite and positive even where rounding puts t past pi/2."""
     if isinstance(t, int | float):  # a Dual is no Tensor, but computes as one
         return sigma_data * math.tan(t)
     return sigma_data * torch.sin(t) / torch.cos(t).clamp(min=torch.finfo(t.dtype).eps / 2)
 
 
-@overload
-def t_from_sigma(sigma: float, sigma_data: float) -> float: ...
-@overload
-def t_from_sigma(sigma: Tensor, sigma_data: float) -> Tensor: ...
-def t_from_sigma(sigma: float | Tensor, sigma_data: float) -> float | Tensor:
+def t_from_sigma(sigma: Number, sigma_data: float) -> Number:
     """t = arctan(sigma / sigma_data), the inverse of `sigma_from_t`."""
     if isinstance(sigma, int | float):
         return math.atan(sigma / sigma_data)

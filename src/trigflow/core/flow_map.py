@@ -57,7 +57,4 @@ class FlowMapError:
         error = (flow_map(self.noises, self.t) - self.ends).cpu().double().flatten(1).norm(
             dim=1
         ) / self.sigma_data
-        return {
-            "flow_map_median": float(error.median()),
-            "flow_map_rms": float(error.square().mean().sqrt()),
-        }
+        return {"flow_map_median": float(error.median()), "flow_map_rms": float(error.square().mean().sqrt())}

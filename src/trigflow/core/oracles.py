@@ -209,22 +209,18 @@ class FiniteData(_ExactModel):
     Args:
         points: (N, ...).
         sigma_data: std of TrigFlow's noise, > 0.
-        chunk: number of points that are compared at once; memory grows as B x chunk.
 
     Raises:
-        UserError: no points, or sigma_data or chunk not positive.
+        UserError: no points, or sigma_data not positive.
     """
 
     points: Tensor
 
-    def __init__(self, points: Tensor, sigma_data: float = 0.5, chunk: int = 4096) -> None:
+    def __init__(self, points: Tensor, sigma_data: float = 0.5) -> None:
         super().__init__()
         self.sigma_data = _positive("sigma_data", sigma_data)
         if points.ndim < 2 or points.shape[0] == 0:
             raise UserError(f"points has the shape {tuple(points.shape)}: give (N, ...) with N >= 1")
-        if chunk < 1:
-            raise UserError(f"chunk is {chunk}: give 1 or more")
-        self.chunk = chunk
         self.register_buffer("points", points.double())
 
     @property
@@ -237,7 +233,7 @@ class FiniteData(_ExactModel):
         cos, twice_variance = torch.cos(t)[:, None], 2 * (torch.sin(t)[:, None] * self.sigma_data) ** 2
         peak = x.new_full((len(x), 1), -math.inf)
         total, mean = torch.zeros_like(peak), torch.zeros_like(x)
-        for points in torch.split(self.points.flatten(1), self.chunk):
+        for points in torch.split(self.points.flatten(1), _CHUNK):
             logits = (2 * cos * x @ points.mT - cos.square() * points.square().sum(1)) / twice_variance
             higher = torch.maximum(peak, logits.amax(1, keepdim=True))
             weights, rescale = torch.exp(logits - higher), torch.exp(peak - higher)
@@ -280,7 +276,7 @@ def solve_flow(
     """Solves the PF-ODE from (x_t, t) to t_end by the classical fourth-order Runge-Kutta method.
 
     The steps are equal in u = log(1 + t/scale): proportional to t far above `scale`, and uniform in t far below it.
-    Doubling the steps divides the error by 16, which `flow_map_error` uses.
+    Doubling the steps divides the error by 16.
 
     Args:
         velocity: velocity(x, t) -> dx/dt; called 4 * steps times.
@@ -317,16 +313,6 @@ def solve_flow(
     return x.to(x_t.dtype)
 
 
-def flow_map_error(oracle: Oracle, x_t: Tensor, t: Tensor, steps: int = 128) -> Tensor:
-    """Estimated error of oracle.flow_map(x_t, t, steps) in each sample, (B,), root mean square over coordinates.
-
-    |x(steps) - x(steps/2)| / 15, Richardson's estimate for a method of fourth order.
-    """
-    x = x_t.to(_wide_dtype(x_t.device))
-    difference = oracle.flow_map(x, t, steps) - oracle.flow_map(x, t, max(steps // 2, 1))
-    return difference.flatten(1).square().mean(1).sqrt() / 15
-
-
 def mixture2d(sigma_data: float = 0.5) -> GaussianMixture:
     """Eight Gaussians of std 0.1 on the unit circle, all scaled so that each coordinate has std sigma_data."""
     angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
@@ -337,6 +323,7 @@ def mixture2d(sigma_data: float = 0.5) -> GaussianMixture:
 
 _T_FLOOR = 1e-6
 _T_END = 1e-4
+_CHUNK = 4096  # points that are compared at once; memory is B x _CHUNK numbers
 
 
 def _wide_dtype(device: torch.device) -> torch.dtype:

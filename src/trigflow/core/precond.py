@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trigflow.core import flow
 from trigflow.system.devices import autocast_is_on, without_autocast
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, one_of
 
 NoiseConditioning = Literal["t", "edm"]
 
@@ -66,10 +66,7 @@ class TrigFlowPrecond(nn.Module):
         super().__init__()
         if not sigma_data > 0 or math.isinf(sigma_data):
             raise UserError(f"sigma_data must be a positive number, not {sigma_data}")
-        if c_noise not in get_args(NoiseConditioning):
-            raise UserError(
-                f"c_noise must be 't' or 'edm', not '{c_noise}'{did_you_mean(c_noise, ('t', 'edm'))}"
-            )
+        one_of("c_noise", c_noise, get_args(NoiseConditioning))
         self.network = network
         self.sigma_data = sigma_data
         self.c_noise: NoiseConditioning = c_noise

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trigflow.core import flow
 from trigflow.core.guidance import guided
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, one_of
 
 # velocity(x_t (B, ...), t (B,)) -> dx_t/dt, of the shape of x_t.
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -274,11 +274,7 @@ def sample(
     Raises:
         UserError: no such sampler, steps < 1, t_mid outside (0, t_max), or noise of another shape.
     """
-    if sampler not in SAMPLERS:
-        raise UserError(
-            f"no sampler '{sampler}'{did_you_mean(sampler, SAMPLERS)}; known: {', '.join(SAMPLERS)}"
-        )
-    if sampler == "consistency":
+    if one_of("sampler", sampler, SAMPLERS) == "consistency":
         ts = consistency_times(steps, sigma_data, t_mid)
         return sample_consistency(velocity, x_T, ts, noise, sigma_data, on_step)
     return SAMPLERS[sampler](velocity, x_T, edm_times(steps, sigma_data), on_step)

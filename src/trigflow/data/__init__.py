@@ -10,24 +10,25 @@ from pathlib import Path
 import torch
 
 from trigflow.core import oracles
-from trigflow.data.collection import Collection, as_collection
+from trigflow.data.collection import Collection, as_collection, gathered
 from trigflow.data.dataset import Dataset, labels_like, rows
 from trigflow.data.digits import digits
 from trigflow.data.formats import cifar, hub, idx
-from trigflow.data.formats.archive import edm_zip, zip_images
-from trigflow.data.formats.arrays import array_images, arrays
-from trigflow.data.formats.cifar import cifar10, cifar10_images
-from trigflow.data.formats.folder import folder_images, image_folder
-from trigflow.data.formats.hub import huggingface, table_images
-from trigflow.data.formats.idx import mnist, mnist_images
+from trigflow.data.formats.archive import edm_zip
+from trigflow.data.formats.arrays import arrays
+from trigflow.data.formats.cifar import cifar10
+from trigflow.data.formats.folder import image_folder
+from trigflow.data.formats.hub import huggingface
+from trigflow.data.formats.idx import mnist
 from trigflow.data.formats.latents import latent_folder
 from trigflow.data.formats.recognition import recognised
-from trigflow.data.formats.shards import shard_images, webdataset
+from trigflow.data.formats.shards import webdataset
 from trigflow.data.mixture2d import mixture2d
 from trigflow.system.config import Component, build, validate
 from trigflow.system.errors import UserError
 
-DATASETS: dict[str, Callable[..., Dataset]] = {
+# A format of images gives a collection of them, which may have any sizes.
+DATASETS: dict[str, Callable[..., Dataset | Collection]] = {
     "arrays": arrays,
     "cifar10": cifar10,
     "digits": digits,
@@ -40,16 +41,8 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "webdataset": webdataset,
 }
 
-# Those of files of images can give them one by one, of any size.
-COLLECTIONS: dict[str, Callable[..., Collection]] = {
-    "arrays": array_images,
-    "cifar10": cifar10_images,
-    "edm_zip": zip_images,
-    "huggingface": table_images,
-    "image_folder": folder_images,
-    "mnist": mnist_images,
-    "webdataset": shard_images,
-}
+# Those of files of images, or, for arrays, of vectors.
+COLLECTIONS = {"arrays", "cifar10", "edm_zip", "huggingface", "image_folder", "mnist", "webdataset"}
 
 
 # Those that have a part for training and one for testing, and whether the latter lies at a path.
@@ -69,8 +62,8 @@ def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
     Raises:
         UserError: unknown name, missing or foreign file, flips of what is no image.
     """
-    named, keep_labels, flip = _and_shared(_named(data))
-    dataset: Dataset = build(named, DATASETS, "data", sigma_data=sigma_data)
+    found, keep_labels, flip = _opened(data, sigma_data)
+    dataset = gathered(found, sigma_data) if isinstance(found, Collection) else found
     if flip and dataset.data.dtype != torch.uint8:
         raise UserError(
             f"data.flip = true: {dataset.name} holds no images but latents or vectors; leave it out"
@@ -84,22 +77,23 @@ def load_collection(data: Component | str) -> Collection:
     """The same data as images of any sizes, which are decoded one by one.
 
     Raises:
-        UserError: unknown name, missing or foreign file, or vectors.
+        UserError: unknown name, missing or foreign file; or, when it is walked through, vectors or latents.
     """
-    data = _named(data)
-    if data.name not in COLLECTIONS:
-        return as_collection(load_data(data))
-    named, keep_labels, _ = _and_shared(data)
-    collection: Collection = build(named, COLLECTIONS, "data")
+    found, keep_labels, _ = _opened(data)
+    collection = found if isinstance(found, Collection) else as_collection(found)
     return collection if keep_labels else replace(collection, labels=None, num_classes=0, classes=())
 
 
-def _and_shared(data: Component) -> tuple[Component, bool, bool]:
-    """Without the options that all data sets have, and these: whether labels are kept, and images flipped."""
+def _opened(data: Component | str, sigma_data: float = 0.5) -> tuple[Dataset | Collection, bool, bool]:
+    """The data, and the options that all data sets have: whether labels are kept, and images flipped."""
+    data = _named(data)
     options = dict(data.options)
     keep_labels = validate(bool, options.pop("labels", True), "data.labels")
     flip = validate(bool, options.pop("flip", False), "data.flip")
-    return Component(data.name, options), keep_labels, flip
+    found: Dataset | Collection = build(
+        Component(data.name, options), DATASETS, "data", sigma_data=sigma_data
+    )
+    return found, keep_labels, flip
 
 
 def held_out_part(data: Component | str) -> Component | None:
@@ -154,23 +148,14 @@ def exact_teacher(dataset: Dataset) -> oracles.Oracle:
 __all__ = [
     "COLLECTIONS",
     "DATASETS",
-    "TEST_PARTS",
     "Collection",
     "Dataset",
-    "arrays",
-    "cifar10",
     "digits",
-    "edm_zip",
     "exact_teacher",
     "held_out_part",
-    "huggingface",
-    "image_folder",
     "labels_like",
-    "latent_folder",
     "load_collection",
     "load_data",
     "mixture2d",
-    "mnist",
     "rows",
-    "webdataset",
 ]

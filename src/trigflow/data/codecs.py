@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from trigflow.system.config import STRICT_KEYS, to_json, validate
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, one_of
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -208,10 +208,8 @@ def codec_from_json(data: Mapping[str, Any], where: str = "codec") -> Codec:
     """
     fields = dict(data)
     name = str(fields.pop("name", ""))
-    if name not in CODECS:
-        hint = did_you_mean(name, CODECS)
-        raise UserError(f"{where}: unknown codec '{name}'{hint}; there are: {', '.join(CODECS)}")
-    return cast(Codec, validate(CODECS[name], fields, where))
+    kind = CODECS[one_of("codec", name, CODECS, where=f"{where}: ")]
+    return cast(Codec, validate(kind, fields, where))
 
 
 def check_codec(codec: Codec, data_shape: tuple[int, ...], sigma_data: float, where: str) -> None:

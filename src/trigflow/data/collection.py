@@ -136,10 +136,9 @@ def _same_size(
 def as_collection(dataset: Dataset) -> Collection:
     """Images that are decoded already.
 
-    Raises:
-        UserError: the data are vectors.
+    Raises (when it is walked through):
+        UserError: the data are vectors or latents.
     """
-    _check_images(dataset.name, dataset.data)
     labels = (dataset.labels, dataset.num_classes)
     return of_pixels(dataset.name, dataset.name, dataset.data, *labels, mapped=dataset.mapped)
 

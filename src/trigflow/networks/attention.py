@@ -21,6 +21,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def over_positions(attention: nn.Module, x: Tensor) -> Tensor:
+    """Attention on tokens (B, N, C), over all positions of x (B, C, *size); of the shape of x."""
+    y: Tensor = attention(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+    return y
+
+
+def check_heads(channels: int, heads: int) -> None:
+    """Raise a UserError unless the channels divide into the heads."""
+    if channels % heads:
+        raise UserError(
+            f"{channels} channels do not divide into {heads} attention heads; change channels, or heads or "
+            "head_channels"
+        )
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention on tokens (B, N, C) -> (B, N, C); the output layer starts at zero.
 
@@ -33,10 +48,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, qk_norm: bool = True) -> None:
         super().__init__()
-        if channels % heads:
-            raise UserError(
-                f"{channels} channels do not divide into {heads} attention heads; change heads or channels"
-            )
+        check_heads(channels, heads)
         self.heads = heads
         self.qk_norm = qk_norm
         self.qkv = unit_init(nn.Linear(channels, 3 * channels))

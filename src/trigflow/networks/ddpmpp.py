@@ -16,16 +16,9 @@ from trigflow.networks.ddpmpp_blocks import (
     WaveEmbedding,
     xavier_init,
 )
-from trigflow.networks.layers import (
-    CONVS,
-    MEMORY_FORMATS,
-    halving_levels,
-    one_of,
-    positive,
-    spatial_dims,
-    zero_init,
-)
-from trigflow.networks.u_shape import through, way_down, way_up
+from trigflow.networks.layers import CONVS, MEMORY_FORMATS, halving_levels, positive, spatial_dims, zero_init
+from trigflow.networks.u_shape import Place, through, way_down, way_up
+from trigflow.system.errors import one_of
 
 
 class DDPMpp(nn.Module):
@@ -82,8 +75,7 @@ class DDPMpp(nn.Module):
         dims = spatial_dims("ddpmpp", data_shape)
         emb_channels = 4 * channels if emb_channels is None else emb_channels
         positive(channels=channels, num_blocks=num_blocks, heads=heads, emb_channels=emb_channels)
-        positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
-        halving_levels("ddpmpp", data_shape, len(channel_mult), attention_levels)
+        halving_levels("ddpmpp", data_shape, channel_mult, attention_levels)
         self.num_classes, self.guidance_input = num_classes, guidance_input
         plan = DDPMppLayout(
             dims,
@@ -99,9 +91,10 @@ class DDPMpp(nn.Module):
             channels, emb_channels, num_classes, time_embedding, fourier_scale, guidance_input
         )
         self.conv_in = xavier_init(CONVS[dims](data_shape[0], channels, 3, padding=1))
-        self.down, skips = _down(plan, channels)
+        down, skips = way_down(plan.widths, channels, num_blocks)
+        self.down = _blocks([(one, one.resample == "keep") for one in down], plan)
         self.middle = _middle(plan)
-        self.up = _up(plan, skips)
+        self.up = _blocks([(one, one.last) for one in way_up(plan.widths, skips, num_blocks)], plan)
         self.norm_out = GroupNorm(plan.widths[0])
         self.conv_out = zero_init(CONVS[dims](plan.widths[0], data_shape[0], 3, padding=1))
 
@@ -116,34 +109,20 @@ class DDPMpp(nn.Module):
         return output
 
 
-def _down(plan: DDPMppLayout, channels: int) -> tuple[nn.ModuleList, list[int]]:
-    """Blocks of the way down, attention in all of a level that has it; and the channels that the way up will join."""
-    places, skips = way_down(plan.widths, channels, plan.num_blocks)
-    blocks = nn.ModuleList(
+def _blocks(places: Sequence[tuple[Place, bool]], plan: DDPMppLayout) -> nn.ModuleList:
+    """Those of one way; with each place, whether it has attention in a level that has it."""
+    return nn.ModuleList(
         DDPMppBlock(
             *(one.c_in, one.c_out, plan),
             resample=one.resample,
-            attention=plan.attends[one.level] and one.resample == "keep",
+            attention=plan.attends[one.level] and may_attend,
+            joins=one.joins,
         )
-        for one in places
+        for one, may_attend in places
     )
-    return blocks, skips
 
 
 def _middle(plan: DDPMppLayout) -> nn.ModuleList:
     """Two blocks at the lowest level, the first with attention."""
     width = plan.widths[-1]
     return nn.ModuleList(DDPMppBlock(width, width, plan, attention=attends) for attends in (True, False))
-
-
-def _up(plan: DDPMppLayout, skips: list[int]) -> nn.ModuleList:
-    """Blocks of the way up, attention in the last of a level that has it."""
-    return nn.ModuleList(
-        DDPMppBlock(
-            *(one.c_in, one.c_out, plan),
-            resample=one.resample,
-            attention=plan.attends[one.level] and one.last,
-            joins=one.joins,
-        )
-        for one in way_up(plan.widths, skips, plan.num_blocks)
-    )

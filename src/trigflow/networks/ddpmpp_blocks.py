@@ -9,22 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.networks.attention import SelfAttention
+from trigflow.networks.attention import SelfAttention, over_positions
 from trigflow.networks.layers import (
     CONVS,
     Dropout,
     GuidanceEmbedding,
     Layer,
-    no_guidance,
-    no_labels,
-    one_of,
-    or_null,
+    as_channels,
+    check_conditions,
+    one_hot,
     pixel_norm,
     time_features,
     zero_init,
 )
 from trigflow.networks.resample import Resample, resampled
 from trigflow.system.devices import without_autocast
+from trigflow.system.errors import one_of
 
 NORMALIZATIONS = ("double", "adagn", "shift")
 
@@ -55,11 +55,6 @@ def xavier_init(layer: Layer, gain: float = 1.0) -> Layer:
     return layer
 
 
-def _over(v: Tensor, x: Tensor) -> Tensor:
-    """(B, C) as (B, C, 1, ...), for x (B, C, *size)."""
-    return v.reshape(*v.shape, *(1,) * (x.ndim - 2))
-
-
 class GroupNorm(nn.Module):
     """y = (x - mean) / sqrt(var + eps) * weight + bias, mean and variance over a group of channels of one image.
 
@@ -87,7 +82,7 @@ class GroupNorm(nn.Module):
         """x (B, C, *size) -> y * scale + shift, these (B, C) or left out."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         pixels = list(range(2, x.ndim))
-        centred = wide - _over(self._of_group(wide.mean(pixels)), x)
+        centred = wide - as_channels(self._of_group(wide.mean(pixels)), x)
         # The root of the sum of squares is one pass; squares as a tensor would be two, and kept for the gradient.
         norm: Tensor = torch.linalg.vector_norm(centred, dim=pixels)
         variance = self._of_group(norm * norm) / math.prod(x.shape[2:])
@@ -96,15 +91,12 @@ class GroupNorm(nn.Module):
             factor, summand = factor * scale, summand * scale
         if shift is not None:
             summand = summand + shift
-        return torch.addcmul(_over(summand, x), centred, _over(factor, x)).to(x.dtype)
+        return torch.addcmul(as_channels(summand, x), centred, as_channels(factor, x)).to(x.dtype)
 
     def _of_group(self, v: Tensor) -> Tensor:
         """(B, C), each number replaced by the mean over its group."""
         means = v.reshape(v.shape[0], self.groups, -1).mean(2)
         return means.repeat_interleave(v.shape[1] // self.groups, 1)
-
-    def extra_repr(self) -> str:
-        return f"{len(self.weight)}, groups={self.groups}, eps={self.eps}"
 
 
 class Modulation(nn.Module):
@@ -134,7 +126,7 @@ class Modulation(nn.Module):
         """h (B, C, *size), emb (B, E) -> (B, C, *size)."""
         style: Tensor = self.style(emb)
         if self.normalization == "shift":
-            normed: Tensor = self.norm(h + _over(style, h))
+            normed: Tensor = self.norm(h + as_channels(style, h))
             return normed
         style = style.reshape(h.shape[0], 2, h.shape[1])
         if self.normalization == "double":
@@ -154,9 +146,7 @@ class Attention(nn.Module):
         xavier_init(self.attention.qkv, gain=math.sqrt(0.2))  # small logits at first: EDM's choice
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, *size) -> (B, N, C)
-        branch: Tensor = self.attention(tokens).transpose(1, 2).reshape(x.shape)
-        return (x + branch) * _SKIP_SCALE
+        return (x + over_positions(self.attention, self.norm(x))) * _SKIP_SCALE
 
 
 class DDPMppBlock(nn.Module):
@@ -237,17 +227,12 @@ class WaveEmbedding(nn.Module):
 
     def forward(self, t: Tensor, labels: Tensor | None, guidance: Tensor | None = None) -> Tensor:
         # Half precision cannot tell near times apart: the sinusoids are taken in the precision of t.
+        check_conditions(labels, self.label, guidance, self.guidance)
         with without_autocast(t.device):
-            dtype = self.first.weight.dtype
-            waves = (self.time(t) * math.sqrt(0.5)).to(dtype)
-            if self.label is None:
-                no_labels(labels)
-            else:
-                labels = or_null(labels, waves, self.num_classes)
-                one_hot = F.one_hot(labels, self.num_classes + 1)[:, :-1].to(dtype)
-                waves = waves + self.label(one_hot * math.sqrt(self.num_classes))
+            waves = (self.time(t) * math.sqrt(0.5)).to(self.first.weight.dtype)
+            if self.label is not None:
+                waves = waves + self.label(one_hot(labels, waves, self.num_classes))
             emb: Tensor = self.second(F.silu(self.first(waves)))
-            if self.guidance is None:
-                no_guidance(guidance)
-                return F.silu(emb)
-            return F.silu(emb + self.guidance(guidance))
+            if self.guidance is not None:
+                emb = emb + self.guidance(guidance)
+            return F.silu(emb)

@@ -43,9 +43,6 @@ class Dropout(nn.Module):
         # F.dropout draws in the order of memory, which in torch.func.jvp is another one for channels last.
         return torch.rand(x.shape, device=x.device)
 
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
 
 def dropouts(module: nn.Module) -> dict[str, Dropout]:
     """The dropout layers in a module, by name."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.networks.edm2_blocks import NORMALIZATIONS, EDM2Block, EDM2Layout
-from trigflow.networks.layers import MEMORY_FORMATS, halving_levels, one_of, positive, share, spatial_dims
+from trigflow.networks.layers import MEMORY_FORMATS, halving_levels, positive, share, spatial_dims
 from trigflow.networks.magnitude import MPConv, MPEmbedding, mp_cat, normalize_weights
 from trigflow.networks.u_shape import Place, through, way_down, way_up
-from trigflow.system.errors import UserError
+from trigflow.system.errors import UserError, one_of
 
 EDM2_SIZES = {"S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 """Option `channels` of the published sizes; all other options are the defaults (docs/networks.md has the counts)."""
@@ -78,9 +78,8 @@ class EDM2(nn.Module):
         super().__init__()
         dims = spatial_dims("edm2", data_shape)
         positive(channels=channels, num_blocks=num_blocks, head_channels=head_channels)
-        positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
+        halving_levels("edm2", data_shape, channel_mult, attention_levels)
         positive(dropout_resolution=1 if dropout_resolution is None else dropout_resolution)
-        halving_levels("edm2", data_shape, len(channel_mult), attention_levels)
         share(label_balance=label_balance, concat_balance=concat_balance)
         share(res_balance=res_balance, attn_balance=attn_balance)
         if not clip_act > 0:

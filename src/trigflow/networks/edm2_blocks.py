@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trigflow.networks.attention import attention
-from trigflow.networks.layers import Dropout
+from trigflow.networks.attention import attention, check_heads
+from trigflow.networks.layers import Dropout, as_channels
 from trigflow.networks.magnitude import MPConv, mp_silu, mp_sum, unit_magnitude
 from trigflow.networks.resample import Resample, resampled
-from trigflow.system.errors import UserError
 
 NORMALIZATIONS = ("double", "edm2")
 
@@ -61,13 +60,11 @@ class Modulation(nn.Module):
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         """h (B, C, *size), emb (B, E) -> (B, C, *size)."""
-        shape = (*h.shape[:2], *(1,) * (h.ndim - 2))
         if self.gain is not None:
-            scale: Tensor = self.style(emb, self.gain) + 1
-            return h * scale.reshape(shape)
+            return h * as_channels(self.style(emb, self.gain) + 1, h)
         style = unit_magnitude(self.style(emb).reshape(h.shape[0], 2, h.shape[1]), 2)
         scale, shift = style.unbind(1)
-        return unit_magnitude(h, 1) * scale.reshape(shape) + shift.reshape(shape)
+        return unit_magnitude(h, 1) * as_channels(scale, h) + as_channels(shift, h)
 
 
 class Branch(nn.Module):
@@ -92,10 +89,7 @@ class CosineAttention(nn.Module):
     def __init__(self, channels: int, plan: EDM2Layout) -> None:
         super().__init__()
         self.heads = max(1, channels // plan.head_channels)
-        if channels % self.heads:
-            raise UserError(
-                f"{channels} channels do not divide into {self.heads} attention heads; change channels or head_channels"
-            )
+        check_heads(channels, self.heads)
         self.balance = plan.attn_balance
         self.qkv = MPConv(channels, 3 * channels, plan.kernel(1))
         self.out = MPConv(channels, channels, plan.kernel(1))

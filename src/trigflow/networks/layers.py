@@ -7,7 +7,7 @@ batch statistics. So all of them can be differentiated in every mode.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trigflow.networks.dropout import Dropout as Dropout  # a piece like the others
 from trigflow.system.devices import without_autocast
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, one_of
 
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
@@ -27,25 +27,11 @@ CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
 }
 AVG_POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 # Channels last makes convolutions and sums over channels faster on CPU and GPU; 1-D has no such format.
-MEMORY_FORMATS = {
-    1: torch.contiguous_format,
-    2: torch.channels_last,
-    3: torch.channels_last_3d,
-}
+MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Options, checked where they enter.
-
-
-def one_of(what: str, name: str, options: Iterable[str]) -> str:
-    """`name` when it is one of the options; else a UserError that lists them."""
-    known = sorted(options)
-    if name not in known:
-        raise UserError(
-            f"{what} '{name}' is unknown{did_you_mean(name, known)}; choose one of: {', '.join(known)}"
-        )
-    return name
 
 
 def positive(**numbers: int) -> None:
@@ -76,11 +62,16 @@ def spatial_dims(network: str, data_shape: tuple[int, ...]) -> int:
 def halving_levels(
     network: str,
     data_shape: tuple[int, ...],
-    levels: int,
+    channel_mult: Sequence[int],
     attention_levels: Iterable[int],
     patch: int | None = None,
 ) -> None:
-    """Raise a UserError unless the sizes halve evenly from level to level, and the levels with attention exist."""
+    """Raise a UserError unless the sizes halve evenly from level to level, and the levels with attention exist.
+
+    The levels are those of channel_mult, whose entries must be positive.
+    """
+    positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
+    levels = len(channel_mult)
     factor = (patch or 1) * 2 ** max(levels - 1, 0)
     if levels < 1 or any(size % factor for size in data_shape[1:]):
         of_patch, or_patch = ("", "") if patch is None else (f" of patch {patch}", " or patch")
@@ -117,6 +108,11 @@ def zero_init(layer: Layer) -> Layer:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Norms.
+
+
+def as_channels(v: Tensor, x: Tensor) -> Tensor:
+    """(B, C) as (B, C, 1, ...), for x (B, C, *size)."""
+    return v.reshape(*v.shape, *(1,) * (x.ndim - 2))
 
 
 def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
@@ -303,17 +299,15 @@ class Embedding(nn.Module):
     def forward(self, t: Tensor, labels: Tensor | None, guidance: Tensor | None = None) -> Tensor:
         # The sinusoids are taken in the precision of t; only their values are rounded to the network's, and
         # autocast does not round them at all: half precision cannot tell near times apart.
+        check_conditions(labels, self.label, guidance, self.guidance)
         with without_autocast(t.device):
             waves = self.time(t).to(self.first.weight.dtype)
             emb = self.second(F.silu(self.first(waves)))
-            if self.guidance is None:
-                no_guidance(guidance)
-            else:
+            if self.guidance is not None:
                 emb = emb + self.guidance(guidance)
-            if self.label is None:
-                no_labels(labels)
-                return F.silu(emb)
-            return F.silu(emb + self.label(or_null(labels, emb, self.num_classes)))
+            if self.label is not None:
+                emb = emb + self.label(or_null(labels, emb, self.num_classes))
+            return F.silu(emb)
 
 
 def or_null(labels: Tensor | None, emb: Tensor, num_classes: int) -> Tensor:
@@ -323,15 +317,19 @@ def or_null(labels: Tensor | None, emb: Tensor, num_classes: int) -> Tensor:
     return torch.full((emb.shape[0],), num_classes, dtype=torch.int64, device=emb.device)
 
 
-def no_labels(labels: Tensor | None) -> None:
-    """Raise a UserError where labels were given, for networks without classes."""
-    if labels is not None:
+def one_hot(labels: Tensor | None, emb: Tensor, num_classes: int) -> Tensor:
+    """sqrt(K) one_hot(label), (B, K) in the type of emb (B, E); a row of zeros for the null label, or where none is."""
+    labels = or_null(labels, emb, num_classes)
+    return F.one_hot(labels, num_classes + 1)[:, :-1].to(emb.dtype) * math.sqrt(num_classes)
+
+
+def check_conditions(
+    labels: Tensor | None, of_labels: nn.Module | None, guidance: Tensor | None, of_guidance: nn.Module | None
+) -> None:
+    """Raise a UserError where labels or a guidance scale are given, and the network has no module for them."""
+    if labels is not None and of_labels is None:
         raise UserError("labels were given to a network without classes (num_classes=0); remove them")
-
-
-def no_guidance(guidance: Tensor | None) -> None:
-    """Raise a UserError where a guidance scale was given, for networks that do not take it."""
-    if guidance is not None:
+    if guidance is not None and of_guidance is None:
         raise UserError("guidance was given to a network that takes none (guidance_input=false); remove it")
 
 

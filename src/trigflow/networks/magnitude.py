@@ -10,6 +10,7 @@ itself changes no weights, so it can be differentiated.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,9 @@ from torch import Tensor, nn
 
 from trigflow.networks.layers import (
     PositionalEmbedding,
+    check_conditions,
     given_guidance,
-    no_guidance,
-    no_labels,
-    or_null,
+    one_hot,
     time_features,
 )
 from trigflow.system.devices import without_autocast
@@ -28,6 +28,7 @@ from trigflow.system.devices import without_autocast
 # Root mean square of silu(x) for x ~ N(0, 1).
 _SILU_MAGNITUDE = 0.596
 EPS = 1e-4  # beside a root mean square
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def unit_magnitude(x: Tensor, *dims: int) -> Tensor:
@@ -89,16 +90,10 @@ class MPConv(nn.Module):
         # All factors in one: a large network at a small batch spends as long on a copy of its weight as on the product.
         factor = self.unit_factor() * (gain / math.sqrt(self.weight[0].numel()))
         weight = (self.weight * factor).to(self.weight.dtype)
-        match self.weight.shape[2:]:
-            case ():
-                return F.linear(x, weight)
-            case (edge,):
-                return F.conv1d(x, weight, padding=edge // 2)
-            case (height, width):
-                return F.conv2d(x, weight, padding=(height // 2, width // 2))
-            case (depth, height, width):
-                return F.conv3d(x, weight, padding=(depth // 2, height // 2, width // 2))
-        raise AssertionError("networks.layers.spatial_dims lets no other pass")
+        kernel = self.weight.shape[2:]
+        if not kernel:
+            return F.linear(x, weight)
+        return _CONVOLUTIONS[len(kernel)](x, weight, padding=[edge // 2 for edge in kernel])
 
     def unit_factor(self) -> Tensor:
         """1 / (rms(w_i) + eps) of each output channel, (c_out, 1, ...)."""
@@ -175,16 +170,12 @@ class MPEmbedding(nn.Module):
 
     def forward(self, t: Tensor, labels: Tensor | None, guidance: Tensor | None = None) -> Tensor:
         # Half precision cannot tell near times apart: the sinusoids are taken in the precision of t.
+        check_conditions(labels, self.label, guidance, self.guidance)
         with without_autocast(t.device):
-            weight = self.linear.weight
-            emb: Tensor = self.linear(self.time(t).to(weight.dtype))
-            if self.guidance is None:
-                no_guidance(guidance)
-            else:
+            emb: Tensor = self.linear(self.time(t).to(self.linear.weight.dtype))
+            if self.guidance is not None:
                 emb = self.guidance(emb, guidance)
-            if self.label is None:
-                no_labels(labels)
-                return mp_silu(emb)
-            labels = or_null(labels, emb, self.num_classes)
-            one_hot = F.one_hot(labels, self.num_classes + 1)[:, :-1].to(weight.dtype)
-            return mp_silu(mp_sum(emb, self.label(one_hot * math.sqrt(self.num_classes)), self.label_balance))
+            if self.label is not None:
+                of_label = self.label(one_hot(labels, emb, self.num_classes))
+                emb = mp_sum(emb, of_label, self.label_balance)
+            return mp_silu(emb)

@@ -1,4 +1,4 @@
-"""The layout of the U-Nets of EDM and EDM2: the order of their blocks, and the forward pass through them."""
+"""The layout of U-Nets: the order of their blocks, and the forward pass through them."""
 
 from __future__ import annotations
 

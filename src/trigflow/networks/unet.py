@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.networks.attention import SelfAttention
+from trigflow.networks.attention import SelfAttention, over_positions
 from trigflow.networks.layers import (
     AVG_POOLS,
     CONVS,
@@ -18,6 +19,7 @@ from trigflow.networks.layers import (
     Dropout,
     Embedding,
     ModulatedNorm,
+    as_channels,
     halving_levels,
     pixel_norm,
     positive,
@@ -26,6 +28,7 @@ from trigflow.networks.layers import (
     zero_init,
 )
 from trigflow.networks.patches import depth_to_space, space_to_depth
+from trigflow.networks.u_shape import Place, way_down, way_up
 from trigflow.system.devices import without_autocast
 
 
@@ -56,9 +59,7 @@ class AttentionBlock(nn.Module):
         self.attention = SelfAttention(channels, max(1, channels // plan.head_channels), plan.qk_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = pixel_norm(x).flatten(2).transpose(1, 2)  # (B, C, *size) -> (B, N, C)
-        branch: Tensor = self.attention(tokens).transpose(1, 2).reshape(x.shape)
-        return x + branch
+        return x + over_positions(self.attention, pixel_norm(x))
 
 
 class Stage(nn.Module):
@@ -88,8 +89,7 @@ class InputGain(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         with without_autocast(x.device):  # a rounded gain would be a rounded picture
-            gain: Tensor = self.gain(emb)
-            return x * gain.reshape(*gain.shape, *(1,) * (x.ndim - 2))
+            return x * as_channels(self.gain(emb), x)
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,7 @@ class UNet(nn.Module):
             head_channels=head_channels,
             emb_channels=emb_channels,
         )
-        positive(**{f"channel_mult[{level}]": mult for level, mult in enumerate(channel_mult)})
-        halving_levels("unet", data_shape, len(channel_mult), attention_levels, patch)
+        halving_levels("unet", data_shape, channel_mult, attention_levels, patch)
         self.patch = patch
         values = data_shape[0] * patch**self.dims
         self.num_classes, self.guidance_input = num_classes, guidance_input
@@ -182,9 +181,10 @@ class UNet(nn.Module):
         widths = [channels * mult for mult in channel_mult]
         attends = [level in attention_levels for level in range(len(widths))]
         self.conv_in = unit_init(CONVS[self.dims](values, channels, 3, padding=1))
-        self.down, skips = _way_down(channels, widths, num_blocks, attends, plan)
+        down, skips = way_down(widths, channels, num_blocks)
+        self.down = _levels(down, attends, plan)
         self.middle = Stage(widths[-1], widths[-1], plan, middle_attention)
-        self.up = _way_up(skips, widths, num_blocks, attends, plan)
+        self.up = _levels(way_up(widths, skips, num_blocks), attends, plan)
         self.conv_out = zero_init(CONVS[self.dims](widths[0], values, 3, padding=1))
         self.input_gain = InputGain(emb_channels, data_shape[0]) if input_gain else None
 
@@ -224,31 +224,10 @@ class UNet(nn.Module):
         return output if around is None else output + around
 
 
-def _way_down(
-    channels: int, widths: list[int], num_blocks: int, attends: list[bool], plan: UNetLayout
-) -> tuple[nn.ModuleList, list[int]]:
-    """The encoder's stages of each level, and the channels of the skip connections, in order of computation."""
-    levels, skips = nn.ModuleList(), [channels]
-    for level, c_out in enumerate(widths):
-        if level > 0:
-            skips.append(skips[-1])
-        stages = nn.ModuleList()
-        for _ in range(num_blocks):
-            stages.append(Stage(skips[-1], c_out, plan, attends[level]))
-            skips.append(c_out)
-        levels.append(stages)
-    return levels, skips
-
-
-def _way_up(
-    skips: list[int], widths: list[int], num_blocks: int, attends: list[bool], plan: UNetLayout
-) -> nn.ModuleList:
-    """The decoder's stages of each level, lowest first; each takes the last unused skip connection."""
-    levels, width, skips = nn.ModuleList(), widths[-1], list(skips)
-    for level, c_out in reversed(list(enumerate(widths))):
-        stages = nn.ModuleList()
-        for _ in range(num_blocks + 1):
-            stages.append(Stage(width + skips.pop(), c_out, plan, attends[level]))
-            width = c_out
-        levels.append(stages)
-    return levels
+def _levels(places: list[Place], attends: list[bool], plan: UNetLayout) -> nn.ModuleList:
+    """Stages of each level, in the order of the places; between levels the size changes without a block."""
+    within = [one for one in places if one.resample == "keep"]
+    return nn.ModuleList(
+        nn.ModuleList(Stage(one.c_in, one.c_out, plan, attends[level]) for one in stages)
+        for level, stages in groupby(within, key=lambda one: one.level)
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +16,7 @@ from trigflow.core.randomness import SampleRandom
 from trigflow.core.time_distributions import TIME_DISTRIBUTIONS
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
+from trigflow.system.errors import one_of
 
 
 def per_sample(x: Tensor) -> Tensor:
@@ -28,13 +29,10 @@ def weighted(error: Tensor, logvar: Tensor | None) -> Tensor:
     return error if logvar is None else error * torch.exp(-logvar) + logvar
 
 
-def _known(name: str) -> str:
-    if name not in TIME_DISTRIBUTIONS:
-        raise ValueError(f"one of {', '.join(TIME_DISTRIBUTIONS)}, not '{name}'")
-    return name
-
-
-TimeDistribution = Annotated[str, AfterValidator(_known)]  # a name in TIME_DISTRIBUTIONS
+# A name in TIME_DISTRIBUTIONS.
+TimeDistribution = Annotated[
+    str, AfterValidator(lambda name: one_of("time distribution", name, TIME_DISTRIBUTIONS))
+]
 
 
 def sample_times(
@@ -42,7 +40,7 @@ def sample_times(
 ) -> Tensor:
     """Training times of a batch, (B,) float64 (float32 on a device without)."""
     u = random.uniform("t", dtype=torch.float32 if random.index.device.type == "mps" else torch.float64)
-    return TIME_DISTRIBUTIONS[time_distribution](P_mean, P_std, sigma_data)(u)
+    return TIME_DISTRIBUTIONS[time_distribution](u, P_mean, P_std, sigma_data)
 
 
 def _forward(net: TrigFlowPrecond, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -71,28 +69,16 @@ class Diffusion:
         compile: run the network through torch.compile (one to two minutes at the first step).
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("net",)
+    needs_teacher: ClassVar[bool] = False
+    is_consistency: ClassVar[bool] = False
+    forwards_per_image: ClassVar[float] = 3.0  # forward and backward
+
     P_mean: float = Field(default=-0.8, ge=-20, le=20)
     P_std: float = Field(default=1.6, gt=0, le=20)
     time_distribution: TimeDistribution = "lognormal"
     adaptive_weight: bool = True
     compile: bool = False
-
-    @property
-    def trains(self) -> tuple[str, ...]:
-        return ("net",)
-
-    @property
-    def needs_teacher(self) -> bool:
-        return False
-
-    @property
-    def is_consistency(self) -> bool:
-        return False
-
-    @property
-    def forwards_per_image(self) -> float:
-        """3: forward (1) and backward pass (2)."""
-        return 3.0
 
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
         check_batch(batch, random)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -103,6 +103,9 @@ class SCM:
         compile: run the derivative through torch.compile (one to two minutes at the first step).
     """
 
+    trains: ClassVar[tuple[str, ...]] = ("net",)
+    is_consistency: ClassVar[bool] = True
+
     velocity: Literal["teacher", "data"]
     P_mean: float = Field(default=-1.0, ge=-20, le=20)
     P_std: float = Field(default=1.4, gt=0, le=20)
@@ -140,25 +143,15 @@ class SCM:
         return self.guidance_scale if isinstance(self.guidance_scale, tuple) else None
 
     @property
-    def trains(self) -> tuple[str, ...]:
-        return ("net",)
-
-    @property
     def needs_teacher(self) -> bool:
         return self.velocity == "teacher"
-
-    @property
-    def is_consistency(self) -> bool:
-        return True
 
     @property
     def forwards_per_image(self) -> float:
         """4: value, tangent (2 passes for a finite difference) and backward pass. A target network adds 1, a teacher 1,
         a guided teacher 2 (a guide is assumed to be as large as the teacher).
         """
-        own = (5.0 if self.derivative == "finite_difference" else 4.0) + (
-            1.0 if self.target_halflife else 0.0
-        )
+        own = 4.0 + (self.derivative == "finite_difference") + (self.target_halflife > 0)
         if self.velocity == "data":
             return own
         return own + (1 if self.guidance_scale == 1 else 2)
@@ -234,9 +227,6 @@ class SCM:
         teacher, guide = nets["teacher"], nets.get("guide")
         if self.guidance_scale == 1:
             return teacher.velocity(x_t, t, **batch.cond)
-        velocity = (
-            guided(teacher.velocity, s, teacher.num_classes)
-            if guide is None
-            else autoguided(teacher.velocity, guide.velocity, s)
-        )
-        return velocity(x_t, t, **batch.cond)
+        if guide is None:
+            return guided(teacher.velocity, s, teacher.num_classes)(x_t, t, **batch.cond)
+        return autoguided(teacher.velocity, guide.velocity, s)(x_t, t, **batch.cond)

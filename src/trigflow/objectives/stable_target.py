@@ -13,7 +13,8 @@ from torch import Tensor
 
 from trigflow.core import flow
 
-_SMALLEST_SIN = 1e-6  # below it the pair itself has all the weight; so 1/sin^2 stays in float32's range
+# Below this sin t the pair itself has all the weight, and 1/sin^2 stays in float32's range.
+_SMALLEST_SIN = 1e-6
 
 
 def stable_velocity(

@@ -5,12 +5,17 @@ The data is EDM's zip of the 50,000 training images (`trigflow data prepare` wri
 
 from __future__ import annotations
 
-from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET
+from dataclasses import replace
+
+from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET, small_training
 from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.system.config import Component
 
 _DATA = Component("edm_zip", {"path": "data/cifar10-32x32.zip"})
 _UNLABELLED = Component("edm_zip", {"path": "data/cifar10-32x32.zip", "labels": False, "flip": True})
+
+_TRAIN = TrainConfig(total_nimg=512 * 400_000, batch=512, log_nimg=51_200, checkpoint_nimg=2_048_000)
+_EMA = EMAConfig(kind="halflife", halflife_nimg=500_000)
 
 
 def _ddpmpp(dropout: float) -> Component:
@@ -34,9 +39,9 @@ def cifar10_teacher() -> Recipe:
         data=_UNLABELLED,
         network=_ddpmpp(dropout=0.13),
         objective=Component("diffusion", {"P_mean": -1.2, "P_std": 1.2}),
-        train=TrainConfig(total_nimg=512 * 400_000, batch=512, log_nimg=51_200, checkpoint_nimg=2_048_000),
+        train=_TRAIN,
         optimizer=OptimizerConfig(name="adam", lr=1e-3, betas=(0.9, 0.999), rampup_nimg=10_000_000),
-        ema=EMAConfig(kind="halflife", halflife_nimg=500_000),
+        ema=_EMA,
         sampling=SamplingConfig(sampler="heun", steps=18, grid_nimg=2_048_000),
     )
 
@@ -54,9 +59,9 @@ def cifar10_scd() -> Recipe:
         data=_UNLABELLED,
         network=_ddpmpp(dropout=0.0),
         objective=Component("scd", {"P_mean": -1.0, "P_std": 1.4, "normalization": "l2"}),
-        train=TrainConfig(total_nimg=512 * 400_000, batch=512, log_nimg=51_200, checkpoint_nimg=2_048_000),
+        train=_TRAIN,
         optimizer=OptimizerConfig(lr=1e-4),
-        ema=EMAConfig(kind="halflife", halflife_nimg=500_000),
+        ema=_EMA,
         sampling=SamplingConfig(grid_nimg=2_048_000),
     )
 
@@ -69,16 +74,13 @@ def cifar10_sct() -> Recipe:
     Sampler: consistency, 1 or 2 NFE.
     Score: FID 2.85 in one step, 2.06 in two in the paper, not reproduced here.
     """
-    return Recipe(
+    student = cifar10_scd()
+    return replace(
+        student,
         name="cifar10-sct",
-        data=_UNLABELLED,
         network=_ddpmpp(dropout=0.20),
-        objective=Component("sct", {"P_mean": -1.0, "P_std": 1.4, "normalization": "l2"}),
+        objective=Component("sct", student.objective.options),
         init="runs/cifar10-teacher",
-        train=TrainConfig(total_nimg=512 * 400_000, batch=512, log_nimg=51_200, checkpoint_nimg=2_048_000),
-        optimizer=OptimizerConfig(lr=1e-4),
-        ema=EMAConfig(kind="halflife", halflife_nimg=500_000),
-        sampling=SamplingConfig(grid_nimg=2_048_000),
     )
 
 
@@ -95,14 +97,7 @@ def cifar10_small_teacher() -> Recipe:
         data=_DATA,
         network=SMALL_UNET,
         objective=Component("diffusion", {"P_mean": -0.8, "P_std": 1.5}),
-        train=TrainConfig(
-            total_nimg=256 * 4_000,
-            batch=256,
-            label_dropout=0.1,
-            precision="bfloat16",
-            log_nimg=25_600,
-            checkpoint_nimg=128_000,
-        ),
+        train=small_training(4_000, label_dropout=0.1),
         optimizer=OptimizerConfig(lr=3e-3, schedule=LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=100_000),
         sampling=SamplingConfig(sampler="heun", steps=18, grid_nimg=256_000),
@@ -123,13 +118,7 @@ def cifar10_small_scd() -> Recipe:
         data=_DATA,
         network=SMALL_STUDENT,
         objective=Component("scd", {**HALFWAY, "warmup": [[512_000, 0.5]]}),
-        train=TrainConfig(
-            total_nimg=256 * 4_000,
-            batch=256,
-            precision="bfloat16",
-            log_nimg=25_600,
-            checkpoint_nimg=128_000,
-        ),
+        train=small_training(4_000),
         optimizer=OptimizerConfig(lr=7e-4, schedule=LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=50_000),
         sampling=SamplingConfig(grid_nimg=256_000),

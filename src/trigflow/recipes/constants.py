@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trigflow.recipes.schema import TrainConfig
 from trigflow.system.config import Component
 
 # A time embedding that can tell t = 0.1 from t = 0.3; students need STABLE with it (docs/LOG.md).
@@ -28,3 +29,15 @@ SMALL_UNET = Component(
 # out of what is aimed at (docs/objectives.md, "Where the warm-up stops" and "A target network").
 SMALL_STUDENT = Component("unet", {**SMALL_UNET.options, "input_gain": True})
 HALFWAY = {**STABLE, "P_mean": -0.4, "warmup_unit": "images", "target_halflife": 8_000}
+
+
+def small_training(steps: int, label_dropout: float = 0.0) -> TrainConfig:
+    """The loop of SMALL_UNET and its student: steps of 256 images."""
+    return TrainConfig(
+        total_nimg=256 * steps,
+        batch=256,
+        label_dropout=label_dropout,
+        precision="bfloat16",
+        log_nimg=25_600,
+        checkpoint_nimg=128_000,
+    )

@@ -46,11 +46,7 @@ def digits_scd() -> Recipe:
         network=_NETWORK,
         objective=Component("scd", {**STABLE, "warmup": 256 * 4_000, "warmup_unit": "images"}),
         train=TrainConfig(
-            total_nimg=256 * 40_000,
-            batch=256,
-            synthetic=50_000,
-            log_nimg=25_600,
-            checkpoint_nimg=512_000,
+            total_nimg=256 * 40_000, batch=256, synthetic=50_000, log_nimg=25_600, checkpoint_nimg=512_000
         ),
         optimizer=OptimizerConfig(lr=7e-4, schedule=LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=256_000),

@@ -272,16 +272,12 @@ def _recipes() -> dict[str, Callable[[], Recipe]]:
     for data, table in TABLES.items():
         for n, size in enumerate(table.sizes):
             teacher = f"{data}-{size}-teacher"
-            found[teacher] = _documented(
-                teacher, partial(_teacher, teacher, table, n), _teacher_text(teacher, data, n)
-            )
+            make = partial(_teacher, teacher, table, n)
+            found[teacher] = _documented(teacher, make, _teacher_text(teacher, data, n))
             for objective in ("scd", "sct"):
                 name = f"{data}-{size}-{objective}"
-                found[name] = _documented(
-                    name,
-                    partial(_student, name, table, n, objective),
-                    _student_text(name, data, n, objective),
-                )
+                make = partial(_student, name, table, n, objective)
+                found[name] = _documented(name, make, _student_text(name, data, n, objective))
     return found
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET
-from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
+from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET, small_training
+from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, SamplingConfig
 from trigflow.system.config import Component
 
 _DATA = Component("mnist", {"folder": "data/mnist"})
@@ -26,14 +26,7 @@ def mnist_teacher() -> Recipe:
         data=_DATA,
         network=SMALL_UNET,
         objective=Component("diffusion", {"P_mean": -0.8, "P_std": 1.5}),
-        train=TrainConfig(
-            total_nimg=256 * 12_000,
-            batch=256,
-            label_dropout=0.1,
-            precision="bfloat16",
-            log_nimg=25_600,
-            checkpoint_nimg=128_000,
-        ),
+        train=small_training(12_000, label_dropout=0.1),
         optimizer=OptimizerConfig(lr=3e-3, schedule=LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=100_000),
         sampling=SamplingConfig(sampler="heun", steps=32, guidance_scale=GUIDANCE_SCALE, grid_nimg=512_000),
@@ -52,17 +45,8 @@ def mnist_scd() -> Recipe:
         name="mnist-scd",
         data=_DATA,
         network=SMALL_STUDENT,
-        objective=Component(
-            "scd",
-            {**HALFWAY, "warmup": [[768_000, 0.5]], "guidance_scale": GUIDANCE_SCALE},
-        ),
-        train=TrainConfig(
-            total_nimg=256 * 5_600,
-            batch=256,
-            precision="bfloat16",
-            log_nimg=25_600,
-            checkpoint_nimg=128_000,
-        ),
+        objective=Component("scd", {**HALFWAY, "warmup": [[768_000, 0.5]], "guidance_scale": GUIDANCE_SCALE}),
+        train=small_training(5_600),
         optimizer=OptimizerConfig(lr=7e-4, schedule=LINEAR_DECAY),
         ema=EMAConfig(kind="halflife", halflife_nimg=60_000),
         sampling=SamplingConfig(t_mid=0.9, grid_nimg=512_000),
@@ -110,20 +94,10 @@ def mnist_sct() -> Recipe:
     Sampler: consistency, 1 or 2 NFE.
     Score: FD-mnist-classifier 0.251 in one step, 0.052 in two, 0.035 in four (results/mnist-sct.json).
     """
-    return Recipe(
+    return replace(
+        mnist_scd(),
         name="mnist-sct",
-        data=_DATA,
-        network=SMALL_STUDENT,
         objective=Component("sct", {**HALFWAY, "warmup": [[768_000, 0.5]], "stable_target": True}),
         init="mnist-teacher",
-        train=TrainConfig(
-            total_nimg=256 * 5_600,
-            batch=256,
-            precision="bfloat16",
-            log_nimg=25_600,
-            checkpoint_nimg=128_000,
-        ),
-        optimizer=OptimizerConfig(lr=7e-4, schedule=LINEAR_DECAY),
-        ema=EMAConfig(kind="halflife", halflife_nimg=60_000),
         sampling=SamplingConfig(grid_nimg=512_000),
     )

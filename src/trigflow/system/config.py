@@ -18,7 +18,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, did_you_mean, one_of
 
 T = TypeVar("T")
 
@@ -36,17 +36,17 @@ class Component:
 def _describe(error: ValidationError, where: str) -> str:
     """The first error of pydantic as "where.key = value: message"."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(
-        [where, *(str(part) for part in first["loc"])] if where else [str(p) for p in first["loc"]]
-    )
+    path = ".".join(map(str, (where, *first["loc"]) if where else first["loc"]))
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path} is missing"
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{path}: there is no such key"
+    mistake = first.get("ctx", {}).get("error")
+    if isinstance(mistake, UserError):  # of a validator, a line of its own
+        return f"{path}: {mistake}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if isinstance(
-        first["input"], dict | ArgsKwargs
-    ):  # too long to show, and its keys are named in the message
+    # Too long to show, and its keys are named in the message.
+    if isinstance(first["input"], dict | ArgsKwargs):
         return f"{path}: should be {message}"
     return f"{path} = {json.dumps(first['input'], default=str)}: should be {message}"
 
@@ -127,11 +127,7 @@ def look_up(name: str, table: Mapping[str, Callable[..., Any]], what: str) -> Ca
     """
     if ":" in name:
         return _import(name)
-    if name not in table:
-        raise UserError(
-            f"unknown {what} '{name}'{did_you_mean(name, table)}; there are: {', '.join(sorted(table))}"
-        )
-    return table[name]
+    return table[one_of(what, name, table)]
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
@@ -148,9 +144,7 @@ def _argument(hint: Any, value: object, where: str) -> object:
         raise UserError(f"{where} = {json.dumps(value)}: should be a finite number")
     try:
         adapter: TypeAdapter[object] = TypeAdapter(hint)
-    except (
-        PydanticSchemaGenerationError
-    ):  # a class that pydantic does not know: the factory must judge by itself
+    except PydanticSchemaGenerationError:  # a class that it does not know: the factory must judge by itself
         return value
     try:
         return adapter.validate_python(value)
@@ -183,8 +177,7 @@ def build(
         component: name and options.
         table: factories by name.
         what: the recipe's key, for errors ("network").
-        extra: arguments from outside the recipe (data_shape, ...); a "package.module:Class" gets those that are
-            parameters of its signature.
+        extra: arguments from outside the recipe (data_shape, ...); the factory gets those that it names.
 
     Raises:
         UserError: unknown name or option, wrong type or range, an option that is missing.
@@ -203,8 +196,9 @@ def build(
                 f"{what}.{key}: '{component.name}' has no such option{did_you_mean(key, allowed)}{known}"
             )
         options[key] = _argument(hints.get(key, Any), value, f"{what}.{key}")
-    given = {key: value for key, value in extra.items() if key in parameters or ":" not in component.name}
-    if ":" not in component.name:
+    ours = ":" not in component.name
+    given = {key: value for key, value in extra.items() if key in parameters or (anything and ours)}
+    if ours:
         return _call(factory, given | options, what)
     try:
         return _call(factory, given | options, what)

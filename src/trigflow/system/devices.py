@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, one_of
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -30,25 +30,19 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     Raises:
         UserError: the name is unknown, or this machine has no such device.
     """
-    return name if isinstance(name, torch.device) else _named(name)
-
-
-def _named(name: str) -> torch.device:
+    if isinstance(name, torch.device):
+        return name
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if _available(kind))
     kind, _, number = name.partition(":")
-    if kind not in DEVICES or (number and not number.isdecimal()):
-        raise UserError(
-            f"unknown device '{name}'{did_you_mean(name, DEVICES)}; there are: {', '.join(DEVICES)}"
-        )
+    one_of("device", kind if not number or number.isdecimal() else name, DEVICES)
     if not _available(kind) or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
         raise UserError(f"this machine has no device '{name}': use --device auto or --device cpu")
     return torch.device(name)
 
 
-_GOLDEN_LOW = (
-    0x7F4A7C15  # the low half of SplitMix64's increment: odd, so that no two high words give the same
-)
+# The low half of SplitMix64's increment: odd, so that no two high words give the same.
+_GOLDEN_LOW = 0x7F4A7C15
 
 
 def generator_seed(seed: int) -> int:
@@ -70,10 +64,7 @@ def wait_for(device: torch.device) -> None:
 
 def check_precision(precision: str) -> None:
     """Raise a UserError unless it is one of PRECISIONS."""
-    if precision not in PRECISIONS:
-        raise UserError(
-            f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}; there are: {', '.join(PRECISIONS)}"
-        )
+    one_of("precision", precision, PRECISIONS)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trigflow.system import launch
 from trigflow.system.devices import resolve_device
-from trigflow.system.errors import LostProcess, OwnMistake, UserError, did_you_mean
+from trigflow.system.errors import LostProcess, OwnMistake, UserError, one_of
 
 Strategy = Literal["fsdp", "hsdp", "ddp"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -158,11 +158,10 @@ def open_world(device: str | torch.device = "auto", strategy: Strategy | None = 
         UserError: a strategy is given without torchrun, or there is no such device.
         LostProcess: another process ended while this one waited for it.
     """
-    if strategy is not None and strategy not in STRATEGIES:
-        hint = did_you_mean(strategy, STRATEGIES)
-        raise UserError(f"unknown strategy '{strategy}'{hint}; there are: {', '.join(STRATEGIES)}")
-    if strategy is not None and not launch.is_launched():
-        raise UserError(f"--parallel {strategy}: there is only one process; start several with torchrun")
+    if strategy is not None:
+        one_of("strategy", strategy, STRATEGIES)
+        if not launch.is_launched():
+            raise UserError(f"--parallel {strategy}: there is only one process; start several with torchrun")
     size = launch.place("WORLD_SIZE", 1)
     if size == 1:
         yield World(device=resolve_device(device))

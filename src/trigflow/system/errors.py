@@ -32,6 +32,26 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" (did you mean '{matches[0]}'?)" if matches else ""
 
 
+def one_of(what: str, name: str, options: Iterable[str], where: str = "") -> str:
+    """The name, if it is one of the options.
+
+    Args:
+        what: it is the name of, for the error.
+        name: as it was given.
+        options: known names.
+        where: it stands, as the start of the error.
+
+    Raises:
+        UserError: it is none of them; the line lists them.
+    """
+    known = list(options)
+    if name not in known:
+        raise UserError(
+            f"{where}unknown {what} '{name}'{did_you_mean(name, known)}; there are: {', '.join(known)}"
+        )
+    return name
+
+
 def must_be_whole(**values: int) -> None:
     """Checks that the named values are integers, possibly NumPy's.
 

@@ -27,7 +27,7 @@ from trigflow.recipes.schema import Recipe
 from trigflow.system.config import build, to_json
 from trigflow.system.devices import seed_generators
 from trigflow.system.distributed import SINGLE_PROCESS, World, is_lost_connection
-from trigflow.system.errors import UserError, did_you_mean
+from trigflow.system.errors import UserError, did_you_mean, one_of
 from trigflow.system.tensors import load_tensors
 from trigflow.training.optimisers import learning_rate
 from trigflow.training.sharding import shard
@@ -154,11 +154,7 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
     for config in (recipe.optimizer, *recipe.optimizers.values()):
         learning_rate(config, recipe.train.batch, recipe.train.total_nimg)
     sampler = recipe.sampling.sampler
-    if sampler not in SAMPLERS:
-        hint = did_you_mean(sampler, SAMPLERS)
-        raise UserError(
-            f"sampling.sampler: unknown sampler '{sampler}'{hint}; there are: {', '.join(SAMPLERS)}"
-        )
+    one_of("sampler", sampler, SAMPLERS, where="sampling.sampler: ")
     consistency_times(recipe.sampling.steps, recipe.precond.sigma_data, recipe.sampling.t_mid)
     if objective.is_consistency != (sampler == "consistency"):
         other = "consistency" if objective.is_consistency else "heun, ddim or dpmpp_2m"

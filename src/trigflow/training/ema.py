@@ -6,9 +6,9 @@ Power-function EMA: Karras et al., "Analyzing and Improving the Training Dynamic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,16 +20,6 @@ from trigflow.system.errors import UserError
 Tensors = dict[str, Tensor]
 # A half-life is at most this share of the images seen (EDM).
 RAMPUP_RATIO = 0.05
-
-
-class EMA(Protocol):
-    """One or more running averages of a network's weights."""
-
-    names: tuple[str, ...]
-    averages: tuple[Tensors, ...]
-
-    def update(self, net: nn.Module, nimg: int, batch: int) -> None:
-        """Updates the averages with the weights after a step of `batch` images that ended at `nimg` images."""
 
 
 def gamma_from_std(ema_std: float) -> float:
@@ -58,10 +48,6 @@ def half_life_beta(halflife_nimg: float, rampup_ratio: float | None, nimg: int, 
     return float(0.5 ** (batch / max(halflife_nimg, 1e-8)))
 
 
-def _copy(net: nn.Module) -> Tensors:
-    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
-
-
 def _lerp(average: Tensors, net: nn.Module, beta: float) -> None:
     """average <- beta average + (1 - beta) weights; what is not floating point is copied."""
     current = net.state_dict()
@@ -72,53 +58,54 @@ def _lerp(average: Tensors, net: nn.Module, beta: float) -> None:
         average[name].copy_(current[name])
 
 
-class PowerEMA:
-    """Power-function EMA: the share of the weights at time tau is proportional to tau^gamma, so its length grows.
+class EMA:
+    """One or more running averages of a network's weights.
 
     Args:
         net: the network whose weights are averaged; the averages start with its weights.
-        ema_std: the relative standard deviation of each average.
+        betas: by the name of an average, beta(nimg, batch) of a step of `batch` images that ends at `nimg` images.
     """
 
-    def __init__(self, net: nn.Module, ema_std: Sequence[float]) -> None:
-        self.ema_std = tuple(ema_std)
-        self.names = tuple(f"{std:.3f}" for std in ema_std)
-        self.averages = tuple(_copy(net) for _ in ema_std)
-        self._gammas = tuple(gamma_from_std(std) for std in ema_std)
+    def __init__(self, net: nn.Module, betas: Mapping[str, Callable[[int, int], float]]) -> None:
+        self.names = tuple(betas)
+        self.averages: tuple[Tensors, ...] = tuple(
+            {name: tensor.detach().clone() for name, tensor in net.state_dict().items()} for _ in betas
+        )
+        self._betas = tuple(betas.values())
 
     @torch.no_grad()
     def update(self, net: nn.Module, nimg: int, batch: int) -> None:
-        for average, gamma in zip(self.averages, self._gammas, strict=True):
-            _lerp(average, net, power_beta(gamma, nimg, batch))
+        """Updates the averages with the weights after a step of `batch` images that ended at `nimg` images."""
+        for average, beta in zip(self.averages, self._betas, strict=True):
+            _lerp(average, net, beta(nimg, batch))
 
 
-class HalfLifeEMA:
+def power_ema(net: nn.Module, ema_std: Sequence[float]) -> EMA:
+    """Power-function EMA: the share of the weights at time tau is proportional to tau^gamma, so its length grows.
+
+    Args:
+        net: the network whose weights are averaged.
+        ema_std: the relative standard deviation of each average.
+    """
+    return EMA(net, {f"{std:.3f}": partial(power_beta, gamma_from_std(std)) for std in ema_std})
+
+
+def half_life_ema(net: nn.Module, halflife_nimg: float, rampup_ratio: float | None = RAMPUP_RATIO) -> EMA:
     """Exponential moving average with a half-life of halflife_nimg images.
 
     Args:
-        net: the network whose weights are averaged; the average starts with its weights.
+        net: the network whose weights are averaged.
         halflife_nimg: half-life in images.
         rampup_ratio: the half-life is at most this share of the images seen; None switches it off.
     """
-
-    names: tuple[str, ...] = ("halflife",)
-
-    def __init__(
-        self, net: nn.Module, halflife_nimg: float, rampup_ratio: float | None = RAMPUP_RATIO
-    ) -> None:
-        self.halflife_nimg, self.rampup_ratio = halflife_nimg, rampup_ratio
-        self.averages: tuple[Tensors, ...] = (_copy(net),)
-
-    @torch.no_grad()
-    def update(self, net: nn.Module, nimg: int, batch: int) -> None:
-        _lerp(self.averages[0], net, half_life_beta(self.halflife_nimg, self.rampup_ratio, nimg, batch))
+    return EMA(net, {"halflife": partial(half_life_beta, halflife_nimg, rampup_ratio)})
 
 
 @torch.no_grad()
 def update_target(target: nn.Module, net: nn.Module, halflife_nimg: float, nimg: int, batch: int) -> None:
     """Updates a target network, an EMA of net's weights, after a step of `batch` images that ended at nimg images.
 
-    The half-life is at most a twentieth of the images seen.
+    As in `half_life_ema`, the half-life is at most a twentieth of the images seen.
     """
     _lerp(dict(target.state_dict()), net, half_life_beta(halflife_nimg, RAMPUP_RATIO, nimg, batch))
 
@@ -171,9 +158,7 @@ def post_hoc_weights(stored: Sequence[tuple[int, float]], ema_std: float, nimg: 
     scale = 1 / np.sqrt(np.diag(matrix))  # profiles of unit norm: much better conditioned
     solution, *_ = np.linalg.lstsq(matrix * np.outer(scale, scale), wanted * scale, rcond=1e-13)
     shares: np.ndarray = solution * scale
-    return np.asarray(
-        shares / shares.sum(), dtype=np.float64
-    )  # a weight that never moved keeps its value exactly
+    return np.asarray(shares / shares.sum())  # a weight that never moved keeps its value exactly
 
 
 def reconstruct(snapshots: Sequence[EMASnapshot], ema_std: float, nimg: int | None = None) -> Tensors:

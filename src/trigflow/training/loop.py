@@ -73,19 +73,16 @@ def train(
         parts = assemble(recipe, world.device, world)
         if checkpointing:
             _checkpoint_blocks(parts)
+        # Whether the loss of an image depends on the others in its microbatch.
+        by_batch = bool(getattr(parts.objective, "stable_target", False))
         with (
             interrupt_with_resume_hint(),
-            open_run_of_all(Path(run_dir), recipe, resume, world, _by_batch(parts), say) as folder,
+            open_run_of_all(Path(run_dir), recipe, resume, world, by_batch, say) as folder,
         ):
             world.by_first(folder.keep_autoencoder, parts.dataset.decoder)
             parts = _with_synthetic_data(parts, recipe, folder, progress, world)
-            Run(recipe, parts, folder, world.device, world).go(progress)
+            Run(recipe, parts, folder, world).go(progress)
     return folder.path
-
-
-def _by_batch(parts: RunParts) -> bool:
-    """Whether the loss of an image depends on the others in its microbatch."""
-    return bool(getattr(parts.objective, "stable_target", False))
 
 
 def _checkpoint_blocks(parts: RunParts) -> None:
@@ -123,19 +120,14 @@ class Run:
         recipe: the recipe of the run.
         parts: data, objective and networks.
         folder: the folder of the run.
-        device: the device for training.
-        world: the processes of the run.
+        world: the processes of the run, of which this is one.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        parts: RunParts,
-        folder: RunFolder,
-        device: torch.device,
-        world: World = SINGLE_PROCESS,
+        self, recipe: Recipe, parts: RunParts, folder: RunFolder, world: World = SINGLE_PROCESS
     ) -> None:
-        self.recipe, self.parts, self.folder, self.device, self.world = recipe, parts, folder, device, world
+        self.recipe, self.parts, self.folder, self.world = recipe, parts, folder, world
+        self.device = device = world.device
         self.nimg = 0
         trains = parts.objective.trains
         if len(trains) > 1 and not world.is_single:
@@ -172,9 +164,8 @@ class Run:
         self._restore()
         self.world.by_first(self.folder.truncate_metrics, self.nimg)
         if self.nimg >= config.total_nimg:
-            if self.world.any(
-                not self._model_is_written()
-            ):  # killed between the last checkpoint and the model, or the recipe has changed
+            # Killed between the last checkpoint and the model, or the recipe has changed.
+            if self.world.any(not self._model_is_written()):
                 self._save_model()
             self._say(
                 f"{self.folder.path} is finished ({self.nimg} images); continue it with a larger train.total_nimg"

@@ -95,9 +95,8 @@ class RAdam(torch.optim.Adam):
         """The parameters with a gradient, by the number of their next step."""
         active = [parameter for parameter in parameters if parameter.grad is not None]
         known = [self.state[parameter]["step"] for parameter in active if self.state[parameter]]
-        steps = iter(
-            torch.stack(known).tolist() if known else []
-        )  # at once: on a GPU each one would wait for it
+        # At once: on a GPU each one would wait for it.
+        steps = iter(torch.stack(known).tolist() if known else [])
         found: dict[int, list[Tensor]] = {}
         for parameter in active:
             found.setdefault(int(next(steps)) + 1 if self.state[parameter] else 1, []).append(parameter)
@@ -129,12 +128,6 @@ def new_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> torc
     return kind(parameters, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -157,9 +150,7 @@ def optimizer_tensors(
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer,
-    tensors: dict[str, Tensor],
-    weights: Sequence[Tensor] | None = None,
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], weights: Sequence[Tensor] | None = None
 ) -> None:
     """Restores the state from optimizer_tensors, for an optimiser of the same parameters.
 

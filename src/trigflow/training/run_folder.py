@@ -167,9 +167,8 @@ def open_run(
     ):
         if text := _microbatch_note(former, recipe):
             note(text)
-        write_json(
-            recipe_path, to_json(recipe)
-        )  # first: it makes the folder a run's, which a killed start leaves behind
+        # First: it makes the folder a run's, which a killed start leaves behind.
+        write_json(recipe_path, to_json(recipe))
         run = RunFolder(path, recipe.train.keep_checkpoints)
         for folder in (run.checkpoints.folder, run.samples):
             make_folder(folder)

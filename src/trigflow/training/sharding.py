@@ -45,9 +45,8 @@ def shard(net: TrigFlowPrecond, world: World) -> None:
     """
     # It may return a view, as a network of vectors does: nothing here writes into what a network returns.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
-    first = {
-        name: tensor.detach() for name, tensor in _tensors(net)
-    }  # stay on the CPU when the network moves
+    # These stay on the CPU when the network moves.
+    first = {name: tensor.detach() for name, tensor in _tensors(net)}
     numbers = {parameter for parameter in net.parameters() if parameter.ndim == 0}
     for part in (*blocks(net.network), net.network, net.adaptive_weight):
         # Gathered again for the backward pass, also the weights outside of blocks: after a pass without a backward pass

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from trigflow.core.guidance import highest_scale, scales_in
 from trigflow.core.randomness import SampleRandom
@@ -23,6 +22,7 @@ from trigflow.models.model import Model
 from trigflow.system.distributed import SINGLE_PROCESS, World, whole
 from trigflow.system.files import DamagedFile
 from trigflow.system.tensors import read_state, tensors_digest, write_state
+from trigflow.training.progress import counted
 
 BATCH = 500
 
@@ -109,18 +109,14 @@ def _sample(
     scales = None
     if isinstance(guidance_scale, tuple):
         scales = scales_in(*guidance_scale, SampleRandom(seed, torch.arange(num)).uniform("guidance"))
-    parts = []
+    latents = isinstance(teacher.codec, LatentCodec)
+    parts = teacher.sample_batches(num, plan, labels, seed, BATCH, scales, latents, world)
     try:
-        with tqdm(total=num, unit="img", desc="samples of the teacher", disable=not progress) as bar:
-            latents = isinstance(teacher.codec, LatentCodec)
-            for part in teacher.sample_batches(num, plan, labels, seed, BATCH, scales, latents, world):
-                parts.append(part)
-                bar.update(len(part))
+        return torch.cat(list(counted(parts, num, "samples of the teacher", progress)))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "stopped while the teacher generated training data; the same command with --resume starts that part again"
         ) from None
-    return torch.cat(parts)
 
 
 def evaluations_per_sample(

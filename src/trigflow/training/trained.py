@@ -16,14 +16,13 @@ from trigflow.recipes.schema import EMAConfig, Recipe
 from trigflow.system.distributed import SINGLE_PROCESS, World, is_sharded, own_part
 from trigflow.system.errors import UserError
 from trigflow.system.tensors import below, load_average, load_tensors, prefixed
-from trigflow.training.ema import EMA, HalfLifeEMA, PowerEMA
+from trigflow.training.ema import EMA, half_life_ema, power_ema
 from trigflow.training.loss_scale import LossScale
 from trigflow.training.optimisers import (
     learning_rate,
     load_optimizer_tensors,
     new_optimizer,
     optimizer_tensors,
-    set_learning_rate,
 )
 from trigflow.training.progress import gradient_norm
 from trigflow.training.sharding import average_gradients, norm_of_parts
@@ -93,7 +92,8 @@ class Trained:
 
     def step(self, nimg: int) -> None:
         """Updates the weights, with the learning rate of the step that starts at nimg images."""
-        set_learning_rate(self.optimizer, self.rate(nimg))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(nimg)
         self.optimizer.step()
         self.net.normalize_weights()
 
@@ -177,5 +177,5 @@ def new_trained(
 def new_ema(config: EMAConfig, net: TrigFlowPrecond) -> EMA:
     """The averages of the recipe's `ema` setting."""
     if config.kind == "power":
-        return PowerEMA(net, config.ema_std)
-    return HalfLifeEMA(net, config.halflife_nimg, config.rampup_ratio)
+        return power_ema(net, config.ema_std)
+    return half_life_ema(net, config.halflife_nimg, config.rampup_ratio)

@@ -9,14 +9,12 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trigflow.data.collection import Collection, Read, gathered
-from trigflow.data.dataset import Dataset
+from trigflow.data.collection import Collection, Read
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import (
     MOST_BYTES,
@@ -32,24 +30,12 @@ LABELS = "dataset.json"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
-def edm_zip(path: str, sigma_data: float = 0.5, progress: bool = True) -> Dataset:
+def edm_zip(path: str) -> Collection:
     """Images of one size from a zip archive, in the order of their names.
 
     Args:
         path: of the archive: pictures (grey or RGB) or .npy arrays (C, H, W) uint8, and, if there are labels,
             dataset.json with {"labels": [["00000/img00000000.png", 6], ...]} (null or absent: none).
-        sigma_data: standard deviation of x_0.
-        progress: show a bar on stderr.
-
-    Raises:
-        UserError: no such file, no archive, no images in it, one that is damaged, of another shape or larger than
-            MOST_BYTES, or labels that do not name each image once.
-    """
-    return gathered(zip_images(path), sigma_data, progress)
-
-
-def zip_images(path: str) -> Collection:
-    """The images of a zip archive, see edm_zip.
 
     Raises:
         UserError: no such file, no archive, no images in it, or labels that do not fit them.
@@ -109,13 +95,15 @@ def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> Tensor 
     """(N,) int64 in the order of the names, or None."""
     if LABELS not in archive.namelist():
         return None
-    entries = _label_list(source, _content(source, archive, LABELS))
-    if entries is None:
-        return None
+    content = _content(source, archive, LABELS)
     try:
-        found = {str(name): label for name, label in entries}
-    except (TypeError, ValueError):
-        raise _foreign_labels(source) from None
+        entries = json.loads(content).get("labels")
+        if entries is None:
+            return None
+        found = {str(name): label for name, label in [*entries]}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        wanted = '{"labels": [[name, label], ...]}'
+        raise UserError(f"{source}: its {LABELS} is damaged or foreign; wanted is {wanted}") from None
     if len(found) < len(entries):
         raise UserError(f"{source}: {LABELS} has several labels for one name: give each image one")
     for name in names:
@@ -123,20 +111,3 @@ def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> Tensor 
         if type(label) is not int or not 0 <= label < len(names):  # isinstance would let true and false in
             raise UserError(f"{source}: {LABELS} has no label 0, 1, 2, ... for {name}, but {label!r:.40}")
     return torch.tensor([found[name] for name in names])
-
-
-def _label_list(source: Path, content: bytes) -> list[Any] | None:
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError):
-        raise _foreign_labels(source) from None
-    if not isinstance(data, dict) or not isinstance(data.get("labels"), list | None):
-        raise _foreign_labels(source)
-    labels: list[Any] | None = data.get("labels")
-    return labels
-
-
-def _foreign_labels(source: Path) -> UserError:
-    return UserError(
-        f'{source}: its {LABELS} is damaged or foreign; wanted is {{"labels": [[name, label], ...]}}'
-    )

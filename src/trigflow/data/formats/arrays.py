@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trigflow.data.cache import is_large, mapped
 from trigflow.data.codecs import VectorCodec
-from trigflow.data.collection import Collection, gathered, of_pixels
+from trigflow.data.collection import Collection, class_labels, of_pixels
 from trigflow.data.dataset import Dataset
 from trigflow.data.formats.damage import damage_told
 from trigflow.system.errors import UserError, did_you_mean
@@ -31,7 +31,9 @@ _CHANNELS = (1, 3, 4)  # of images
 FORMATS = "images (N, C, H, W) uint8, grey images (N, H, W) uint8, or vectors (N, D) float"
 
 
-def arrays(path: str, key: str = "", label_key: str = "labels", sigma_data: float = 0.5) -> Dataset:
+def arrays(
+    path: str, key: str = "", label_key: str = "labels", sigma_data: float = 0.5
+) -> Dataset | Collection:
     """Images or vectors from a .npy or .npz file; images in a .npy file above 256 MiB stay in it, mapped.
 
     Args:
@@ -45,28 +47,14 @@ def arrays(path: str, key: str = "", label_key: str = "labels", sigma_data: floa
     """
     data, labels, num_classes = _contents(Path(path), key, label_key)
     if data.dtype == np.uint8:
-        return gathered(_images(Path(path), data, labels, num_classes), sigma_data)
+        in_file, pixels = isinstance(data, np.memmap), torch.from_numpy(data)
+        return of_pixels(Path(path).stem, path, pixels, labels, num_classes, in_file)
     tensor = torch.from_numpy(_finite(path, data))
     try:
         codec = VectorCodec.measure(tensor, sigma_data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return Dataset(Path(path).stem, tensor, labels, num_classes, codec)
-
-
-def array_images(path: str, key: str = "", label_key: str = "labels") -> Collection:
-    """The images of a file, see arrays.
-
-    Raises:
-        UserError: no such file, another format, vectors, an empty array.
-    """
-    data, labels, num_classes = _contents(Path(path), key, label_key)
-    return _images(Path(path), data, labels, num_classes)
-
-
-def _images(path: Path, data: np.ndarray, labels: Tensor | None, num_classes: int) -> Collection:
-    pixels = torch.from_numpy(data)
-    return of_pixels(path.stem, str(path), pixels, labels, num_classes, isinstance(data, np.memmap))
 
 
 def _contents(path: Path, key: str, label_key: str) -> tuple[np.ndarray, Tensor | None, int]:
@@ -107,13 +95,7 @@ def _checked_labels(path: Path, count: int, labels: np.ndarray | None) -> tuple[
         )
     if len(labels) != count:
         raise UserError(f"{path}: {count} samples, but labels of shape {labels.shape}")
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= count:
-        wrong = f"smallest label is {lowest}" if lowest < 0 else f"largest label is {highest}"
-        raise UserError(
-            f"{path}: the {wrong}, but there are {count} samples only: number the classes 0, 1, 2, ..."
-        )
-    return torch.from_numpy(labels.astype(np.int64)), highest + 1
+    return class_labels(path, labels.tolist())
 
 
 def _read(path: Path, key: str, label_key: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -10,8 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from trigflow.data.collection import Collection, gathered, of_pixels
-from trigflow.data.dataset import Dataset
+from trigflow.data.collection import Collection, of_pixels
 from trigflow.system.errors import UserError
 from trigflow.system.files import clear_os_errors, must_be_regular
 
@@ -35,22 +34,12 @@ class _ArraysOnly(pickle._Unpickler):
         return _ALLOWED[module, name]
 
 
-def cifar10(folder: str, split: Literal["train", "test"] = "train", sigma_data: float = 0.5) -> Dataset:
+def cifar10(folder: str, split: Literal["train", "test"] = "train") -> Collection:
     """CIFAR-10 from its folder cifar-10-batches-py: 50,000 (train) or 10,000 (test) images 32x32 RGB, ten classes.
 
     Args:
         folder: with data_batch_1 .. data_batch_5 and test_batch.
         split: "train" or "test".
-        sigma_data: standard deviation of x_0.
-
-    Raises:
-        UserError: a file that is missing, damaged or foreign, or that names anything but arrays.
-    """
-    return gathered(cifar10_images(folder, split), sigma_data)
-
-
-def cifar10_images(folder: str, split: Literal["train", "test"] = "train") -> Collection:
-    """The images of the folder, see cifar10.
 
     Raises:
         UserError: a file that is missing, damaged or foreign, or that names anything but arrays.

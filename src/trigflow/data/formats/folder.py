@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trigflow.data.collection import Collection, Read, file_content, gathered
-from trigflow.data.dataset import Dataset
+from trigflow.data.collection import Collection, Read, file_content
 from trigflow.data.formats.picture import SUFFIXES, decoded, is_picture
 from trigflow.system.errors import UserError
 from trigflow.system.files import clear_os_errors
@@ -19,23 +18,11 @@ from trigflow.system.files import clear_os_errors
 _SPLITS = {"train", "training", "test", "val", "valid", "validation"}
 
 
-def image_folder(path: str, sigma_data: float = 0.5, progress: bool = True) -> Dataset:
+def image_folder(path: str) -> Collection:
     """Pictures of one size in a folder: its sub-folders, sorted by name, are the classes; without any, no labels.
 
     Args:
         path: of the folder.
-        sigma_data: standard deviation of x_0.
-        progress: show a bar on stderr.
-
-    Raises:
-        UserError: no such folder, no pictures, one that is damaged or of another size (`trigflow data prepare`
-            gives them one), pictures beside sub-folders, or splits (train, test) for sub-folders.
-    """
-    return gathered(folder_images(path), sigma_data, progress)
-
-
-def folder_images(path: str) -> Collection:
-    """The pictures of a folder, see image_folder; those of a class in the order of their names.
 
     Raises:
         UserError: no such folder, no pictures, or sub-folders that are no classes.

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trigflow.data.collection import Collection, Read, class_labels, gathered
-from trigflow.data.dataset import Dataset
+from trigflow.data.collection import Collection, Read, class_labels
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import MOST_BYTES, DamagedPicture, decoded
 from trigflow.system.errors import UserError, did_you_mean
@@ -37,13 +36,8 @@ _DAMAGE = (
 
 
 def huggingface(
-    path: str,
-    split: str = "train",
-    image_key: str = "",
-    label_key: str | None = "",
-    sigma_data: float = 0.5,
-    progress: bool = True,
-) -> Dataset:
+    path: str, split: str = "train", image_key: str = "", label_key: str | None = ""
+) -> Collection:
     """Images of one size from a data set in Hugging Face's formats; needs pyarrow: pip install 'trigflow[hub]'.
 
     Args:
@@ -52,20 +46,6 @@ def huggingface(
         split: of the files of a folder or of the hub, those whose names or folders say so.
         image_key: column of encoded images (default: the only one).
         label_key: column of integers (default: the only one, if there is one; null: no labels).
-        sigma_data: standard deviation of x_0.
-        progress: show a bar on stderr.
-
-    Raises:
-        UserError: a library or a file is missing, a file is damaged or foreign, a column is ambiguous, or an image is
-            damaged or of another size.
-    """
-    return gathered(table_images(path, split, image_key, label_key), sigma_data, progress)
-
-
-def table_images(
-    path: str, split: str = "train", image_key: str = "", label_key: str | None = ""
-) -> Collection:
-    """The images of tables, see huggingface.
 
     Raises:
         UserError: a library or a file is missing, a file is damaged or foreign, or a column is ambiguous.

@@ -12,8 +12,7 @@ from typing import BinaryIO, Literal, cast
 import numpy as np
 import torch
 
-from trigflow.data.collection import Collection, gathered, of_pixels
-from trigflow.data.dataset import Dataset
+from trigflow.data.collection import Collection, of_pixels
 from trigflow.data.formats.damage import damage_told
 from trigflow.system.errors import UserError
 from trigflow.system.files import is_bomb
@@ -23,22 +22,12 @@ _CLASSES = 10
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
-def mnist(folder: str, split: Literal["train", "test"] = "train", sigma_data: float = 0.5) -> Dataset:
+def mnist(folder: str, split: Literal["train", "test"] = "train") -> Collection:
     """MNIST, Fashion-MNIST, or other data in files of the same names, from a folder; nothing is downloaded.
 
     Args:
         folder: with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., each as it is or with .gz.
         split: "train" (60,000 images 28x28) or "test" (10,000).
-        sigma_data: standard deviation of x_0.
-
-    Raises:
-        UserError: a file that is missing, damaged or foreign, or images and labels that do not belong together.
-    """
-    return gathered(mnist_images(folder, split), sigma_data)
-
-
-def mnist_images(folder: str, split: Literal["train", "test"] = "train") -> Collection:
-    """The images of the files, see mnist.
 
     Raises:
         UserError: a file that is missing, damaged or foreign, or images and labels that do not belong together.

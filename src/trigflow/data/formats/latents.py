@@ -20,9 +20,10 @@ from trigflow.data.autoencoder import FOLDER, Decoder
 from trigflow.data.cache import is_large, mapped
 from trigflow.data.codecs import LatentCodec
 from trigflow.data.dataset import Dataset
+from trigflow.data.formats.damage import damage_told
 from trigflow.system.config import STRICT_KEYS, validate
 from trigflow.system.errors import UserError, printable
-from trigflow.system.files import clear_os_errors, read_json, sha256_of
+from trigflow.system.files import read_json, sha256_of
 
 CARD, LATENTS, LABELS = "latents.json", "latents.npy", "labels.npy"
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -198,14 +199,11 @@ def _array(folder: Path, card: LatentsCard) -> np.ndarray:
     path = folder / LATENTS
     if not path.is_file():
         raise UserError(f"{folder} has no {LATENTS}: encode the images again")
-    with clear_os_errors("read", path):
+    with damage_told(path, str(damaged(path)), (ValueError, EOFError, SyntaxError)):
         large = is_large(path.stat().st_size)
         if not large:
             check_digest(path, card.sha256)
-        try:
-            array = mapped(path) if large else np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, SyntaxError):
-            raise damaged(path) from None
+        array = mapped(path) if large else np.load(path, allow_pickle=False)
     if array.shape != card.stored_shape or array.dtype != card.dtype:
         raise damaged(path, f": it holds {array.dtype} of shape {array.shape}")
     return array

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trigflow.data.collection import Collection, Read, class_labels, gathered
-from trigflow.data.dataset import Dataset
+from trigflow.data.collection import Collection, Read, class_labels
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, is_picture
 from trigflow.system.errors import UserError
@@ -38,24 +37,12 @@ class _Sample:
     label: int | None = None
 
 
-def webdataset(path: str, sigma_data: float = 0.5, progress: bool = True) -> Dataset:
+def webdataset(path: str) -> Collection:
     """Images of one size from WebDataset's tar files, in their order; nothing is extracted.
 
     Args:
         path: a .tar file, a pattern (shards-{000..003}.tar, shards-*.tar) or a folder of .tar files. Labels are in
             NAME.cls (a number) or NAME.json ({"label": a number}).
-        sigma_data: standard deviation of x_0.
-        progress: show a bar on stderr.
-
-    Raises:
-        UserError: no such file, a shard that is damaged or foreign, a sample without a picture or with several, or
-            labels for some samples only.
-    """
-    return gathered(shard_images(path), sigma_data, progress)
-
-
-def shard_images(path: str) -> Collection:
-    """The images of shards, see webdataset.
 
     Raises:
         UserError: no such file, a shard that is damaged or foreign, or labels for some samples only.

@@ -21,7 +21,7 @@ from trigflow.data.collection import Collection, Read
 from trigflow.data.formats.latents import CARD, LABELS, LATENTS, Encoder, LatentsCard
 from trigflow.data.formats.picture import DamagedPicture
 from trigflow.data.prepare.images import resized
-from trigflow.data.prepare.part import Part, Unfit, kept, stopped_by
+from trigflow.data.prepare.part import Part, Unfit, resumable, stopped_by
 from trigflow.system.config import to_json
 from trigflow.system.errors import UserError
 from trigflow.system.files import LOCK, make_folder, must_be_new, write_atomically, write_json
@@ -85,11 +85,9 @@ def encode(
     batches = _Batches(collection, autoencoder, how)  # looks at the first image, before anything is written
     settings = _settings(collection, autoencoder, how)
     make_folder(out.parent)
-    with kept(out):
-        part = Part(out, settings, resume, LATENTS, reserved=_HEADER, group=batches.size)
-        with part:
-            _fill(part, batches, progress)
-            return _finish(part, batches, source, progress)
+    with resumable(out), Part(out, settings, resume, LATENTS, reserved=_HEADER, group=batches.size) as part:
+        _fill(part, batches, progress)
+        return _finish(part, batches, source, progress)
 
 
 def _settings(collection: Collection, autoencoder: Autoencoder, how: Encoding) -> dict[str, Any]:

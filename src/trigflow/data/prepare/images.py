@@ -10,7 +10,6 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from trigflow.data.collection import Collection
 from trigflow.data.formats.archive import LABELS
 from trigflow.data.formats.picture import MOST_PIXELS, DamagedPicture, decoded
-from trigflow.data.prepare.part import Part, Unfit, kept, stopped_by
+from trigflow.data.prepare.part import Part, Unfit, resumable, stopped_by
 from trigflow.data.prepare.statistics import Statistics, label_at
 from trigflow.system.errors import UserError
 from trigflow.system.files import make_folder, must_be_new
@@ -96,14 +95,11 @@ def prepare(
         )
     must_be_new(out)
     make_folder(out.parent)
-    with kept(out), Part(out, _settings(collection, how), resume, "images") as part:
+    # What must be the same for a run to go on; damaged images may be left out from now on.
+    settings = {"size": how.size, "rgb": how.rgb} | collection.identity
+    with resumable(out), Part(out, settings, resume, "images") as part:
         _convert(collection, how, part, progress)
         return _finish(part, collection, progress)
-
-
-def _settings(collection: Collection, how: Preparation) -> dict[str, Any]:
-    """What must be the same for a run to go on; damaged images may be left out from now on."""
-    return {"size": how.size, "rgb": how.rgb} | collection.identity
 
 
 def _convert(collection: Collection, how: Preparation, part: Part, progress: bool) -> None:

@@ -44,13 +44,7 @@ class Part:
     """
 
     def __init__(
-        self,
-        out: Path,
-        settings: dict[str, Any],
-        resume: bool,
-        name: str,
-        reserved: int = 0,
-        group: int = 1,
+        self, out: Path, settings: dict[str, Any], resume: bool, name: str, reserved: int = 0, group: int = 1
     ) -> None:
         self.out, self.settings, self.reserved, self.group = out, settings, reserved, group
         self.resume = resume
@@ -61,7 +55,8 @@ class Part:
         self._files = contextlib.ExitStack()
 
     def __enter__(self) -> Part:
-        if not self.index.exists() and is_occupied(self.folder, but=self._is_ours):
+        left = (LOCK, self.content.name)  # what a start that was killed may leave
+        if not self.index.exists() and is_occupied(self.folder, but=lambda name: name in left):
             raise UserError(f"{self.folder} holds no interrupted run: remove it, or choose another --out")
         self.folder.mkdir(exist_ok=True)
         with contextlib.ExitStack() as opened:
@@ -92,10 +87,6 @@ class Part:
             self.close()
             if error is not None and (not self.lines or isinstance(error, Unfit)):
                 self.remove()
-
-    def _is_ours(self, name: str) -> bool:
-        """Whether a file is what a start that was killed may leave."""
-        return name in (LOCK, self.content.name)
 
     def _restore(self) -> int:
         """Reads the lines whose contents are there; returns how many bytes they and the head take, 0 without lines."""
@@ -156,7 +147,7 @@ class Part:
 
 
 @contextlib.contextmanager
-def kept(out: Path) -> Iterator[None]:
+def resumable(out: Path) -> Iterator[None]:
     """Around the making of `out` in a Part: Ctrl-C and errors of the disk say that it can be gone on with."""
     try:
         yield

@@ -44,10 +44,7 @@ class Statistics:
             self.sums[place] += int(wide.sum())
             self.squares[place] += int(np.square(wide).sum())
             self.pixels[place] += wide.size
-        self.lowest, self.highest = (
-            min(self.lowest, int(image.min())),
-            max(self.highest, int(image.max())),
-        )
+        self.lowest, self.highest = (min(self.lowest, int(image.min())), max(self.highest, int(image.max())))
         if label is not None:
             self.labels[label] += 1
         self.hashes.add(
