@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -19,18 +20,11 @@ from trigflow.system.errors import UserError, did_you_mean
 from trigflow.system.files import must_be_regular
 
 HUB = "hf:"
-_EXTRA = "needs the library {}: pip install 'trigflow[hub]'"
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _ROWS = 64  # decoded from a file at once
 # What pyarrow raises of damaged files, besides its own errors: some damage is found by Python, when a value is made.
 _DAMAGE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    RuntimeError,
-    SystemError,
+    *(OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, SystemError),
     MemoryError,
 )
 
@@ -52,9 +46,9 @@ def huggingface(
     """
     files = _download(path.removeprefix(HUB), split) if path.startswith(HUB) else _local(Path(path), split)
     schema = _schema(files[0])
-    with _opened(files[0]):  # names may be no UTF-8
-        image_key = _image_column(path, schema, image_key)
-        label = _label_column(path, schema, label_key)
+    with _opened(files[0]) as pa:  # names may be no UTF-8
+        image_key = _image_column(path, pa.types, schema, image_key)
+        label = _label_column(path, pa.types, schema, label_key)
     _check_columns(files, schema, [image_key, *([label] if label else [])])
     count = sum(_count(file) for file in files)
     if not count:
@@ -77,18 +71,13 @@ def _local(path: Path, split: str) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"there is no file or folder {path}")
     if (path / "dataset_dict.json").is_file():
-        inner = path / split
-        if not inner.is_dir():
-            splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-            if not splits:
-                raise UserError(
-                    f"{path} has a dataset_dict.json, but no folders of splits: save the data set again"
-                )
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        if not splits:
             raise UserError(
-                f"{path} has no split '{split}'{did_you_mean(split, splits)}; choose by data.split=NAME: "
-                f"{', '.join(splits)}"
+                f"{path} has a dataset_dict.json, but no folders of splits: save the data set again"
             )
-        path = inner
+        _check_split(str(path), split, splits)
+        path /= split
     found = sorted(path.rglob("*.parquet")) or sorted(path.glob("*.arrow"))
     names = [str(file.relative_to(path)) for file in found]
     chosen = _of_split(str(path), names, split)
@@ -103,9 +92,16 @@ def _of_split(source: str, names: list[str], split: str) -> list[str]:
     known = sorted({found for found in splits.values() if found})
     if not known:
         return names
-    if split not in known:
-        raise UserError(f"{source} has no split '{split}'; choose by data.split=NAME: {', '.join(known)}")
+    _check_split(source, split, known)
     return [name for name in names if splits[name] == split]
+
+
+def _check_split(source: str, split: str, known: list[str]) -> None:
+    if split not in known:
+        hint = did_you_mean(split, known)
+        raise UserError(
+            f"{source} has no split '{split}'{hint}; choose by data.split=NAME: {', '.join(known)}"
+        )
 
 
 def _split_of(name: str, wanted: str) -> str:
@@ -125,10 +121,7 @@ def has_test_part(path: Path) -> bool:
 
 def _download(name: str, split: str) -> list[Path]:
     """The Parquet files of a data set on the hub, in the cache of huggingface_hub; said on stderr before it is done."""
-    try:
-        import huggingface_hub as hub
-    except ImportError:
-        raise UserError(f"{HUB}{name} {_EXTRA.format('huggingface_hub')}") from None
+    hub = _library("huggingface_hub", f"{HUB}{name}")
     if name.count("/") != 1:
         raise UserError(f"'{HUB}{name}' is no name on the hub: give hf:owner/name")
     try:
@@ -152,16 +145,14 @@ def _parquet_names(hub: Any, name: str) -> Iterator[tuple[str, list[str]]]:
             yield revision, found
 
 
-# Tables
-
-
-def _pyarrow(path: Path) -> Any:
+def _library(name: str, needed_by: object) -> Any:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"{path} {_EXTRA.format('pyarrow')}") from None
-    return pyarrow
+        raise UserError(f"{needed_by} needs the library {name}: pip install 'trigflow[hub]'") from None
+
+
+# Tables
 
 
 def _stream(pa: Any, path: Path) -> Any:
@@ -178,7 +169,8 @@ def _stream(pa: Any, path: Path) -> Any:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """pyarrow, whose complaints about the file become one line."""
-    pa = _pyarrow(path)
+    pa = _library("pyarrow", path)
+    _library("pyarrow.parquet", path)  # pyarrow does not import it itself
     must_be_regular(path)
     complaint = f"{path} is no {path.suffix or 'Arrow'} file of a data set: it is damaged or foreign"
     with damage_told(path, complaint, (pa.ArrowException, *_DAMAGE)):
@@ -239,44 +231,38 @@ def _classes(schema: Any, label: str) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def _image_column(path: str, schema: Any, key: str) -> str:
-    found = [field.name for field in schema if _holds_images(field.type)]
-    if key and key not in found:
+def _image_column(path: str, types: Any, schema: Any, key: str) -> str:
+    found: list[str] = [field.name for field in schema if _holds_images(types, field.type)]
+    if key:
+        return _named(path, "images", key, found)
+    if len(found) != 1:
+        several = f"several columns of images, choose one by data.image_key=NAME: {found}"
+        raise UserError(f"{path} has {several if found else 'no column of images'}")
+    return found[0]
+
+
+def _named(path: str, kind: str, key: str, found: list[str]) -> str:
+    if key not in found:
         raise UserError(
-            f"{path} has no column of images '{key}'{did_you_mean(key, found)}; there are: {found}"
+            f"{path} has no column of {kind} '{key}'{did_you_mean(key, found)}; there are: {found}"
         )
-    if not key and len(found) != 1:
-        what = (
-            f"several columns of images, choose one by data.image_key=NAME: {found}"
-            if found
-            else "no column of images"
-        )
-        raise UserError(f"{path} has {what}")
-    return key or found[0]
+    return key
 
 
-def _holds_images(kind: Any) -> bool:
+def _holds_images(types: Any, kind: Any) -> bool:
     """Encoded bytes, alone or in {"bytes": ..., "path": ...}."""
-    import pyarrow.types as types
-
     if types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _label_column(path: str, schema: Any, key: str | None) -> str:
+def _label_column(path: str, types: Any, schema: Any, key: str | None) -> str:
     """The column of labels; "" for none."""
-    import pyarrow.types as types
-
     if key is None:
         return ""
     found: list[str] = [field.name for field in schema if types.is_integer(field.type)]
     if key:
-        if key not in found:
-            raise UserError(
-                f"{path} has no column of integers '{key}'{did_you_mean(key, found)}; there are: {found}"
-            )
-        return key
+        return _named(path, "integers", key, found)
     marked = [name for name in found if _feature(schema, name).get("_type") == "ClassLabel"]
     candidates = marked or found
     if len(candidates) > 1:
