@@ -98,7 +98,7 @@ def test_a_checkpointed_consistency_step_needs_little_more_than_a_diffusion_step
     peaks = {}
     for recipe in ("digits-teacher", "digits-sct"):
         made = dry_run_step(recipes.get(recipe, options), (1, 16, 16), 10, checkpointing=True)
-        peaks[recipe] = sum(made.course(128).peak())
+        peaks[recipe] = sum(made.timeline(128).peak())
     assert peaks["digits-sct"] <= 1.15 * peaks["digits-teacher"], peaks
 
 

@@ -30,7 +30,7 @@ def test_each_planted_fault_is_found_and_its_module_named(fault: str) -> None:
     assert not diagnosis.healthy
     assert diagnosis.verdict("dual") == diagnosis.verdict("func") == "broken"
     text = doctor.report(diagnosis)
-    assert f"module '{module}'" in text and diagnosis.findings[0].mend in text
+    assert f"module '{module}'" in text and diagnosis.findings[0].remedy in text
 
 
 @pytest.mark.parametrize("name", MORE)
@@ -155,9 +155,9 @@ def test_an_exact_mode_is_recommended_unless_differences_are_clearly_cheaper() -
             doctor.ModeReport("dual", "exact", 0.0, 2.0),
             doctor.ModeReport("finite_difference", "fallback", 0.0, cost),
         )
-        return doctor.report(doctor.Diagnosis("net", 1, modes, (), ()))
+        return doctor.report(doctor.Diagnosis("net", modes, ()))
 
-    assert "mode here: dual" in told(1.9) and "mode here: finite_difference" in told(1.5)
+    assert "recommended mode: dual" in told(1.9) and "recommended mode: finite_difference" in told(1.5)
 
 
 class WithoutRule(nn.Module):

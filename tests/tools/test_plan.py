@@ -103,12 +103,12 @@ def test_peaks_are_those_of_real_trainings(
 def test_the_tracker_sees_what_the_tangent_costs(small_images: Path) -> None:
     """The single pass keeps what plain training keeps; its tangents come and go."""
     own = [f"data={small_images}", *NETWORKS["dit"]]
-    diffusion = dry_run_step(recipes.get("cifar10-small-teacher", own), (3, 16, 16), 10).course(64)
+    diffusion = dry_run_step(recipes.get("cifar10-small-teacher", own), (3, 16, 16), 10).timeline(64)
     student = replace(recipes.get("cifar10-small-scd", [*own, "objective.target_halflife=0"]), init="scratch")
     sct = replace(student, objective=replace(student.objective, name="sct"))
-    consistency = dry_run_step(sct, (3, 16, 16), 10).course(64)
-    assert consistency.kept == pytest.approx(diffusion.kept, rel=0.05)
-    assert max(consistency.work) > 1.02 * max(diffusion.work)
+    consistency = dry_run_step(sct, (3, 16, 16), 10).timeline(64)
+    assert consistency.activations == pytest.approx(diffusion.activations, rel=0.05)
+    assert max(consistency.temporary) > 1.02 * max(diffusion.temporary)
 
 
 def tiny_footprint(*overrides: str, **options: bool) -> Footprint:
@@ -118,7 +118,7 @@ def tiny_footprint(*overrides: str, **options: bool) -> Footprint:
 
 def test_checkpointing_keeps_less_and_computes_more() -> None:
     plain, again = tiny_footprint(), tiny_footprint(checkpointing=True)
-    assert again.course(64).kept < 0.5 * plain.course(64).kept
+    assert again.timeline(64).activations < 0.5 * plain.timeline(64).activations
     assert again.training_flops == plain.training_flops * 4 / 3
     assert again.weights == plain.weights
 
@@ -131,10 +131,10 @@ def test_a_tangent_that_goes_in_parts_is_planned_by_its_peaks(monkeypatch: pytes
     monkeypatch.setattr(attention_blocks, "ELEMENTS", 2**8)
     monkeypatch.setenv("TRIGFLOW_TRITON", "0")
     parts = dry_run_step(recipe, (1, 8, 8), 10)
-    assert len({len(course.work) for course in whole.courses}) == 1
-    assert len({len(course.work) for course in parts.courses}) == 2
-    assert parts.course(64).kept == whole.course(64).kept
-    assert sum(parts.course(64).peak()) == pytest.approx(sum(whole.course(64).peak()), rel=0.15)
+    assert len({len(one.temporary) for one in whole.timelines}) == 1
+    assert len({len(one.temporary) for one in parts.timelines}) == 2
+    assert parts.timeline(64).activations == whole.timeline(64).activations
+    assert sum(parts.timeline(64).peak()) == pytest.approx(sum(whole.timeline(64).peak()), rel=0.15)
 
 
 def test_what_lasts_is_counted_exactly() -> None:
@@ -293,7 +293,7 @@ def test_mistakes_are_one_line(words: str, message: str, capsys: pytest.CaptureF
 
 
 class ReadsANumber(nn.Module):
-    """A network that cannot be gone through without numbers."""
+    """A network that fails on tensors without data."""
 
     def __init__(self, data_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ class ReadsANumber(nn.Module):
 
 def test_a_network_that_reads_numbers_is_told() -> None:
     recipe = recipes.get("digits-teacher", ["network=test_plan:ReadsANumber"])
-    with pytest.raises(UserError, match="cannot be gone through without numbers"):
+    with pytest.raises(UserError, match="fails on tensors without data"):
         dry_run_step(recipe, (1, 8, 8), 10)
 
 

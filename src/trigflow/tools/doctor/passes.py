@@ -1,10 +1,9 @@
-"""Plain passes: nothing may be written, the output must be one, and the same seed must give it again."""
+"""Plain passes: forward must write nothing, return one finite tensor, and give it again from the same seed."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,46 +15,47 @@ from trigflow.tools.doctor.diagnosis import Finding
 from trigflow.tools.doctor.subject import Subject
 from trigflow.tools.doctor.trace import Trace, difference, floats, traced
 
-# What a user's network may raise when it is run in a way that its author did not think of.
+# What a user's network may raise when it is called in a way that its author did not expect.
 NETWORK_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
 
 
-def writes_and_draws(body: Subject) -> list[Finding]:
-    findings = _batch_norms(body.network)
-    writes = _Writes(body)
+def check_passes(subject: Subject) -> list[Finding]:
+    """The faults that show without derivatives."""
+    findings = _batch_norms(subject.network)
+    writes = _Writes(subject)
     traces = []
     for notice in (writes.look, lambda name: None):
         try:
-            with traced(body.network, notice) as trace, _BatchNorms(trace) as batch_norms:
-                output = body.at(body.x, body.t)
+            with traced(subject.network, notice) as trace, _BatchNorms(trace) as batch_norms:
+                output = subject.output(subject.x, subject.t)
         except NETWORK_ERRORS as error:
-            return [*findings, Finding("error", trace.where, f"forward fails: {line(error)}")]
+            return [*findings, Finding("error", trace.where, f"forward fails: {one_line(error)}")]
         traces.append(trace)
-        writes.look_at_all(notice is writes.look)
+    writes.look_at_all()
     if batch_norms.module is not None and not findings:
         findings.append(Finding("batch_norm", batch_norms.module, f"F.batch_norm in training: {_BATCH_NORM}"))
-    findings += writes.findings or _output(body, output, traces[-1])
-    if not writes.findings and not any(finding.fault == "output" for finding in findings):
-        findings += _private_generators(*traces)
-    return findings
+    faults = writes.findings or _check_output(subject, output, traces[-1])
+    if not any(finding.fault in ("weight_write", "input_write", "output") for finding in faults):
+        faults = faults + _private_generators(*traces)
+    return findings + faults
 
 
-def _output(body: Subject, output: Any, trace: Trace) -> list[Finding]:
-    """What is wrong with the output itself."""
+def _check_output(subject: Subject, output: Any, trace: Trace) -> list[Finding]:
     if not isinstance(output, Tensor):
         return [Finding("output", "", f"the network returns a {type(output).__name__}, not one tensor")]
-    if output.shape != body.x.shape:
-        return [Finding("output", "", f"the output has shape {tuple(output.shape)}, x {tuple(body.x.shape)}")]
+    if output.shape != subject.x.shape:
+        shapes = f"{tuple(output.shape)}, x {tuple(subject.x.shape)}"
+        return [Finding("output", "", f"the output has shape {shapes}")]
     if not output.isfinite().all():
         bad = (c.name for c in trace.calls if any(y.isnan().any() for y in floats(c.output)))
         return [Finding("output", next(bad, ""), "the output is not finite")]
-    if any(True for _ in body.network.parameters()) and not output.requires_grad:
+    if any(True for _ in subject.network.parameters()) and not output.requires_grad:
         return [Finding("lost_derivative", graph_lost_at(trace), "no gradient reaches the weights")]
     return []
 
 
 class _BatchNorms(TorchFunctionMode):
-    """Notices the first module that calls F.batch_norm in training."""
+    """Finds the first module that calls F.batch_norm in training."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -70,72 +70,72 @@ class _BatchNorms(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
 def _batch_norms(network: nn.Module) -> list[Finding]:
-    kind = nn.modules.batchnorm._BatchNorm
-    names = [name for name, module in network.named_modules() if isinstance(module, kind)]
-    return [Finding("batch_norm", names[0], f"{_BATCH_NORM} ({len(names)} in all)")] if names else []
+    names = [name for name, module in network.named_modules() if _is_batch_norm(module)]
+    return [Finding("batch_norm", name, _BATCH_NORM) for name in names[:1]]
 
 
-_BATCH_NORM = "BatchNorm ties the images of a batch together and writes its running statistics in forward"
+_BATCH_NORM = (
+    "BatchNorm makes each output depend on the whole batch, and writes its running statistics in forward"
+)
 
 
 class _Writes:
-    """Notices the first module in whose forward a weight, a buffer or an input of the network is written."""
+    """Finds the first module in whose forward a weight, a buffer or an input of the network is written."""
 
-    def __init__(self, body: Subject) -> None:
+    def __init__(self, subject: Subject) -> None:
         self.findings: list[Finding] = []
-        self._inputs = {"x": body.x, "t": body.t, **body.cond}
-        self._modules = {
-            path: module
-            for path, module in body.network.named_modules()
-            if not isinstance(module, nn.modules.batchnorm._BatchNorm)
-        }
-        self._copies = {path: _copies(_own_tensors(module)) for path, module in self._modules.items()}
-        self._weights = {
-            f"{path}.{name}".lstrip("."): tensor
+        modules = subject.network.named_modules()
+        self._modules = {path: module for path, module in modules if not _is_batch_norm(module)}
+        self._before = {
+            path: [(name, x, x.data_ptr(), x.detach().clone()) for name, x in _own_tensors(module)]
             for path, module in self._modules.items()
-            for name, tensor in _own_tensors(module)
         }
-        self._versions = {id(x): x._version for x in (*self._inputs.values(), *self._weights.values())}
+        inputs = {"x": subject.x, "t": subject.t, **subject.cond}
+        self._versions = [
+            (x, x._version, _weight_write(path, name))
+            for path, tensors in self._before.items()
+            for name, x, _, _ in tensors
+        ]
+        self._versions += [
+            (x, x._version, Finding("input_write", "", f"the input {name} is modified in place"))
+            for name, x in inputs.items()
+        ]
 
-    def look(self, module: str) -> None:
+    def look(self, running: str) -> None:
+        """After a module has been running: at the versions of all tensors, and at its own tensors."""
         if self.findings:
             return
-        if name := self._changed(self._weights) or self._exchanged(module):
-            self.findings.append(Finding("weight_write", module, f"'{name}' is written in forward"))
-        if name := self._changed(self._inputs):
-            self.findings.append(Finding("input_write", module, f"the input {name} is written in place"))
+        found = next((found for x, version, found in self._versions if x._version != version), None)
+        if found := found or self._exchanged(running):
+            self.findings.append(Finding(found.fault, running, found.detail))
 
-    def look_at_all(self, wanted: bool) -> None:
-        """The modules whose weights another one may have written without a trace in their versions."""
-        for module in self._modules if wanted else ():
-            if not self.findings and (name := self._exchanged(module)):
-                self.findings.append(Finding("weight_write", module, f"'{name}' is written in forward"))
+    def look_at_all(self) -> None:
+        """For writes through .data, which leave the version as it is, in the tensors of another module."""
+        for path in self._modules:
+            self.look(path)
 
-    def _exchanged(self, path: str) -> str | None:
+    def _exchanged(self, path: str) -> Finding | None:
         """A tensor of this module that is another object, lies elsewhere, or holds other numbers than before."""
-        if path not in self._modules:
-            return None
-        now = dict(_own_tensors(self._modules[path]))
-        for name, (tensor, place, copy) in self._copies[path].items():
+        now = dict(_own_tensors(self._modules[path])) if path in self._modules else {}
+        for name, x, place, copy in self._before.get(path, ()):
             found = now.get(name)
-            if found is not tensor or found.data_ptr() != place or not _equal(found, copy):
-                return f"{path}.{name}".lstrip(".")
+            if found is not x or found.data_ptr() != place or not _equal(found, copy):
+                return _weight_write(path, name)
         return None
 
-    def _changed(self, tensors: Mapping[str, Tensor]) -> str | None:
-        changed = (name for name, tensor in tensors.items() if tensor._version != self._versions[id(tensor)])
-        return next(changed, None)
 
-
-def _copies(tensors: list[tuple[str, Tensor]]) -> dict[str, tuple[Tensor, int, Tensor]]:
-    return {name: (tensor, tensor.data_ptr(), tensor.detach().clone()) for name, tensor in tensors}
+def _weight_write(path: str, name: str) -> Finding:
+    return Finding("weight_write", path, f"'{f'{path}.{name}'.lstrip('.')}' is written in forward")
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether all numbers are the same, NaN like NaN."""
-    same = one.shape == other.shape and one.dtype == other.dtype
-    return same and (torch.equal(one, other) or torch.allclose(one, other, 0, 0, equal_nan=True))
+    return torch.equal(one, other) or torch.allclose(one, other, 0, 0, equal_nan=True)
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -143,7 +143,7 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _private_generators(first: Trace, second: Trace) -> list[Finding]:
-    """Two passes from one seed: the first module whose output differs draws from a generator of its own."""
+    """The first module whose output differs between two passes from one seed."""
     for one, other in zip(first.calls, second.calls, strict=False):
         if 0 < difference(floats(one.output), floats(other.output)) < math.inf:
             detail = "two passes from the same seed differ: it draws from a generator of its own"
@@ -152,7 +152,7 @@ def _private_generators(first: Trace, second: Trace) -> list[Finding]:
 
 
 def graph_lost_at(trace: Trace) -> str:
-    """The first module that gives no graph although its inputs or weights have one (a custom autograd.Function?)."""
+    """The first module whose output has no graph although its inputs or weights require gradients."""
     for call in trace.calls:
         inputs = [*floats((call.args, call.kwargs)), *call.module.parameters()]
         outputs = floats(call.output)
@@ -161,7 +161,7 @@ def graph_lost_at(trace: Trace) -> str:
     return ""
 
 
-def line(error: Exception | None) -> str:
-    """The kind of an error and the beginning of its text, in one line."""
+def one_line(error: Exception) -> str:
+    """The type of an error and the beginning of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {textwrap.shorten(lines[0], 160)}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""The network under examination: a copy in float64 with inputs, directions and repeatable passes."""
+"""The network under examination with inputs and directions, on which passes are repeatable."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SEED = 1234
 
 @dataclass(frozen=True)
 class Subject:
-    """A network with everything that a pass needs.
+    """A network and the point at which its derivative is examined.
 
     Args:
         name: of the network.
-        network: the module, in training mode; all-zero parameters made small random numbers, for a network whose last
-            layer is zero has no derivative that could be wrong.
+        network: in training mode. Parameters that are all zero have been replaced by small random numbers: behind a
+            last layer of zeros every derivative is zero, and no error would show.
         x, t: inputs, (B, ...) and (B,).
         dx, dt: directions of the derivative.
         cond: further inputs by name.
@@ -40,23 +40,23 @@ class Subject:
     cond: Mapping[str, Tensor]
 
     @property
-    def exact(self) -> float:
-        """How far exact modes may differ by rounding, which is more where a part is in float32."""
+    def exact_tolerance(self) -> float:
+        """Between exact modes: for rounding, also where a part of a float64 network computes in float32."""
         return 1e-5 if self.x.dtype == torch.float64 else 1e-3
 
     @property
-    def approximate(self) -> float:
-        """How far finite differences may be off; sinusoids of large times, taken in float32, are by 0.3 %."""
+    def difference_tolerance(self) -> float:
+        """To finite differences; those of sinusoids of large times, computed in float32, are off by 0.3 %."""
         return 5e-3 if self.x.dtype == torch.float64 else 3e-2
 
-    def at(self, x: Tensor, t: Tensor) -> Tensor:
-        """The output at other inputs, with the masks of every other pass."""
+    def output(self, x: Tensor, t: Tensor) -> Tensor:
+        """Of a pass at other inputs, with the same random numbers in every pass."""
         torch.manual_seed(_SEED)
         output: Tensor = self.network(x, t, **self.cond)
         return output
 
-    def like(self, dtype: torch.dtype, device: torch.device) -> Subject:
-        """A copy in another precision, on another device."""
+    def to(self, dtype: torch.dtype, device: torch.device) -> Subject:
+        """A copy."""
 
         def cast(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else None)
@@ -72,12 +72,12 @@ def load_subject(
     inputs: tuple[Tensor, Tensor] | None,
     cond: Mapping[str, Tensor] | None,
 ) -> Subject:
-    """The subject for a shipped model, a run's folder, "package.module:Class", or a module, always as a copy."""
+    """A copy of the model, with the default inputs where none are given; the arguments are those of `diagnose`."""
     name = model if isinstance(model, str) else type(model).__name__
     network, own_shape = _network(model, data_shape) if isinstance(model, str) else (model, None)
     network = copy.deepcopy(network).train().requires_grad_(True)
     generator = torch.Generator().manual_seed(_SEED)
-    _wake(network, generator)
+    _replace_zeros(network, generator)
     x, t = inputs or _inputs(data_shape or own_shape or DEFAULT_SHAPE, generator)
     if x.shape[:1] != t.shape:
         raise UserError(
@@ -89,6 +89,7 @@ def load_subject(
 
 
 def _network(name: str, data_shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...] | None]:
+    """The network and the shape of its samples."""
     if ":" not in name:
         model = load(name, device="cpu")
         return model.precond, tuple(model.card.data_shape)
@@ -99,7 +100,7 @@ def _network(name: str, data_shape: tuple[int, ...] | None) -> tuple[nn.Module, 
     return network, shape
 
 
-def _wake(network: nn.Module, generator: torch.Generator) -> None:
+def _replace_zeros(network: nn.Module, generator: torch.Generator) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.is_floating_point() and not parameter.any():
@@ -107,13 +108,13 @@ def _wake(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def _inputs(data_shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x of unit variance and times spread over [0, pi/2]."""
+    """x of unit variance, and times from 0.2 to 1.4, inside of [0, pi/2]."""
     x = torch.randn(BATCH, *data_shape, generator=generator, dtype=torch.float64)
     return x, 0.2 + 1.2 * torch.rand(BATCH, generator=generator, dtype=torch.float64)
 
 
 def _conditions(network: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random labels and guidance scales (B,), where the network says that it takes them."""
+    """Random labels and guidance scales (B,), where the network has the attributes num_classes, guidance_input."""
     num_classes = int(getattr(network, "num_classes", 0) or 0)
     cond = {"labels": torch.randint(num_classes, (batch,), generator=generator)} if num_classes else {}
     if getattr(network, "guidance_input", False):

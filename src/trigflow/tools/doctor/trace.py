@@ -1,4 +1,4 @@
-"""Watching a network module by module: who writes, who draws, who loses the derivative."""
+"""The calls of all modules in a pass, and finite differences of each of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY_STEP, LARGE_STEP = 1e-6, 0.1
 
 @dataclass
 class Call:
-    """One call of a module: what went in and came out, and the generator's state before it."""
+    """One call of a module: its inputs, its output, and the generator's state before it."""
 
     name: str
     module: nn.Module
@@ -32,8 +32,8 @@ class Call:
     output: Any = None
 
     def again(self, step: float = 0.0) -> list[Tensor]:
-        """The floating outputs of the module for inputs moved by step along their tangents, with the same masks."""
-        args, kwargs = moved(self.args, step), moved(self.kwargs, step)
+        """The floating outputs for inputs moved by step along their tangents, with the same random numbers."""
+        args, kwargs = _moved((self.args, self.kwargs), step)
         torch.set_rng_state(self.random_state)
         with torch.no_grad():
             return floats(self.module(*args, **kwargs))
@@ -41,14 +41,14 @@ class Call:
 
 @dataclass
 class Trace:
-    """The calls of one pass in the order in which they ended, and those that have not."""
+    """The calls of one pass in the order in which they ended, and those that have not ended."""
 
     calls: list[Call] = field(default_factory=list)
     open: list[Call] = field(default_factory=list)
 
     @property
     def where(self) -> str:
-        """The innermost module that runs now, or that failed."""
+        """The innermost module that is running, or that failed."""
         return self.open[-1].name if self.open else ""
 
 
@@ -56,7 +56,7 @@ class Trace:
 def traced(network: nn.Module, notice: Callable[[str], None] = lambda name: None) -> Iterator[Trace]:
     """Records the calls of all modules of the network.
 
-    `notice` is called whenever a module begins or ends, with the name of the one that has been running until then.
+    `notice` is called whenever a module begins or ends, with the name of the one that was running until then.
     """
     trace = Trace()
     names = {module: name for name, module in network.named_modules()}
@@ -86,7 +86,7 @@ def _is_dual(item: Any) -> bool:
     return isinstance(item, Dual)
 
 
-def moved(items: Any, step: float) -> Any:
+def _moved(items: Any, step: float) -> Any:
     """Each Dual as the plain tensor value + step tangent; everything else as it is."""
     return pytree.tree_map(
         lambda item: (item.value + step * item.tangent).detach() if _is_dual(item) else item,
@@ -95,22 +95,19 @@ def moved(items: Any, step: float) -> Any:
     )
 
 
+def _float_leaves(output: Any) -> list[Tensor | Dual]:
+    leaves = pytree.tree_leaves(output, is_leaf=_is_dual)
+    return [x for x in leaves if isinstance(x, Tensor | Dual) and x.dtype.is_floating_point]
+
+
 def floats(output: Any) -> list[Tensor]:
     """The floating tensors of an output; the values of Duals."""
-    leaves = pytree.tree_leaves(output, is_leaf=_is_dual)
-    tensors = [leaf.value if isinstance(leaf, Dual) else leaf for leaf in leaves]
-    return [leaf for leaf in tensors if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [x.value if isinstance(x, Dual) else x for x in _float_leaves(output)]
 
 
 def tangents(output: Any) -> list[Tensor]:
     """The tangent of each floating tensor of an output, zero for plain ones."""
-    found = []
-    for leaf in pytree.tree_leaves(output, is_leaf=_is_dual):
-        if isinstance(leaf, Dual):
-            found.append(leaf.tangent)
-        elif isinstance(leaf, Tensor) and leaf.is_floating_point():
-            found.append(torch.zeros_like(leaf))
-    return found
+    return [x.tangent if isinstance(x, Dual) else torch.zeros_like(x) for x in _float_leaves(output)]
 
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
@@ -125,8 +122,8 @@ def _norm(tensors: list[Tensor]) -> float:
     return math.sqrt(sum(float(x.detach().double().square().sum()) for x in tensors))
 
 
-def against_differences(given: list[Tensor], evaluate: Callable[[float], list[Tensor]]) -> float:
-    """The distance of a tangent from the central difference of `evaluate`, for the step that fits best."""
+def difference_error(given: list[Tensor], evaluate: Callable[[float], list[Tensor]]) -> float:
+    """Relative distance of a tangent from the central difference of `evaluate`, for the step that fits best."""
     errors = []
     for step in STEPS:
         ahead, behind = evaluate(step), evaluate(-step)
@@ -135,8 +132,8 @@ def against_differences(given: list[Tensor], evaluate: Callable[[float], list[Te
     return min(errors)
 
 
-def is_staircase(evaluate: Callable[[float], list[Tensor]]) -> bool:
-    """Whether a tiny step changes nothing, but a large one does: something was rounded on the way."""
+def rounds_its_input(evaluate: Callable[[float], list[Tensor]]) -> bool:
+    """Whether a tiny step changes nothing, but a large one does."""
     here = evaluate(0.0)
     tiny, large = difference(here, evaluate(TINY_STEP)), difference(here, evaluate(LARGE_STEP))
     return tiny == 0.0 and large > 0.0

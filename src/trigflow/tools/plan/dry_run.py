@@ -1,8 +1,8 @@
-"""A training step on tensors without numbers: what it keeps in memory, moment by moment, and what it computes.
+"""A dry run of a training step on torch's fake tensors, which have shapes and no data: its memory over time, its FLOPs.
 
-The very objective, network, optimiser and average of the recipe run under torch's fake tensors (on its device "meta"):
-shapes, types, views and the graph are those of a real step, storages are only counted. So the single pass for value and
-tangent, the teacher's pass and autocast need no model of their own.
+The objective, network, optimiser and averages of the recipe are run themselves: shapes, types, views and the graph are
+those of a real step, storages are only counted. So the pass for value and tangent, the teacher's pass and autocast need
+no formula of their own.
 """
 
 from __future__ import annotations
@@ -34,56 +34,55 @@ from trigflow.training.optimisers import new_optimizer, optimizer_tensors
 from trigflow.training.progress import gradient_norm
 from trigflow.training.trained import new_ema
 
-# Two batches tell what belongs to an image. Not 1: a dimension of one element has no order of its own in memory, and
-# some copies are spared.
+# Two batch sizes separate the memory of an image from the rest. Not 1: strides of a dimension of one element are
+# arbitrary, and some copies are left out.
 BATCHES = (2, 4)
 
 
 @dataclass(frozen=True)
-class Course:
-    """Bytes alive after each function of a step of `batch` images, beside weights, gradients, optimiser and averages.
+class MemoryTimeline:
+    """Bytes in use after each function of a step, beside weights, optimiser state, averages and the teacher.
 
     Args:
-        batch: images.
-        work: what the step itself keeps: activations, tangents, products under way.
-        gradients: how much of the gradients of the weights is there, in a step that starts without any.
-        kept: what is left of `work` when the loss is known: the activations, kept for the backward pass.
+        batch: images of the pass.
+        temporary: activations, tangents and intermediate results, after each function.
+        gradients: of the weights, after each function, in a step that begins without any.
+        activations: of `temporary`, those that are kept for the backward pass.
     """
 
     batch: int
-    work: tuple[int, ...]
+    temporary: tuple[int, ...]
     gradients: tuple[int, ...]
-    kept: int
+    activations: int
 
-    def peak(self, share: float = 1.0, whole: int | None = None) -> tuple[int, int]:
-        """Work and gradients, in bytes, at the moment when both together are most.
+    def peak(self, share: float = 1.0, accumulated: int | None = None) -> tuple[int, int]:
+        """Bytes of `temporary` and of the gradients, when their sum is largest.
 
         Args:
-            share: of the gradients that lies on this GPU.
-            whole: bytes of all gradients, where they are there from the start, as in all but the first pass of a step;
-                None: this is the first.
+            share: of the gradients that this GPU holds.
+            accumulated: bytes of all gradients, for a pass that adds to those of an earlier one; None: the first pass.
         """
-        if whole is not None:
-            return max(self.work), int(whole * share)
-        moments = zip(self.work, self.gradients, strict=True)
-        return max(((work, int(grads * share)) for work, grads in moments), key=sum)
+        if accumulated is not None:
+            return max(self.temporary), int(accumulated * share)
+        moments = zip(self.temporary, self.gradients, strict=True)
+        return max(((temporary, int(grads * share)) for temporary, grads in moments), key=sum)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a training needs; in bytes where nothing else is said.
+    """Memory, in bytes, and FLOPs of a training.
 
     Args:
         parameters: number of trained parameters.
         weights: of the trained networks, buffers included.
-        teacher: weights of the teacher, and of its guide.
+        teacher: weights of the teacher and of its guide.
         gradients: of all trained parameters.
         optimizer: its state.
-        averages: of the weights, a target network among them.
-        block: weights of the largest block of the network: what full sharding gathers at a time.
-        forward_flops: of a forward pass on one image; a multiplication and an addition are two.
+        averages: exponential moving averages of the weights, and a target network.
+        block: weights of the largest block of the network, which FSDP gathers at a time.
+        forward_flops: of a forward pass on one image; a multiply-add is two.
         training_flops: of one image of training.
-        courses: of a step at the two BATCHES.
+        timelines: of a step at the two BATCHES.
     """
 
     parameters: int
@@ -95,19 +94,22 @@ class Footprint:
     block: int
     forward_flops: int
     training_flops: float
-    courses: tuple[Course, Course]
+    timelines: tuple[MemoryTimeline, MemoryTimeline]
 
-    def course(self, batch: int) -> Course:
-        """At any batch: each moment grows linearly with it."""
-        one, two = self.courses
+    def timeline(self, batch: int) -> MemoryTimeline:
+        """Of a pass on so many images: linear in the batch, after each function."""
+        one, two = self.timelines
         share = (batch - one.batch) / (two.batch - one.batch)
-        if len(one.work) == len(two.work):
-            work = tuple(_between(a, b, share) for a, b in zip(one.work, two.work, strict=True))
-            return Course(batch, work, one.gradients, _between(one.kept, two.kept, share))
-        # Where the number of functions depends on the batch (attention's tangent goes in parts) only the peaks can be
-        # compared, and all gradients are taken to be there.
-        peak = _between(max(one.work), max(two.work), share)
-        return Course(batch, (peak,), (max(one.gradients),), _between(one.kept, two.kept, share))
+        activations = _between(one.activations, two.activations, share)
+        if len(one.temporary) == len(two.temporary):
+            temporary = tuple(
+                _between(a, b, share) for a, b in zip(one.temporary, two.temporary, strict=True)
+            )
+            return MemoryTimeline(batch, temporary, one.gradients, activations)
+        # Where the number of functions depends on the batch (attention's tangent in blocks) only the peaks can be
+        # interpolated, and all gradients are assumed to exist at that moment.
+        peak = _between(max(one.temporary), max(two.temporary), share)
+        return MemoryTimeline(batch, (peak,), (max(one.gradients),), activations)
 
 
 def _between(one: int, two: int, share: float) -> int:
@@ -117,25 +119,26 @@ def _between(one: int, two: int, share: float) -> int:
 def dry_run_step(
     recipe: Recipe, data_shape: tuple[int, ...], num_classes: int, checkpointing: bool = False
 ) -> Footprint:
-    """Builds the networks of a recipe without their numbers and goes through its step, in eager mode.
+    """Builds the networks of a recipe on fake tensors and runs one training step, in eager mode.
 
     Args:
-        recipe: of the training; a teacher and its guide are taken to be as large as the network.
-        data_shape, num_classes: of the data.
-        checkpointing: keep the inputs of the network's blocks only, and run each block again in the backward pass.
+        recipe: of the training; a teacher and its guide are assumed to be as large as the network.
+        data_shape: of one sample, (C, *size).
+        num_classes: of the data; 0 without labels.
+        checkpointing: activation checkpointing of the network's blocks.
 
     Raises:
-        UserError: an unknown part, or options that do not fit.
+        UserError: an unknown part, options that do not fit, or a network of the user's that reads values of tensors.
     """
     try:
         return _footprint_of(recipe, card_of(recipe, data_shape, num_classes, None), checkpointing)
     except UserError:
         raise
-    except Exception as error:  # whatever code of the user's raises that wants to see numbers
+    except Exception as error:  # any that code of the user's raises on tensors without data
         if ":" not in recipe.network.name + recipe.objective.name:
             raise
         raise UserError(
-            f"a step of '{recipe.network.name}' cannot be gone through without numbers "
+            f"'{recipe.network.name}' cannot be planned: it fails on tensors without data "
             f"({type(error).__name__}: {error})"
         ) from error
 
@@ -143,20 +146,14 @@ def dry_run_step(
 def _footprint_of(recipe: Recipe, card: ModelCard, checkpointing: bool) -> Footprint:
     options = {key: value for key, value in recipe.objective.options.items() if key != "compile"}
     objective: Objective = build(Component(recipe.objective.name, options), OBJECTIVES, "objective")
-    # A module of the user's is imported here, where tensors have numbers.
+    # A module of the user's is imported here, where tensors have data.
     look_up(card.network.name, NETWORKS, "network")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        stage = _Stage(recipe, objective, card)
-        forward_flops = stage.forward_flops()
-        if checkpointing:
-            stage.checkpoint_blocks()
-        passes = objective.forwards_per_image + checkpointing
-        one, two = (stage.step(batch) for batch in BATCHES)
-        return stage.footprint(forward_flops, passes * forward_flops, (one, two))
+        return _DryRun(recipe, objective, card).footprint(checkpointing)
 
 
-class _Still(nn.Module):
-    """In place of a closed form, which has no weights: a velocity of zero."""
+class _ZeroVelocity(nn.Module):
+    """In place of a closed form, which has no weights."""
 
     num_classes = 0
 
@@ -164,22 +161,22 @@ class _Still(nn.Module):
         return torch.zeros_like(x_t)
 
 
-def _other(card: ModelCard) -> TrigFlowPrecond:
-    """A teacher or its guide: the same network, but not told the guidance scale."""
+def _new_teacher(card: ModelCard) -> TrigFlowPrecond:
+    """A teacher or its guide: the same network, without the guidance scale as an input."""
     options = {key: value for key, value in card.network.options.items() if key != "guidance_input"}
     net = new_precond(replace(card, network=replace(card.network, options=options)))
     return net.eval().requires_grad_(False)
 
 
-class _Stage:
-    """The networks of a recipe with all that belongs to their training, without numbers."""
+class _DryRun:
+    """The networks of a recipe, their averages and a step of their training, on fake tensors."""
 
     def __init__(self, recipe: Recipe, objective: Objective, card: ModelCard) -> None:
         self.recipe, self.objective, self.card = recipe, objective, card
         teacher = None
         if objective.needs_teacher:
-            teacher = _other(card) if recipe.teacher != "exact" else _Still()
-        guide = _other(card) if recipe.guide is not None else None
+            teacher = _new_teacher(card) if recipe.teacher != "exact" else _ZeroVelocity()
+        guide = _new_teacher(card) if recipe.guide is not None else None
         self.nets = networks_of(objective, lambda: new_precond(card).train(), teacher, guide)
         self.trained: dict[str, TrigFlowPrecond] = {name: self.nets[name] for name in objective.trains}
         for net in self.trained.values():
@@ -199,31 +196,26 @@ class _Stage:
         labels = {"labels": torch.zeros(batch, dtype=torch.int64)} if self.card.num_classes else {}
         return torch.zeros(batch, *self.card.data_shape), labels
 
-    def forward_flops(self) -> int:
+    def _forward_flops(self) -> int:
         """Of a pass on one image."""
         x, cond = self._inputs(1)
         if self.main.guidance_input:
             cond["guidance"] = torch.ones(1)
         return pass_flops(self.main, x, cond)
 
-    def checkpoint_blocks(self) -> None:
-        """Each block of a trained network is run again in the backward pass."""
-        for net in self.trained.values():
-            checkpoint_blocks(net)
-
-    def step(self, batch: int) -> Course:
-        """One pass on so many images, and all that follows it but the optimiser itself, which only writes in place."""
-        work: list[int] = []
+    def _step(self, batch: int) -> MemoryTimeline:
+        """One pass and all of the step after it but the optimiser itself, which only writes in place."""
+        temporary: list[int] = []
         gradients: list[int] = []
-        there = [0]
+        made = [0]
 
-        def watch(live: int) -> None:
-            work.append(live - there[0])
-            gradients.append(there[0])
+        def watch(in_use: int) -> None:
+            temporary.append(in_use - made[0])
+            gradients.append(made[0])
 
-        with Tracker(self._lasting(), watch) as tracker, self._gradients_counted(there):
+        with Tracker(self._lasting(), watch) as tracker, self._gradients_counted(made):
             losses = self._losses(batch)
-            kept = tracker.live
+            activations = tracker.live
             names = list(losses)
             for name in names:
                 losses[name].backward(inputs=self.parameters[name], retain_graph=name != names[-1])  # type: ignore[no-untyped-call]
@@ -232,10 +224,10 @@ class _Stage:
         for parameters in self.parameters.values():
             for parameter in parameters:
                 parameter.grad = None
-        return Course(batch, tuple(work), tuple(gradients), kept)
+        return MemoryTimeline(batch, tuple(temporary), tuple(gradients), activations)
 
     def _lasting(self) -> list[Tensor]:
-        """What outlasts a step."""
+        """What is there before and after a step."""
         found = [tensor for net in self.nets.values() for tensor in (*net.parameters(), *net.buffers())]
         for ema in self.averages.values():
             found += [tensor for average in ema.averages for tensor in average.values()]
@@ -245,15 +237,14 @@ class _Stage:
         x_0, labels = self._inputs(batch)
         random = SampleRandom(self.recipe.train.seed, torch.arange(batch))
         with products_in(self.recipe.train.precision, torch.device("cpu")):
-            losses = self.objective(self.nets, Batch(x_0, labels, self.recipe.train.batch), 0, random).losses
-        return losses
+            return self.objective(self.nets, Batch(x_0, labels, self.recipe.train.batch), 0, random).losses
 
     @contextmanager
-    def _gradients_counted(self, there: list[int]) -> Iterator[None]:
-        """While it is on, there[0] is the number of bytes of gradients that have been made."""
+    def _gradients_counted(self, made: list[int]) -> Iterator[None]:
+        """Keeps in made[0] the bytes of the gradients made so far."""
 
         def count(parameter: Tensor) -> None:
-            there[0] += _bytes([cast(Tensor, parameter.grad)])
+            made[0] += _bytes([cast(Tensor, parameter.grad)])
 
         handles = [
             parameter.register_post_accumulate_grad_hook(count)  # type: ignore[no-untyped-call]
@@ -273,7 +264,7 @@ class _Stage:
             self.averages[name].update(net, batch, batch)
 
     def _optimizer_bytes(self) -> int:
-        """Of its state after a first step."""
+        """Of its state after the first step."""
         total = 0
         for name, parameters in self.parameters.items():
             for parameter in parameters:
@@ -283,9 +274,12 @@ class _Stage:
             total += _bytes(optimizer_tensors(optimizer).values())
         return total
 
-    def footprint(
-        self, forward_flops: int, training_flops: float, courses: tuple[Course, Course]
-    ) -> Footprint:
+    def footprint(self, checkpointing: bool) -> Footprint:
+        forward_flops = self._forward_flops()
+        if checkpointing:
+            for net in self.trained.values():
+                checkpoint_blocks(net)
+        one, two = (self._step(batch) for batch in BATCHES)
         weights = {name: _bytes(net.state_dict().values()) for name, net in self.nets.items()}
         parameters = [parameter for group in self.parameters.values() for parameter in group]
         averages = [tensors for ema in self.averages.values() for tensors in ema.averages]
@@ -298,12 +292,12 @@ class _Stage:
             averages=sum(_bytes(tensors.values()) for tensors in averages) + weights.get("target", 0),
             block=max(_bytes(block.parameters()) for block in [*blocks(self.main)] or [self.main]),
             forward_flops=forward_flops,
-            training_flops=training_flops,
-            courses=courses,
+            training_flops=(self.objective.forwards_per_image + checkpointing) * forward_flops,
+            timelines=(one, two),
         )
 
 
 def _bytes(tensors: Any) -> int:
-    """Each storage once."""
+    """Of their storages, each counted once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())

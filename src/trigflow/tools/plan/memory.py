@@ -1,4 +1,4 @@
-"""What lies on one GPU in a layout: the sum of what lasts, what is gathered, and the peak of a step."""
+"""Memory of one GPU in a layout: what is permanent, gathered blocks, and the peak of a step."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass, fields
 
 from trigflow.tools.plan.dry_run import Footprint
 
-# Full sharding holds the weights of two blocks as a whole, of the one that computes and the next, and one's gradients.
+# FSDP holds the unsharded weights of two blocks, the running one and the prefetched next one, and the gradients of one.
 GATHERED_BLOCKS = 3
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a training lies on GPUs.
+    """How a training is distributed over GPUs.
 
     Args:
         name: for reports.
-        gpus: how many there are.
-        sharded: weights, gradients, optimiser and averages are shared out among them (FSDP); else each has all (DDP).
+        gpus: number of GPUs.
+        sharded: weights, gradients, optimiser state and averages are sharded (FSDP), not replicated (DDP).
     """
 
     name: str
@@ -30,11 +30,11 @@ class Need:
     """Bytes on one GPU at the peak of a step.
 
     Args:
-        weights, teacher, optimizer, averages: what lasts.
-        gradients: of the weights, those that are there at the peak.
-        gathered: blocks that are brought together (with DDP: copied) as they compute.
+        weights, teacher, optimizer, averages: permanent.
+        gradients: of the weights, those that exist at the peak.
+        gathered: unsharded blocks (with DDP: copies of blocks) while they are computed.
         activations: kept for the backward pass.
-        transients: tangents, the teacher's pass, gradients of activations, and all else that comes and goes.
+        transients: tangents, the teacher's pass, gradients of activations, and other temporary tensors.
     """
 
     weights: int
@@ -52,18 +52,18 @@ class Need:
 
 
 def need(footprint: Footprint, layout: Layout, microbatch: int, passes: int) -> Need:
-    """What one GPU needs.
+    """The memory that one GPU needs.
 
     Args:
         footprint: of the training.
         layout: over GPUs.
-        microbatch: images in one pass on one GPU.
-        passes: in one step of the optimiser; from the second on, the gradients are there from the start.
+        microbatch: images per pass on one GPU.
+        passes: per optimiser step; with more than one, gradients are accumulated.
     """
     share = 1 / layout.gpus if layout.sharded else 1.0
-    course = footprint.course(microbatch)
-    work, gradients = course.peak(share, footprint.gradients if passes > 1 else None)
-    activations = min(course.kept, work)
+    timeline = footprint.timeline(microbatch)
+    temporary, gradients = timeline.peak(share, footprint.gradients if passes > 1 else None)
+    activations = min(timeline.activations, temporary)
     return Need(
         weights=int(footprint.weights * share),
         teacher=int(footprint.teacher * share),
@@ -72,5 +72,5 @@ def need(footprint: Footprint, layout: Layout, microbatch: int, passes: int) -> 
         averages=int(footprint.averages * share),
         gathered=GATHERED_BLOCKS * footprint.block if layout.gpus > 1 else 0,
         activations=activations,
-        transients=work - activations,
+        transients=temporary - activations,
     )

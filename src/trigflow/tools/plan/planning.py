@@ -1,4 +1,4 @@
-"""A recipe on a machine: whether it fits, in which microbatches, and how long it takes."""
+"""A plan of a training: whether it fits, in which microbatches, and how long it takes."""
 
 from __future__ import annotations
 
@@ -12,43 +12,42 @@ from trigflow.tools.plan.memory import Layout, Need, need
 from trigflow.tools.plan.shapes import sample_shape
 
 GIB = 2**30
-# The rest is left to the driver, the libraries' workspaces and holes between tensors.
+# The rest is left to the driver, workspaces of libraries and fragmentation.
 USABLE = 0.9
-THROUGHPUT = 150.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """GPUs, all alike.
+    """Identical GPUs.
 
     Args:
-        gpus: how many.
-        memory: of each, in GiB.
-        throughput: that each sustains in training, in TFLOP/s. The default is a guess for an A100 or H100 in bfloat16,
-            half and a seventh of what their sheets say.
+        gpus: their number.
+        memory: of each GPU, in GiB.
+        throughput: sustained by each GPU in training, in TFLOP/s. The default is a guess for an A100 or H100 in
+            bfloat16: a half and a seventh of their peak.
     """
 
     gpus: int = 8
     memory: float = 80.0
-    throughput: float = THROUGHPUT
+    throughput: float = 150.0
 
     @property
     def usable(self) -> float:
-        """Bytes on each GPU that tensors may take."""
+        """Bytes on each GPU that are available to tensors."""
         return USABLE * self.memory * GIB
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A layout of the training.
+    """The training in one layout.
 
     Args:
         layout: over the GPUs.
-        microbatch: images in one pass on one GPU.
-        passes: in one step of the optimiser.
-        need: on one GPU.
-        fits: into the usable memory.
-        largest: the largest microbatch that fits, 0 where none does.
+        microbatch: images per pass on one GPU.
+        passes: per optimiser step.
+        need: memory on one GPU.
+        fits: whether `need` is within the usable memory.
+        largest: the largest microbatch that fits; 0 where none does.
     """
 
     layout: Layout
@@ -61,14 +60,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A recipe on a machine.
+    """The plan of a training.
 
     Args:
-        recipe, machine: what was planned.
-        data_shape, num_classes: of the data.
-        checkpointing: whether blocks are computed twice to keep less.
-        footprint: of the training.
-        choices: the layouts.
+        recipe: of the training.
+        machine: its GPUs.
+        data_shape: of one sample, (C, *size).
+        num_classes: of the data; 0 without labels.
+        checkpointing: whether blocks are recomputed in the backward pass.
+        footprint: memory and FLOPs.
+        choices: one for each layout.
     """
 
     recipe: Recipe
@@ -86,16 +87,11 @@ class TrainingPlan:
 
     @property
     def seconds(self) -> float:
-        """The whole training at the given throughput."""
+        """Duration of the whole training at the machine's throughput."""
         return self.total_flops / (self.machine.gpus * self.machine.throughput * 1e12)
 
-    @property
-    def share(self) -> int:
-        """Images of a step on one GPU."""
-        return self.recipe.train.batch // self.machine.gpus
-
     def gpus_needed(self) -> int | None:
-        """The fewest GPUs of this kind that fit the recipe in microbatches of one image, sharded; None: none do."""
+        """The fewest GPUs of this size on which it fits, sharded and in microbatches of one image; None: on none."""
         batch = self.recipe.train.batch
         for gpus in divisors(batch):
             layout = Layout("FSDP", gpus, sharded=gpus > 1)
@@ -104,8 +100,8 @@ class TrainingPlan:
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers, in bytes, FLOP and seconds."""
-        footprint = {key: value for key, value in vars(self.footprint).items() if key != "courses"}
+        """All numbers, in bytes, FLOPs and seconds."""
+        footprint = {key: value for key, value in vars(self.footprint).items() if key != "timelines"}
         choices = [asdict(one) | {"total": one.need.total} for one in self.choices]
         return {
             "recipe": self.recipe.name,
@@ -126,16 +122,16 @@ class TrainingPlan:
 def make_plan(
     recipe: Recipe, machine: Machine, microbatch: int | None = None, checkpointing: bool = False
 ) -> TrainingPlan:
-    """Plans a training.
+    """Plans a training: on one GPU, or with DDP and with FSDP on several.
 
     Args:
         recipe: of the training.
-        machine: where it is to run.
-        microbatch: images in one pass on one GPU; None: the recipe's, else the largest that fits.
+        machine: its GPUs.
+        microbatch: images per pass on one GPU; None: the recipe's, else the largest that fits.
         checkpointing: plan with activation checkpointing of the network's blocks.
 
     Raises:
-        UserError: numbers that do not divide each other, or a mistake in the recipe.
+        UserError: a batch that the GPUs or the microbatch do not divide, or a mistake in the recipe.
     """
     batch, gpus = recipe.train.batch, machine.gpus
     if batch % gpus:
@@ -145,7 +141,7 @@ def make_plan(
     share, wanted = batch // gpus, microbatch or recipe.train.microbatch
     if wanted and share % wanted:
         raise UserError(
-            f"a microbatch of {wanted} does not divide the {share} images that each of {gpus} GPUs has of a step: "
+            f"a microbatch of {wanted} does not divide the {share} images of a step on each of {gpus} GPUs: "
             "change --microbatch, --gpus or train.batch"
         )
     data_shape, num_classes = sample_shape(recipe)
@@ -168,6 +164,6 @@ def _choice(footprint: Footprint, layout: Layout, share: int, wanted: int | None
 
 
 def divisors(number: int) -> list[int]:
-    """In rising order."""
+    """All divisors, in ascending order."""
     small = [one for one in range(1, int(number**0.5) + 1) if number % one == 0]
     return sorted({*small, *(number // one for one in small)})

@@ -1,4 +1,4 @@
-"""A plan in words: a table of memory, the days, and what to change where it does not fit."""
+"""A plan as text: a table of memory, the time, and what to change where it does not fit."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def report(plan: TrainingPlan) -> str:
 
 
 def _head(plan: TrainingPlan) -> list[str]:
-    recipe, machine, print_ = plan.recipe, plan.machine, plan.footprint
-    passes = print_.training_flops / print_.forward_flops if print_.forward_flops else 0
+    recipe, machine, footprint = plan.recipe, plan.machine, plan.footprint
     gpus = "1 GPU" if machine.gpus == 1 else f"{machine.gpus} GPUs"
     classes = f", {plan.num_classes} classes" if plan.num_classes else ""
     return [
         f"{recipe.name} on {gpus} of {machine.memory:g} GiB",
-        f"network    {recipe.network.name}, {print_.parameters / 1e6:.1f} million parameters; "
+        f"network    {recipe.network.name}, {footprint.parameters / 1e6:.1f} million parameters; "
         f"samples of shape {plan.data_shape}{classes}",
-        f"image      {print_.forward_flops / 1e9:.4g} GFLOP forward; a training image costs {passes:g} times that",
+        f"image      {footprint.forward_flops / 1e9:.4g} GFLOPs per forward pass, "
+        f"{footprint.training_flops / 1e9:.4g} per training image",
         f"training   {recipe.train.total_nimg:,} images in batches of {recipe.train.batch:,}, {recipe.train.precision}"
-        f"{', activation checkpointing' if plan.checkpointing else ''}: {plan.total_flops:.3g} FLOP",
-        f"time       {duration(plan.seconds)} at {machine.throughput:g} TFLOP/s on each GPU (--throughput)",
+        f"{', activation checkpointing' if plan.checkpointing else ''}: {plan.total_flops:.3g} FLOPs",
+        f"time       {duration(plan.seconds)} at {machine.throughput:g} TFLOP/s per GPU (--throughput)",
     ]
 
 
 def duration(seconds: float) -> str:
-    """In days, hours, minutes or seconds."""
+    """A number of seconds in days, hours, minutes or seconds."""
     for size, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= size:
             return f"{seconds / size:.1f} {name}"
@@ -49,19 +49,19 @@ def duration(seconds: float) -> str:
 
 
 def _table(plan: TrainingPlan) -> str:
-    """Rows of memory on one GPU, a column for each layout."""
+    """Memory of one GPU, a column for each layout."""
     most = max(choice.need.total for choice in plan.choices)
     unit, size = ("GiB", GIB) if most >= GIB else ("MiB", 2**20)
-    rows = [[f"{unit} on a GPU", *(choice.layout.name for choice in plan.choices)]]
+    rows = [[f"{unit} per GPU", *(choice.layout.name for choice in plan.choices)]]
     for field, name in _ROWS.items():
         values = [getattr(choice.need, field) for choice in plan.choices]
         if any(values):
             rows.append([name, *(f"{value / size:.2f}" for value in values)])
-    rows.append(["together", *(f"{choice.need.total / size:.2f}" for choice in plan.choices)])
+    rows.append(["total", *(f"{choice.need.total / size:.2f}" for choice in plan.choices)])
     rows.append(["fits", *("yes" if choice.fits else "no" for choice in plan.choices)])
-    rows.append(["images in a pass", *(str(choice.microbatch) for choice in plan.choices)])
-    rows.append(["passes in a step", *(str(choice.passes) for choice in plan.choices)])
-    rows.append(["most images that fit", *(str(choice.largest or "none") for choice in plan.choices)])
+    rows.append(["microbatch", *(str(choice.microbatch) for choice in plan.choices)])
+    rows.append(["microbatches per step", *(str(choice.passes) for choice in plan.choices)])
+    rows.append(["largest microbatch", *(str(choice.largest or "none") for choice in plan.choices)])
     return _aligned(rows)
 
 
@@ -76,16 +76,19 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _verdict(plan: TrainingPlan) -> list[str]:
+    limit = (
+        f"{USABLE:.0%} of {plan.machine.memory:g} GiB; the rest is for driver, workspaces and fragmentation"
+    )
     fitting = [choice for choice in plan.choices if choice.fits]
-    lines = [_fit(plan, fitting)]
     if not fitting:
-        lines += [f"- {line}" for line in advice(plan)]
-    elif plan.machine.gpus > 1 or plan.checkpointing or fitting[0].passes > 1:
-        lines.append(f"Run it with {_how(plan, fitting[0])}.")
+        return [f"It does not fit ({limit}). What to change:", *(f"- {line}" for line in advice(plan))]
+    lines = [f"It fits ({limit})."]
+    if options := _options(plan, fitting[0]):
+        lines.append(f"Run it with {options}.")
     return lines
 
 
-def _how(plan: TrainingPlan, choice: Choice) -> str:
+def _options(plan: TrainingPlan, choice: Choice) -> str:
     """What to add to the command of the training."""
     words = [f"train.microbatch={choice.microbatch}"] if choice.passes > 1 else []
     words += ["--checkpointing"] if plan.checkpointing else []
@@ -95,35 +98,23 @@ def _how(plan: TrainingPlan, choice: Choice) -> str:
     return f"`torchrun -m trigflow train` (docs/scale.md) and {' '.join(words)}"
 
 
-def _fit(plan: TrainingPlan, fitting: Sequence[Choice]) -> str:
-    within = f"{USABLE:.0%} of {plan.machine.memory:g} GiB; the rest is for driver, workspaces and holes"
-    if not fitting:
-        return f"It does not fit ({within}). What to change:"
-    names = " and with ".join(choice.layout.name for choice in fitting)
-    missed = ", ".join(choice.layout.name for choice in plan.choices if not choice.fits)
-    where = f"It fits with {names}" if plan.machine.gpus > 1 else "It fits"
-    return f"{where} ({within}).{f' {missed} does not: share out the weights (FSDP).' if missed else ''}"
-
-
 def advice(plan: TrainingPlan) -> list[str]:
-    """What to change where no layout fits, the cheapest first."""
+    """What to change where no layout fits, the cheapest change first."""
     train, lines = plan.recipe.train, []
     if smaller := [choice for choice in plan.choices if choice.largest]:
         most = max(choice.largest for choice in smaller)
-        lines.append(f"--microbatch {most}: fewer images in a pass, more passes in a step")
+        lines.append(f"--microbatch {most}: smaller microbatches, more of them per step")
     if train.precision == "float32":
-        lines.append(
-            "train.precision=bfloat16 (or float16): products, and so most activations, of half the size"
-        )
+        lines.append("train.precision=bfloat16 (or float16): halves most activations")
     if not smaller and not plan.checkpointing:
-        lines.append("--checkpointing: keep the inputs of blocks only, for one more forward pass an image")
+        lines.append("--checkpointing: keeps the inputs of blocks only, for one more forward pass per image")
     if len(plan.recipe.ema.ema_std) > 1 and plan.recipe.ema.kind == "power":
         lines.append("fewer averages in ema.ema_std: each is as large as the weights")
     gpus = plan.gpus_needed()
     if gpus is not None and gpus > plan.machine.gpus:
-        lines.append(f"--gpus {gpus}: the fewest that hold it when all is shared out (FSDP)")
+        lines.append(f"--gpus {gpus}: the fewest on which it fits with FSDP")
     if gpus is None:
-        lines.append(f"no number of GPUs of {plan.machine.memory:g} GiB holds it as it is")
+        lines.append(f"on GPUs of {plan.machine.memory:g} GiB it does not fit, however many")
     least = min(choice.need.total for choice in plan.choices) / USABLE / GIB
-    lines.append(f"--memory {math.ceil(10 * least) / 10:g}: GPUs that hold it as it is")
+    lines.append(f"--memory {math.ceil(10 * least) / 10:g}: GPUs large enough for it as it is")
     return lines

@@ -1,4 +1,4 @@
-"""The shape of a recipe's data, without reading it: a run is planned before its data lies on the machine."""
+"""The shape of a recipe's data, known without reading it: a training can be planned before its data is there."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ SHAPES: dict[str, Shape] = {
 
 
 def sample_shape(recipe: Recipe) -> Shape:
-    """The shape of one sample of a recipe's data, and the number of classes; 0 where labels are left out.
+    """The shape (C, *size) of one sample of a recipe's data, and the number of classes; 0 where labels are left out.
 
-    Of the recipes of this package it is known; data of the user's own is looked at, its pictures only at the first.
+    For the recipes of this package it is tabulated; of the user's own data the first image is read.
 
     Raises:
-        UserError: data of the user's own that is not there, or cannot be read.
+        UserError: the user's own data is missing or cannot be read.
     """
     options = dict(recipe.data.options)
     labelled = bool(options.pop("labels", True))
     options.pop("flip", None)
-    data_shape, num_classes = _known(recipe, options) or _looked_at(Component(recipe.data.name, options))
+    data_shape, num_classes = _known(recipe, options) or _read(Component(recipe.data.name, options))
     return data_shape, num_classes if labelled else 0
 
 
 def _known(recipe: Recipe, options: dict[str, object]) -> Shape | None:
-    """That of a recipe of this package, unless its data was exchanged."""
+    """That of a recipe of this package, unless its data was overridden."""
     prefix = recipe.name.partition("-")[0]
     if recipe.name not in RECIPES or prefix not in SHAPES:
         return None
@@ -46,7 +46,7 @@ def _known(recipe: Recipe, options: dict[str, object]) -> Shape | None:
     return SHAPES[prefix] if (own.name, own_options) == (recipe.data.name, options) else None
 
 
-def _looked_at(data: Component) -> Shape:
+def _read(data: Component) -> Shape:
     found = None if data.name in COLLECTIONS else recognised(data.name)
     kind = found[0] if found else data.name
     if kind not in COLLECTIONS:

@@ -1,4 +1,4 @@
-"""Which memory is alive at each moment: every storage that torch's functions make, from its birth to its end."""
+"""The memory in use after each function of torch: every storage, from its allocation until it is freed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.utils._pytree import tree_leaves
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that are alive and were made while it is on.
+    """Counts the bytes of all storages that were made while the mode is on and are still referenced.
 
-    On tensors without numbers nothing is allocated, but their storages live and die as real ones do.
-    Memory that a kernel takes and gives back by itself is not seen.
+    The storages of fake tensors hold no memory, but are made and freed as those of real ones. Workspaces that a
+    kernel allocates and frees by itself are not counted.
 
     Args:
-        known: tensors that were there before, and are not counted.
-        watch: called after each function with the bytes that are alive.
+        known: tensors that exist already, and are not counted.
+        watch: called after each function with the number of bytes in use.
     """
 
     def __init__(self, known: Iterable[Tensor], watch: Callable[[int], object]) -> None:
@@ -34,17 +34,17 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **(kwargs or {}))
         for item in tree_leaves(output):
             if isinstance(item, Tensor):
-                self._meet(item)
+                self._add(item)
         self.watch(self.live)
         return output
 
-    def _meet(self, tensor: Tensor) -> None:
+    def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._sizes:
             self._sizes[key] = storage.nbytes()
             self.live += self._sizes[key]
-            weakref.finalize(storage, self._part, key)
+            weakref.finalize(storage, self._remove, key)
 
-    def _part(self, key: int) -> None:
+    def _remove(self, key: int) -> None:
         self.live -= self._sizes.pop(key)

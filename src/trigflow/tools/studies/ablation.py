@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 from trigflow.data import load_data
 from trigflow.models.model import Model
 from trigflow.recipes import RECIPES
-from trigflow.tools.studies.ablation_outcome import BASELINE, Row, outcome
+from trigflow.tools.studies.ablation_outcome import BASELINE, outcome
 from trigflow.tools.studies.folder import Cell
 from trigflow.tools.studies.study import StudyContext
 from trigflow.tools.studies.tangents import derivative_norms
-from trigflow.tools.studies.trained import Pair, Runs, check_feature_name, known
+from trigflow.tools.studies.trained import Pair, Runs, TrainingSettings, check_feature_name, known
 
 # The paper's stabilisers, all on (sections 4.1 and 4.2); with normalised tangents a student needs a rate that is small
 # beside the teacher's (docs/LOG.md).
@@ -78,23 +78,13 @@ LENGTHS = {
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(TrainingSettings):
     """Each stabiliser of the paper off in turn, and all of them; tangent norms over t: data in.
 
-    Args:
-        data: prefix of the recipes {data}-teacher and {data}-scd.
-        overrides: `key=value` for both recipes, `teacher.key=value`, `student.key=value`.
-        features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
-        num: samples of each score.
-        seeds: trainings of each row.
+    Args: see `TrainingSettings`.
     """
 
     name: ClassVar[str] = "ablation"
-    data: str
-    overrides: tuple[str, ...] = ()
-    features: str | None = None
-    num: int = 5000
-    seeds: int = 3
 
     def pairs(self) -> dict[str, tuple[str, Pair]]:
         """Row -> (name of its teacher, recipes). Rows with equal networks have the same teacher."""
@@ -119,14 +109,11 @@ class Ablation:
         return {row: pair.check() for row, (_, pair) in self.pairs().items()}
 
     def measure(self, bench: StudyContext) -> Any:
-        runs, rows = Runs(bench, self.num, self.features), []
-        pairs = self.pairs()
-        for number, (label, (teacher, pair)) in enumerate(pairs.items()):
-            teachers = [runs.add_teacher(teacher, pair, seed) for seed in range(self.seeds)]
-            students = [
-                runs.add_student(f"row{number}", pair, seed, teachers[seed]) for seed in range(self.seeds)
-            ]
-            rows.append(Row(label, teachers, students))
+        runs, pairs = Runs(bench, self.num, self.features), self.pairs()
+        rows = [
+            runs.add_row(label, pair, self.seeds, teacher, f"row{number}")
+            for number, (label, (teacher, pair)) in enumerate(pairs.items())
+        ]
         paper = pairs[BASELINE][1]
         figure_4 = {}
         for number, (label, overrides) in enumerate(FIGURE_4.items()):
@@ -142,7 +129,7 @@ class Ablation:
                 for row in rows
             },
         }
-        return outcome(runs, rows, norms, self.num, RECIPES[known(self.data, "scd")]().name)
+        return outcome(runs, rows, norms, RECIPES[known(self.data, "scd")]().name)
 
     def _teachers(self, runs: Runs, name: str, pair: Pair) -> list[str]:
         """Of each seed: one that is there already, if its recipe is the same."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -17,16 +16,16 @@ from trigflow.tools.studies.outcome import (
     COLOURS,
     Outcome,
     Plot,
-    Table,
     add_legend,
+    comparison,
     new_plot,
     plain_numbers,
     plain_ticks,
+    ratio,
     show,
     stored,
 )
-from trigflow.tools.studies.scaling import ratio
-from trigflow.tools.studies.trained import STEPS, Runs
+from trigflow.tools.studies.trained import COLUMNS, STEPS, Row, Runs
 
 BASELINE = "baseline: all on"
 EXPECTATION = (
@@ -38,41 +37,31 @@ EXPECTATION = (
 Norms = Mapping[str, Mapping[str, Sequence[Cell | None]]]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A setting: the names of its teachers and students, one for each seed."""
-
-    label: str
-    teachers: list[str]
-    students: list[str]
-
-
-def outcome(runs: Runs, rows: Sequence[Row], norms: Norms, num: int, recipe: str) -> Outcome:
+def outcome(runs: Runs, rows: Sequence[Row], norms: Norms, recipe: str) -> Outcome:
     """Tables and plots.
 
     Args:
         runs: all done.
         rows: the baseline first.
         norms: "teachers" and "students" -> label -> derivative norms of each seed, None where it diverged.
-        num: samples of each score.
         recipe: name of the student's recipe.
     """
-    name = runs.score_name()
-    scores = {row.label: {n: [runs.score(one, n) for one in row.students] for n in STEPS} for row in rows}
-    teachers = {row.label: [runs.score(one) for one in row.teachers] for row in rows}
-    factors = {
-        label: {n: ratio(groups[n], scores[BASELINE][n]) for n in STEPS} for label, groups in scores.items()
+    name, by_column = runs.score_name(), runs.scores(rows)
+    ratios = {
+        column: [ratio(group, by_column[column][0]) for group in by_column[column]] for column in COLUMNS
     }
-    table = [["setting", f"teacher, {name}", "1 step", "factor", "2 steps", "factor"]]
-    for row in rows:
-        table.append([row.label, show(teachers[row.label])])
-        for n in STEPS:
-            table[-1] += [show(scores[row.label][n]), show(factors[row.label][n], "{:.2f}")]
+    teachers = {row.label: group for row, group in zip(rows, by_column["teacher"], strict=True)}
+    scores, factors = (
+        {row.label: {n: table[column][k] for column, n in COLUMNS.items()} for k, row in enumerate(rows)}
+        for table in (by_column, ratios)
+    )
+    firsts = [[label, show(group)] for label, group in teachers.items()]
+    head, caption = ["setting", f"teacher, {name}"], f"{name}, and its factor over the baseline"
     return Outcome(
         title=f"Ablation: {recipe}, one stabiliser off at a time",
         expectation=EXPECTATION,
         finding=_finding(factors, norms),
-        tables=[Table(f"{name}, and its factor over the baseline", table)],
+        tables=[comparison(caption, head, firsts, by_column, ratios, "factor")],
         plots={
             "scores.png": _score_plot(scores, name),
             "norms-teachers.png": Plot(
@@ -82,7 +71,7 @@ def outcome(runs: Runs, rows: Sequence[Row], norms: Norms, num: int, recipe: str
             "norms-students.png": Plot("Students: |df/dt| over t", _tangent_plot(norms["students"])),
             "training.png": _training_plot(runs, rows),
         },
-        notes=_notes(len(rows[0].students), num, name),
+        notes=_notes(runs, len(rows[0].students)),
         numbers={
             "score": name,
             "rows": [
@@ -101,10 +90,9 @@ def outcome(runs: Runs, rows: Sequence[Row], norms: Norms, num: int, recipe: str
     )
 
 
-def _notes(seeds: int, num: int, name: str) -> list[str]:
+def _notes(runs: Runs, seeds: int) -> list[str]:
     return [
-        f"{name} of {num} samples, smaller is better; median over {seeds} seeds (range). Factor: over the baseline of"
-        " the same seed; above 1 the stabiliser helps. A run whose loss or gradient stops being finite has 'diverged'.",
+        f"{runs.note(seeds)} Factor: over the baseline; above 1 the stabiliser helps.",
         "All rows have the same length, learning rate and data but the recipe's own, which has its own rate, time"
         " distribution and embedding. Switches of the network and its time are the teacher's as well.",
         "Norms: root mean square over the elements, median over 256 samples and over the seeds, along the teacher's"

@@ -6,28 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from trigflow.evaluation.figures import in_steps
 from trigflow.objectives import OBJECTIVES, Objective
 from trigflow.objectives.batch import guidance_scale
 from trigflow.objectives.warmup import scaled_warmup
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import build
 from trigflow.system.errors import UserError
-from trigflow.tools.studies.outcome import (
-    COLOURS,
-    Outcome,
-    Plot,
-    Table,
-    add_legend,
-    add_line,
-    new_plot,
-    plain_ticks,
-    show,
-    stored,
-)
-from trigflow.tools.studies.scaling import ratio
+from trigflow.tools.studies.outcome import Line, Outcome, comparison, ratio, score_plot, show, stored
 from trigflow.tools.studies.study import StudyContext
-from trigflow.tools.studies.trained import Pair, Runs, check_feature_name
+from trigflow.tools.studies.trained import COLUMNS, Pair, Row, Runs, TrainingSettings, check_feature_name
 from trigflow.training.synthetic import evaluations_per_sample
 
 SHARES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -43,25 +30,15 @@ EXPECTATION = (
 
 
 @dataclass(frozen=True)
-class Compute:
+class Compute(TrainingSettings):
     """Students of different shares of the teacher's training compute, beside the teacher: data in.
 
-    Args:
-        data: prefix of the recipes {data}-teacher and {data}-scd.
-        overrides: `key=value` for both recipes, `teacher.key=value`, `student.key=value`.
+    Args: see `TrainingSettings`, and
         shares: of the teacher's training compute, counted in forward passes.
-        features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
-        num: samples of each score.
-        seeds: trainings of each share.
     """
 
     name: ClassVar[str] = "compute"
-    data: str
-    overrides: tuple[str, ...] = ()
     shares: tuple[float, ...] = SHARES
-    features: str | None = None
-    num: int = 5000
-    seeds: int = 3
 
     def _pair(self) -> Pair:
         return SETTINGS.get(self.data, Pair(self.data)).changed(self.overrides)
@@ -76,18 +53,17 @@ class Compute:
         pair, runs = self._pair(), Runs(bench, self.num, self.features)
         teachers = [runs.add_teacher("whole", pair, seed) for seed in range(self.seeds)]
         runs.do()
-        students: list[list[str]] = []
-        for share in self.shares:
-            students.append([])
+        rows = [Row(f"{share:.0%}", teachers, []) for share in self.shares]
+        for share, row in zip(self.shares, rows, strict=True):
             for seed, teacher in enumerate(teachers):
                 full = runs.add_student(_share_name(share), pair, seed, teacher)
                 recipe = scaled_to(
                     runs.students[full][0], runs.teachers[teacher], share, self._nfe(runs, full)
                 )
                 runs.students[full] = (recipe, teacher)
-                students[-1].append(full)
+                row.students.append(full)
         runs.do()
-        return _outcome(runs, self.shares, teachers, students, self.num)
+        return _outcome(runs, self.shares, rows)
 
     def _nfe(self, runs: Runs, student: str) -> int:
         """Evaluations of the teacher for a sample that a student is trained on."""
@@ -152,31 +128,31 @@ def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> R
     )
 
 
-def _outcome(
-    runs: Runs, shares: Sequence[float], teachers: list[str], students: list[list[str]], num: int
-) -> Outcome:
-    name = runs.score_name()
-    best = [runs.score(teacher) for teacher in teachers]
-    scores = {steps: [[runs.score(one, steps) for one in group] for group in students] for steps in (1, 2)}
-    rows = [["share of the teacher's training", "images", "1 step", "ratio", "2 steps", "ratio"]]
-    rows.append(
-        ["teacher", f"{runs.teachers[teachers[0]].train.total_nimg:,}", show(best), "1", show(best), "1"]
+def _outcome(runs: Runs, shares: Sequence[float], rows: Sequence[Row]) -> Outcome:
+    name, scores = runs.score_name(), runs.scores(rows)
+    best = scores["teacher"][0]
+    ratios = {column: [ratio(group, best) for group in scores[column]] for column in COLUMNS}
+    recipes = [runs.students[row.students[0]][0] for row in rows]
+    firsts = [[row.label, f"{recipe.train.total_nimg:,}"] for row, recipe in zip(rows, recipes, strict=True)]
+    head = ["share of the teacher's training", "images"]
+    table = comparison(
+        f"{name} after a share of the teacher's training compute", head, firsts, scores, ratios
     )
-    for place, share in enumerate(shares):
-        row = [f"{share:.0%}", f"{runs.students[students[place][0]][0].train.total_nimg:,}"]
-        for steps in (1, 2):
-            row += [show(scores[steps][place]), show(ratio(scores[steps][place], best), "{:.2f}")]
-        rows.append(row)
-    ratios = {steps: [ratio(group, best) for group in groups] for steps, groups in scores.items()}
-    texts = [f"{share:.0%}: {show(group, '{:.2f}')}" for share, group in zip(shares, ratios[2], strict=True)]
+    teacher = runs.teachers[rows[0].teachers[0]]
+    table.rows.insert(1, ["teacher", f"{teacher.train.total_nimg:,}", *(show(best), "1") * len(COLUMNS)])
+    texts = [
+        f"{row.label}: {show(group, '{:.2f}')}" for row, group in zip(rows, ratios["2 steps"], strict=True)
+    ]
+    lines = [Line("teacher", [1.0], [best])]
+    lines += [Line(f"student, {column}", shares, scores[column]) for column in COLUMNS]
     return Outcome(
-        title=f"Training compute: {runs.students[students[0][0]][0].name}",
+        title=f"Training compute: {recipes[0].name}",
         expectation=EXPECTATION,
         finding=f"{name} in 2 steps over the teacher's, by share: {'; '.join(texts)}.",
-        tables=[Table(f"{name} after a share of the teacher's training compute", rows)],
-        plots={"compute.png": _plot(shares, scores, best, name)},
+        tables=[table],
+        plots={"compute.png": score_plot(name, "share of the teacher's training compute", lines, shares)},
         notes=[
-            f"{name} of {num} samples; median over {len(teachers)} seeds (range), the ratio within each seed.",
+            runs.note(len(best)),
             "Compute is counted in forward passes: 3 for an image of diffusion training, 5 for one of sCD (6 from a"
             " guided teacher), and each evaluation of the teacher for the samples of train.synthetic. Length, decay,"
             " warm-up and half-life of the student's recipe are scaled to the share; the teacher's own training, where"
@@ -187,20 +163,9 @@ def _outcome(
             "shares": list(shares),
             "teacher": [stored(one) for one in best],
             "scores": {
-                str(n): [[stored(one) for one in group] for group in groups] for n, groups in scores.items()
+                str(n): [[stored(one) for one in group] for group in scores[column]]
+                for column, n in COLUMNS.items()
             },
             "cells": runs.cells(),
         },
     )
-
-
-def _plot(
-    shares: Sequence[float], scores: dict[int, list[list[float]]], best: list[float], name: str
-) -> Plot:
-    figure, axes = new_plot("share of the teacher's training compute", name)
-    for steps, colour in ((1, COLOURS[1]), (2, COLOURS[2])):
-        add_line(axes, shares, scores[steps], f"student, {in_steps(steps)}", colour)
-    add_line(axes, [1.0], [best], "teacher", COLOURS[0])
-    plain_ticks(axes, shares)
-    add_legend(figure)
-    return Plot(f"{name} against training compute, median and range over the seeds", figure)

@@ -1,4 +1,4 @@
-"""What a study says: study.json with all numbers, the tables as Markdown, one HTML page, plots as PNG."""
+"""The result of a study, and its files: study.json with all numbers, tables as Markdown, an HTML page, plots as PNG."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIVERGED = "diverged"
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows; the first is the head."""
+    """Rows of text; the first is the header."""
 
     caption: str
     rows: list[list[str]]
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture."""
+    """A figure with its caption."""
 
     caption: str
     figure: Figure
@@ -43,13 +43,13 @@ class Outcome:
     """The result of a study.
 
     Args:
-        title: a line.
-        expectation: what the paper has, stated whatever came out.
-        finding: what came out, in a sentence or two.
-        tables: for readers.
-        plots: file name -> picture.
-        notes: what one must know to read the tables.
-        numbers: everything raw, as JSON data; what diverged is None.
+        title: one line.
+        expectation: the paper's result, whatever was measured.
+        finding: the measured result, in a sentence or two.
+        tables: formatted scores.
+        plots: file name -> plot.
+        notes: how the numbers were measured.
+        numbers: all raw numbers as JSON data; scores of diverged runs are None.
     """
 
     title: str
@@ -61,7 +61,7 @@ class Outcome:
     numbers: dict[str, Any] = field(default_factory=dict)
 
     def texts(self) -> list[str]:
-        """Expectation and finding, with their names before them."""
+        """Expectation and finding, each with its label."""
         return [f"Expected: {self.expectation}", f"Found: {self.finding}"]
 
 
@@ -70,11 +70,11 @@ def write_outcome(outcome: Outcome, about: Mapping[str, Any], folder: Path) -> N
 
     Args:
         outcome: of the study.
-        about: study, command, configuration, machine.
-        folder: exists.
+        about: study, command, configuration and machine, as JSON data.
+        folder: an existing one.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written to.
     """
     pictures = {name: png(plot.figure) for name, plot in outcome.plots.items()}
     for name, content in pictures.items():
@@ -88,7 +88,7 @@ def write_outcome(outcome: Outcome, about: Mapping[str, Any], folder: Path) -> N
 
 
 def to_markdown(outcome: Outcome) -> str:
-    """With links to the plots beside it."""
+    """The outcome as Markdown, with links to the plots in the same folder."""
     parts = [f"# {outcome.title}", *outcome.texts()]
     for table in outcome.tables:
         parts += [f"**{table.caption}**", markdown_table(table.rows)]
@@ -98,10 +98,8 @@ def to_markdown(outcome: Outcome) -> str:
 
 
 def to_html(outcome: Outcome, pictures: Mapping[str, bytes]) -> str:
-    """One file: the plots are embedded."""
-    parts: list[str] = []
-    for table in outcome.tables:
-        parts.append(html_table(table.rows, table.caption))
+    """The outcome as one HTML file, in which the plots are embedded as PNG."""
+    parts = [html_table(table.rows, table.caption) for table in outcome.tables]
     parts += [html_figure(outcome.plots[name].caption, content) for name, content in pictures.items()]
     return html_page(outcome.title, outcome.texts(), parts, outcome.notes)
 
@@ -109,18 +107,18 @@ def to_html(outcome: Outcome, pictures: Mapping[str, bytes]) -> str:
 # Numbers
 
 
-def lasting(score: float | None) -> float:
-    """A score to compute with: what diverged (None in JSON) is infinitely bad."""
-    return math.inf if score is None else score
-
-
 def stored(score: float) -> float | None:
-    """The inverse of `lasting`."""
+    """A score as JSON data: None for that of a diverged run, which is infinite."""
     return score if math.isfinite(score) else None
 
 
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Quotients within each seed; seeds whose divisor is zero or infinite (diverged) are left out."""
+    return [one / other for one, other in zip(ours, theirs, strict=True) if other and math.isfinite(other)]
+
+
 def spread(scores: Sequence[float]) -> dict[str, float | None]:
-    """Median and ends as JSON data; None for what diverged, and everywhere where there is no number."""
+    """Median, lowest and highest score as JSON data; None for diverged runs, and where there are no scores."""
     if not scores:
         return {"median": None, "lowest": None, "highest": None}
     ends = {"median": statistics.median(scores), "lowest": min(scores), "highest": max(scores)}
@@ -128,7 +126,7 @@ def spread(scores: Sequence[float]) -> dict[str, float | None]:
 
 
 def show(scores: Sequence[float], form: str = "{:.3g}") -> str:
-    """ "0.079 (0.066 .. 0.083)"; one number stands alone, "-" for none."""
+    """Median and range, as "0.079 (0.066 .. 0.083)"; a single number without a range; "-" for no scores."""
     if not scores:
         return "-"
     median, low, high = (
@@ -138,7 +136,65 @@ def show(scores: Sequence[float], form: str = "{:.3g}") -> str:
     return median if low == high else f"{median} ({low} .. {high})"
 
 
+def comparison(
+    caption: str,
+    head: list[str],
+    rows: Sequence[list[str]],
+    scores: Mapping[str, Sequence[Sequence[float]]],
+    ratios: Mapping[str, Sequence[Sequence[float]]],
+    word: str = "ratio",
+) -> Table:
+    """Scores with their ratios, a row for each setting.
+
+    Args:
+        caption: of the table.
+        head: of the first columns.
+        rows: the first cells of each row.
+        scores, ratios: column -> row -> a number for each seed.
+        word: head of the columns of ratios.
+    """
+    table = [[*head, *(cell for column in ratios for cell in (column, word))]]
+    for place, row in enumerate(rows):
+        pairs = [(scores[column][place], ratios[column][place]) for column in ratios]
+        table.append([*row, *(cell for one, two in pairs for cell in (show(one), show(two, "{:.2f}")))])
+    return Table(caption, table)
+
+
 # Plots
+
+
+@dataclass(frozen=True)
+class Line:
+    """Scores over a quantity.
+
+    Args:
+        label: for the legend.
+        x: places on the x axis.
+        scores: a number for each seed, at each place; infinite where the run diverged.
+    """
+
+    label: str
+    x: Sequence[float]
+    scores: Sequence[Sequence[float]]
+
+
+def score_plot(score: str, x_label: str, lines: Sequence[Line], ticks: Sequence[float] = ()) -> Plot:
+    """Medians with their ranges, on logarithmic axes.
+
+    Args:
+        score: its name.
+        x_label: name of the quantity on the x axis.
+        lines: at most six.
+        ticks: places on the x axis to label (default: 1, 2, 5 of each decade).
+    """
+    figure, axes = new_plot(x_label, score)
+    for line, colour in zip(lines, COLOURS, strict=False):
+        _add_line(axes, line, colour)
+    plain_ticks(axes, ticks)
+    if not ticks:
+        plain_numbers(axes.xaxis)
+    add_legend(figure)
+    return Plot(f"{score} over {x_label}, median and range over the seeds", figure)
 
 
 def new_plot(x_label: str, y_label: str, log_x: bool = True, log_y: bool = True) -> tuple[Figure, Axes]:
@@ -155,21 +211,20 @@ def new_plot(x_label: str, y_label: str, log_x: bool = True, log_y: bool = True)
     return figure, axes
 
 
-def add_line(
-    axes: Axes, x: Sequence[float], scores: Sequence[Sequence[float]], label: str, colour: str
-) -> None:
-    """Medians with their ranges; points without a finite score are left out."""
-    points = [(place, [s for s in group if math.isfinite(s)]) for place, group in zip(x, scores, strict=True)]
-    points = [(place, group) for place, group in points if group]
-    medians = [statistics.median(group) for _, group in points]
-    below = [median - min(group) for median, (_, group) in zip(medians, points, strict=True)]
-    above = [max(group) - median for median, (_, group) in zip(medians, points, strict=True)]
-    places = [place for place, _ in points]
-    axes.errorbar(places, medians, yerr=[below, above], fmt="o-", color=colour, capsize=3, ms=4, label=label)
+def _add_line(axes: Axes, line: Line, colour: str) -> None:
+    """Places without a finite score are left out."""
+    finite = [
+        (x, [s for s in group if math.isfinite(s)]) for x, group in zip(line.x, line.scores, strict=True)
+    ]
+    points = [(x, statistics.median(group), group) for x, group in finite if group]
+    below = [median - min(group) for _, median, group in points]
+    above = [max(group) - median for _, median, group in points]
+    x, medians = [x for x, _, _ in points], [median for _, median, _ in points]
+    axes.errorbar(x, medians, yerr=[below, above], fmt="o-", color=colour, capsize=3, ms=4, label=line.label)
 
 
 def plain_ticks(axes: Axes, x: Sequence[float] = ()) -> None:
-    """Plain numbers at 1, 2, 5 of each decade upwards; at the given places to the right, if any."""
+    """Plain numbers at 1, 2, 5 of each decade of the y axis, and at the given places of the x axis."""
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.2, high * 1.2)
     plain_numbers(axes.yaxis)
@@ -179,12 +234,12 @@ def plain_ticks(axes: Axes, x: Sequence[float] = ()) -> None:
 
 
 def plain_numbers(axis: Axis) -> None:
-    """1, 2, 5 of each decade, written out."""
+    """Ticks at 1, 2, 5 of each decade of a logarithmic axis, labelled with plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
 
 def add_legend(figure: Figure) -> None:
-    """Above the axes."""
+    """A legend above the axes."""
     figure.legend(loc="outside upper center", frameon=False, ncols=3, fontsize=9)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trigflow.system.errors import UserError, did_you_mean
 from trigflow.tools.studies.outcome import (
-    COLOURS,
+    Line,
     Outcome,
-    Plot,
     Table,
-    add_legend,
-    add_line,
-    new_plot,
-    plain_ticks,
+    comparison,
+    ratio,
+    score_plot,
     show,
     spread,
     stored,
 )
 from trigflow.tools.studies.study import StudyContext
-from trigflow.tools.studies.trained import Pair, Runs, check_feature_name, known
+from trigflow.tools.studies.trained import (
+    COLUMNS,
+    Pair,
+    Row,
+    Runs,
+    TrainingSettings,
+    check_feature_name,
+    known,
+)
 
 EXPECTATION = (
     "the ratio of sCD to its own teacher is the same at every size, so both fall with the same slope. ImageNet "
@@ -33,7 +39,7 @@ EXPECTATION = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is trained on a data set, and the networks.
+    """The length of the trainings on a data set, and the networks.
 
     Args:
         teacher, student: overrides of the recipes.
@@ -79,23 +85,13 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(TrainingSettings):
     """Teacher and student at four sizes over 8x in parameters: ratio per size, and slopes: data in.
 
-    Args:
-        data: prefix of the recipes {data}-teacher and {data}-scd.
-        overrides: `key=value` for both recipes, `teacher.key=value`, `student.key=value`.
-        features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
-        num: samples of each score.
-        seeds: trainings of each size.
+    Args: see `TrainingSettings`.
     """
 
     name: ClassVar[str] = "scaling"
-    data: str
-    overrides: tuple[str, ...] = ()
-    features: str | None = None
-    num: int = 5000
-    seeds: int = 3
 
     def _pairs(self) -> list[Pair]:
         known(self.data, "teacher")
@@ -114,54 +110,63 @@ class Scaling:
 
     def measure(self, bench: StudyContext) -> Outcome:
         runs = Runs(bench, self.num, self.features)
-        names = []
-        for size, pair in enumerate(self._pairs()):
-            for seed in range(self.seeds):
-                teacher = runs.add_teacher(f"size{size}", pair, seed)
-                names.append((size, seed, teacher, runs.add_student(f"size{size}", pair, seed, teacher)))
+        rows = [
+            runs.add_row(f"size{size}", pair, self.seeds, f"size{size}", f"size{size}")
+            for size, pair in enumerate(self._pairs())
+        ]
         runs.do()
-        return outcome(runs, names, self.num)
+        return _outcome(runs, rows)
 
 
-ROLES = ("teacher", "1 step", "2 steps")
+Scores = Mapping[
+    str, Sequence[Sequence[float]]
+]  # "teacher", "1 step", "2 steps" -> size -> a number for each seed
 
 
-def outcome(runs: Runs, names: Sequence[tuple[int, int, str, str]], num: int) -> Outcome:
-    """Tables, plot and slopes.
-
-    Args:
-        runs: all done.
-        names: (size, seed, name of the teacher, name of its student), sizes and seeds in order.
-        num: samples of each score.
-    """
-    name, seeds = runs.score_name(), len({seed for _, seed, _, _ in names})
-    sizes = len(names) // seeds
-    scores = {role: [[0.0] * seeds for _ in range(sizes)] for role in ROLES}
-    params = [0] * sizes
-    for size, seed, teacher, student in names:
-        params[size] = parameters(runs, teacher) or params[size]
-        scores["teacher"][size][seed] = runs.score(teacher)
-        scores["1 step"][size][seed] = runs.score(student, 1)
-        scores["2 steps"][size][seed] = runs.score(student, 2)
+def _outcome(runs: Runs, rows: Sequence[Row]) -> Outcome:
+    name, seeds = runs.score_name(), len(rows[0].students)
+    scores = runs.scores(rows)
+    params = [_parameters(runs, row) for row in rows]
     ratios = {
-        role: [ratio(*pair) for pair in zip(scores[role], scores["teacher"], strict=True)]
-        for role in ROLES[1:]
+        column: [ratio(*pair) for pair in zip(scores[column], scores["teacher"], strict=True)]
+        for column in COLUMNS
     }
-    slopes = {role: [s for s in slopes_of(params, scores[role]) if s is not None] for role in ROLES}
-    recipe = runs.students[names[0][3]][0].name
-    there = [count for count in params if count] or [1]  # of a size whose teachers all diverged there is none
-    gaps = {role: _gaps(params, scores, role) for role in ROLES[1:]}
+    slopes = {role: [s for s in slopes_of(params, scores[role]) if s is not None] for role in scores}
+    gaps = {column: _gaps(params, scores, column) for column in COLUMNS}
+    recipe = runs.students[rows[0].students[0]][0].name
+    known_params = [count for count in params if count] or [1]
+    sizes = [
+        [f"{count:,}" if count else "-", show(group)]
+        for count, group in zip(params, scores["teacher"], strict=True)
+    ]
     return Outcome(
-        title=f"Scaling: {recipe} and its teacher over {max(there) / min(there):.1f}x in parameters",
+        title=f"Scaling: {recipe} and its teacher over {max(known_params) / min(known_params):.1f}x in parameters",
         expectation=EXPECTATION,
         finding=_finding(ratios, slopes, gaps, name),
-        tables=[_sizes_table(params, scores, ratios, name), _slopes_table(slopes, gaps, name)],
-        plots={"scaling.png": _plot(params, scores, name)},
+        tables=[
+            comparison(
+                f"{name} and its ratio to the teacher's at each size",
+                ["parameters", f"teacher, {name}"],
+                sizes,
+                scores,
+                ratios,
+            ),
+            _slopes_table(slopes, gaps, name),
+        ],
+        plots={
+            "scaling.png": score_plot(
+                name,
+                "parameters",
+                [
+                    Line(role if role == "teacher" else f"student, {role}", params, groups)
+                    for role, groups in scores.items()
+                ],
+            )
+        },
         notes=[
-            f"{name} of {num} samples; median over {seeds} seeds, each with its own teacher and student (range); ratios"
-            " within each seed. Smaller is better.",
-            f"Slope: least squares of log {name} against log parameters within each seed; a seed in which a run"
-            " diverged has none. All sizes are trained on equally many images, at the recipe's learning rates.",
+            f"{runs.note(seeds)} Each seed has its own teacher and student.",
+            f"Slope: least squares of log {name} against log parameters within each seed, without seeds in which a run"
+            " diverged. All sizes are trained on equally many images, at the recipe's learning rates.",
         ],
         numbers={
             "score": name,
@@ -177,18 +182,14 @@ def outcome(runs: Runs, names: Sequence[tuple[int, int, str, str]], num: int) ->
     )
 
 
-def parameters(runs: Runs, name: str) -> int | None:
-    """Of a trained network; None where it diverged."""
-    return runs.bench.folder.read(name).get("params")
-
-
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Within each seed; where the other has diverged, or is zero, there is none."""
-    return [one / other for one, other in zip(ours, theirs, strict=True) if other and math.isfinite(other)]
+def _parameters(runs: Runs, row: Row) -> int:
+    """Of its teachers; 0 where all of them diverged."""
+    counts = [runs.bench.folder.read(name).get("params") for name in row.teachers]
+    return next((count for count in counts if count), 0)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Least squares of log y against log x; None where one of them is not finite and positive, or all x are equal."""
+    """Least-squares slope of log y over log x; None where a number is not finite and positive, or all x are equal."""
     if not all(0 < value < math.inf for value in (*x, *y)) or len(set(x)) < 2:
         return None
     log_x, log_y = [math.log(value) for value in x], [math.log(value) for value in y]
@@ -198,31 +199,19 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def slopes_of(params: Sequence[float], scores: Sequence[Sequence[float]]) -> list[float | None]:
-    """One for each seed; scores of each size for each seed."""
+    """The slope for each seed; scores: size -> a score for each seed."""
     return [slope(params, of_seed) for of_seed in zip(*scores, strict=True)]
 
 
-def _gaps(params: Sequence[float], scores: dict[str, list[list[float]]], role: str) -> list[float]:
-    """Student's slope less its teacher's, within each seed."""
-    pairs = zip(slopes_of(params, scores[role]), slopes_of(params, scores["teacher"]), strict=True)
+def _gaps(params: Sequence[float], scores: Scores, column: str) -> list[float]:
+    """The student's slope minus its teacher's, within each seed."""
+    pairs = zip(slopes_of(params, scores[column]), slopes_of(params, scores["teacher"]), strict=True)
     return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
 
 
-def _sizes_table(
-    params: list[int], scores: dict[str, list[list[float]]], ratios: dict[str, list[list[float]]], name: str
-) -> Table:
-    rows = [["parameters", f"teacher, {name}", "1 step", "ratio", "2 steps", "ratio"]]
-    for size, count in enumerate(params):
-        row = [f"{count:,}" if count else "-", show(scores["teacher"][size])]
-        for role in ROLES[1:]:
-            row += [show(scores[role][size]), show(ratios[role][size], "{:.2f}")]
-        rows.append(row)
-    return Table(f"{name} and its ratio to the teacher's at each size", rows)
-
-
 def _slopes_table(slopes: dict[str, list[float]], gaps: dict[str, list[float]], name: str) -> Table:
-    rows = [["model", "slope", "less the teacher's"]]
-    for role in ROLES:
+    rows = [["model", "slope", "minus the teacher's"]]
+    for role in slopes:
         rows.append([role, show(slopes[role], "{:.2f}"), show(gaps.get(role, []), "{:+.2f}")])
     return Table(f"Slope of log {name} over log parameters", rows)
 
@@ -242,12 +231,3 @@ def _finding(
             f"{show(gaps[role], '{:+.2f}')} to the teacher's"
         )
     return f"teacher: slope {show(slopes['teacher'], '{:.2f}')} of log {name}; " + "; ".join(texts) + "."
-
-
-def _plot(params: list[int], scores: dict[str, list[list[float]]], name: str) -> Plot:
-    figure, axes = new_plot("parameters", name)
-    for role, colour in zip(ROLES, COLOURS, strict=False):
-        add_line(axes, params, scores[role], role if role == "teacher" else f"student, {role}", colour)
-    plain_ticks(axes)
-    add_legend(figure)
-    return Plot(f"{name} against parameters, median and range over the seeds", figure)

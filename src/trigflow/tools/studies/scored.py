@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from trigflow.system.config import to_json
 from trigflow.system.errors import UserError
 from trigflow.system.tensors import tensors_digest
 from trigflow.tools.studies.folder import Cell
+from trigflow.tools.studies.outcome import Line, Plot, score_plot
 from trigflow.tools.studies.study import StudyContext
 from trigflow.tools.studies.trained import BATCH, score_cell, score_name
 
@@ -163,3 +165,16 @@ def scored(setting: Setting, bench: StudyContext) -> Scored:
     dataset, features = _data_and_features(setting, student)
     trial = new_trial(dataset, features, setting.num, setting.seeds, BATCH)
     return Scored(student, teacher, trial, bench, common_scale(student, setting.guidance_scale))
+
+
+def nfe_plot(score: str, lines: Mapping[str, Sequence[Cell]]) -> Plot:
+    """Scores over NFE; lines: label -> cells."""
+    ordered = {label: sorted(cells, key=lambda cell: int(cell["nfe"])) for label, cells in lines.items()}
+    return score_plot(
+        score,
+        "NFE per sample",
+        [
+            Line(label, [c["nfe"] for c in cells], [c["scores"] for c in cells])
+            for label, cells in ordered.items()
+        ],
+    )

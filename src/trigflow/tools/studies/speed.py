@@ -13,19 +13,8 @@ from trigflow.models.model import Model
 from trigflow.system.errors import UserError
 from trigflow.system.machine import describe_machine
 from trigflow.tools.studies.folder import Cell
-from trigflow.tools.studies.outcome import (
-    COLOURS,
-    Outcome,
-    Plot,
-    Table,
-    add_legend,
-    add_line,
-    new_plot,
-    plain_numbers,
-    plain_ticks,
-    show,
-)
-from trigflow.tools.studies.scored import Scored, Setting, check_setting, scored
+from trigflow.tools.studies.outcome import Outcome, Table, show
+from trigflow.tools.studies.scored import Scored, Setting, check_setting, nfe_plot, scored
 from trigflow.tools.studies.study import StudyContext
 
 HEUN_STEPS = 32  # 63 evaluations, as the paper samples its teachers
@@ -160,7 +149,7 @@ def _outcome(
         expectation=EXPECTATION,
         finding=_finding(cells, factors, tried),
         tables=[Table("Time and score", rows)],
-        plots={"speed.png": _plot(cells, tried, name)},
+        plots={"speed.png": nfe_plot(name, dict(plotted(cells, tried)))},
         notes=[*ready.notes(), *_notes(timing, scale, tried)],
         numbers={
             "score": name,
@@ -227,16 +216,3 @@ def plotted(cells: dict[str, Cell], tried: list[Cell]) -> list[tuple[str, list[C
             label = f"teacher, {sampler}{', guided' if guided else ''}"
             groups[label] = list({one["nfe"]: one for one in own}.values())
     return [(label, rows) for label, rows in groups.items() if rows]
-
-
-def _plot(cells: dict[str, Cell], tried: list[Cell], name: str) -> Plot:
-    figure, axes = new_plot("evaluations of the network for a sample (NFE)", name)
-    for (label, rows), colour in zip(plotted(cells, tried), COLOURS[1:], strict=False):
-        rows = sorted(rows, key=lambda cell: int(cell["nfe"]))
-        add_line(axes, [row["nfe"] for row in rows], [row["scores"] for row in rows], label, colour)
-    plain_ticks(axes)
-    plain_numbers(axes.xaxis)
-    add_legend(figure)
-    return Plot(
-        f"{name} against evaluations: the student, and the teacher's settings that were tried", figure
-    )

@@ -8,18 +8,8 @@ from typing import Any, ClassVar
 
 from trigflow.evaluation.figures import in_steps
 from trigflow.tools.studies.folder import Cell
-from trigflow.tools.studies.outcome import (
-    COLOURS,
-    Outcome,
-    Plot,
-    Table,
-    add_legend,
-    add_line,
-    new_plot,
-    plain_ticks,
-    show,
-)
-from trigflow.tools.studies.scored import Scored, Setting, check_setting, scored
+from trigflow.tools.studies.outcome import Outcome, Table, show
+from trigflow.tools.studies.scored import Scored, Setting, check_setting, nfe_plot, scored
 from trigflow.tools.studies.study import StudyContext
 
 TEACHER_NFE = (9, 15, 21, 31, 63)  # Heun in n steps takes 2n - 1
@@ -69,7 +59,11 @@ def _outcome(ready: Scored, students: dict[str, Cell], teachers: dict[str, Cell]
         expectation=EXPECTATION,
         finding=_finding(students, teachers, name),
         tables=[Table(f"{name} over evaluations", rows)],
-        plots={"steps.png": _plot(students, teachers, name)},
+        plots={
+            "steps.png": nfe_plot(
+                name, {"teacher, heun": list(teachers.values()), "student": list(students.values())}
+            )
+        },
         notes=[
             *ready.notes(),
             f"The ratio is taken within each seed. Guidance of the teacher: {scale:g} (1 is none).",
@@ -94,16 +88,3 @@ def _finding(students: dict[str, Cell], teachers: dict[str, Cell], name: str) ->
         )
         texts.append(f"{label} ({cell['nfe']} NFE): {name} {score:.3g}, {rival}")
     return "; ".join(texts) + "."
-
-
-def _plot(students: dict[str, Cell], teachers: dict[str, Cell], name: str) -> Plot:
-    figure, axes = new_plot("evaluations of the network for a sample (NFE)", name)
-    for cells, label, colour in (
-        (teachers, "teacher, heun", COLOURS[0]),
-        (students, "student", COLOURS[1]),
-    ):
-        rows = sorted(cells.values(), key=lambda cell: int(cell["nfe"]))
-        add_line(axes, [row["nfe"] for row in rows], [row["scores"] for row in rows], label, colour)
-    plain_ticks(axes, sorted({cell["nfe"] for cell in (students | teachers).values()}))
-    add_legend(figure)
-    return Plot(f"{name} against evaluations, median and range over the seeds", figure)

@@ -115,7 +115,7 @@ def command_of(study: Study, out: Path) -> str:
     """The command line that asks for this study."""
     (_, subject), *others = settings_of(study).items()
     words = ["trigflow", "study", study.name, str(subject)]
-    for name, value in others:
+    for name, value in sorted(others, key=lambda one: not isinstance(one[1], tuple)):  # lists first
         if name == "overrides":
             words += value
         elif value is not None:

@@ -1,9 +1,10 @@
-"""What the studies that train have in common: recipes with overrides, and a training with its scores as one task."""
+"""The common part of the studies that train: settings, recipes with overrides, trainings and their scores."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trigflow import recipes
+from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import Scores, Trial, new_trial, score_all
 from trigflow.evaluation.metrics import load_features
 from trigflow.evaluation.real import default_features, real_data
@@ -22,25 +24,44 @@ from trigflow.system.config import to_json
 from trigflow.system.errors import Diverged, UserError, did_you_mean
 from trigflow.system.files import write_json
 from trigflow.tools.studies.folder import Cell, StudyFolder
-from trigflow.tools.studies.outcome import lasting
 from trigflow.tools.studies.study import StudyContext
 from trigflow.training.loop import train
 
 STEPS = (1, 2)
 BATCH = 250
-# Pictures and events of a hundred trainings help nobody.
+# Without image grids and TensorBoard events.
 QUIET = ("sampling.grid_nimg=0", "train.tensorboard=false")
 CURVES = ("nimg", "loss", "tangent_norm", "grad_norm")  # of metrics.jsonl, kept with the scores
+COLUMNS = {in_steps(n): n for n in STEPS}  # of the tables: "1 step", "2 steps"
 OURS = ("teacher", "train.seed", "name")  # keys that a study sets itself
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A teacher's and its student's recipe, as changes of those of a data set.
+class TrainingSettings:
+    """Settings of a study that trains.
 
     Args:
         data: prefix of the recipes {data}-teacher and {data}-scd.
-        teacher, student: overrides `key=value`; what stands later wins.
+        overrides: `key=value` for both recipes, `teacher.key=value`, `student.key=value`.
+        features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
+        num: samples of each score.
+        seeds: trainings of each setting.
+    """
+
+    data: str
+    overrides: tuple[str, ...] = ()
+    features: str | None = None
+    num: int = 5000
+    seeds: int = 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The recipes of a teacher and its student, as overrides of those of a data set.
+
+    Args:
+        data: prefix of the recipes {data}-teacher and {data}-scd.
+        teacher, student: overrides `key=value`; the last one of a key counts.
     """
 
     data: str
@@ -48,7 +69,7 @@ class Pair:
     student: tuple[str, ...] = ()
 
     def changed(self, overrides: Sequence[str]) -> Pair:
-        """With overrides of both, or of one: `teacher.key=value`, `student.key=value`.
+        """With further overrides of both recipes, or of one: `teacher.key=value`, `student.key=value`.
 
         Raises:
             UserError: a key that the study sets itself.
@@ -71,7 +92,7 @@ class Pair:
         return recipes.get(known(self.data, "scd"), [*QUIET, *self.student, *own])
 
     def check(self) -> dict[str, Any]:
-        """The overrides and a digest of both recipes as JSON data, after these could be made."""
+        """Makes both recipes; returns the overrides and a digest of the recipes, as JSON data."""
         both = [to_json(self.teacher_recipe(0)), to_json(self.student_recipe(0, Path("teacher")))]
         digest = hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest()[:32]
         return {"teacher": self.teacher, "student": self.student, "recipes": digest}
@@ -80,8 +101,12 @@ class Pair:
 def known(data: str, role: str) -> str:
     """The name of a recipe.
 
+    Args:
+        data: prefix of the recipe.
+        role: "teacher" or "scd".
+
     Raises:
-        UserError: there is none for such data.
+        UserError: there is no such recipe.
     """
     trainable = [name.removesuffix("-scd") for name in RECIPES if name.endswith("-scd")]
     if data not in trainable:
@@ -93,14 +118,14 @@ def known(data: str, role: str) -> str:
 
 
 def check_feature_name(name: str | None) -> None:
-    """Before anything is trained: raises a UserError for features that cannot be had."""
+    """Raises a UserError for features that do not exist, before anything is trained."""
     if name is not None:
         load_features(name)
 
 
 @dataclass(frozen=True)
 class TrainAndScore:
-    """Trains a recipe, or goes on with it; its scores become a cell. A run that diverges is a result, too.
+    """Trains a recipe, or resumes its training, and writes its scores as a cell. Divergence is a result, too.
 
     Args:
         name: of the run and its cell.
@@ -149,12 +174,12 @@ class TrainAndScore:
 
 
 def score_name(trial: Trial) -> str:
-    """What a study compares: the Frechet distance; among vectors the sliced Wasserstein distance, which sees all."""
+    """The score that a study compares: the Frechet distance; the sliced Wasserstein distance for vectors."""
     return "sliced W2" if len(trial.dataset.data_shape) == 1 else trial.score_name
 
 
 def score_cell(scores: Scores) -> Cell:
-    """Everything that was measured of one model, the score that counts first; a number for each seed."""
+    """All measured scores, a number for each seed; "scores" is the one that the study compares."""
     agreements = {"label_agreements": scores.agreements} if scores.agreements else {}
     return {
         "scores": scores.sliced or scores.fds,
@@ -166,19 +191,33 @@ def score_cell(scores: Scores) -> Cell:
 
 
 def curves(run: Path) -> list[dict[str, float]]:
-    """The course of a training, from its metrics.jsonl."""
+    """The curves of a training, from its metrics.jsonl."""
     path = run / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [{key: line[key] for key in CURVES if key in line} for line in lines]
 
 
 def score_of(cell: Cell, steps: int | None = None) -> float:
-    """The score of a student's cell in so many steps, of a teacher's as its card says; infinite if it diverged."""
+    """The score of a student in so many steps, or of a teacher with its card's sampler; infinite where it diverged."""
     if cell["diverged"]:
-        return lasting(None)
+        return math.inf
     ways = cell["scores"]
     way = next(iter(ways.values())) if steps is None else ways[str(steps)]
     return float(way["scores"][0])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of a study.
+
+    Args:
+        label: for the tables.
+        teachers, students: names of the trainings, one for each seed.
+    """
+
+    label: str
+    teachers: list[str]
+    students: list[str]
 
 
 @dataclass(frozen=True)
@@ -186,7 +225,7 @@ class Runs:
     """The trainings of a study: teachers first, then their students.
 
     Args:
-        bench: where they are done.
+        bench: folder and device.
         num, features: as in TrainAndScore.
         teachers: name -> recipe.
         students: name -> (recipe, name of its teacher).
@@ -199,19 +238,25 @@ class Runs:
     students: dict[str, tuple[Recipe, str]] = field(default_factory=dict)
 
     def add_teacher(self, name: str, pair: Pair, seed: int) -> str:
-        """Its full name; the same teacher is trained once."""
+        """Returns its full name; a teacher that is added twice is trained once."""
         full = f"teacher-{name}-seed{seed}"
         self.teachers[full] = pair.teacher_recipe(seed)
         return full
 
     def add_student(self, name: str, pair: Pair, seed: int, teacher: str) -> str:
-        """Its full name."""
+        """Returns its full name."""
         full = f"student-{name}-seed{seed}"
         self.students[full] = (pair.student_recipe(seed, self.bench.folder.run_path(teacher)), teacher)
         return full
 
+    def add_row(self, label: str, pair: Pair, seeds: int, teacher: str, student: str) -> Row:
+        """A teacher and its student for each seed; `teacher` and `student` are their names without the seed."""
+        teachers = [self.add_teacher(teacher, pair, seed) for seed in range(seeds)]
+        students = [self.add_student(student, pair, seed, one) for seed, one in enumerate(teachers)]
+        return Row(label, teachers, students)
+
     def do(self) -> None:
-        """What has no cell yet. A student whose teacher diverged is not trained: that is its result."""
+        """Trains and scores all that has no cell yet. Students of a teacher that diverged count as diverged."""
         folder = self.bench.folder
         self.bench.do(
             [self._task(name, recipe) for name, recipe in self.teachers.items() if not folder.has(name)]
@@ -234,16 +279,28 @@ class Runs:
             return None
         return load(self.bench.folder.run_path(name), self.bench.device)
 
-    def score(self, name: str, steps: int | None = None) -> float:
-        """Of a student in so many steps, of a teacher as its card says; infinite where it diverged."""
-        return score_of(self.bench.folder.read(name), steps)
+    def scores(self, rows: Sequence[Row]) -> dict[str, list[list[float]]]:
+        """Of "teacher", "1 step" and "2 steps": row -> a score for each seed, infinite where the run diverged."""
+        read = self.bench.folder.read
+        students = {
+            column: [[score_of(read(one), steps) for one in row.students] for row in rows]
+            for column, steps in COLUMNS.items()
+        }
+        return {"teacher": [[score_of(read(one)) for one in row.teachers] for row in rows], **students}
+
+    def note(self, seeds: int) -> str:
+        """How the scores were measured."""
+        return (
+            f"{self.score_name()} of {self.num} samples, smaller is better; median over {seeds} seeds (range), ratios"
+            " within each seed. A run whose loss or gradient stops being finite has 'diverged'."
+        )
 
     def score_name(self) -> str:
-        """What is compared."""
+        """The name of the score."""
         cells = (self.bench.folder.read(name) for name in self.teachers)
         return next((str(cell["score"]) for cell in cells if not cell["diverged"]), "score")
 
     def cells(self) -> dict[str, Cell]:
-        """All of them, by name, but for the curves of the training, which the folder keeps."""
+        """All cells by name, without the curves of the trainings."""
         read = {name: self.bench.folder.read(name) for name in (*self.teachers, *self.students)}
         return {name: {k: v for k, v in cell.items() if k != "curves"} for name, cell in read.items()}
