@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from trigflow.core.randomness import SampleRandom
-from trigflow.core.samplers import edm_times, sample_heun
+from trigflow.core.samplers import sample_heun
 from trigflow.core.schedules import Conversion, FlowMatching
+from trigflow.core.time_grids import edm_times
 
 DATA_STD = 2.0  # standard deviation of your data
 

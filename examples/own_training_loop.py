@@ -10,7 +10,8 @@ import torch
 from trigflow.core import oracles
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
-from trigflow.core.samplers import consistency_times, sample_consistency
+from trigflow.core.samplers import sample_consistency
+from trigflow.core.time_grids import consistency_times
 from trigflow.data import load_data, rows
 from trigflow.networks import NETWORKS
 from trigflow.objectives import SCM, Batch, Diffusion

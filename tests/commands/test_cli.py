@@ -31,12 +31,13 @@ FLAGS = {
     },
     "plan": {
         *("recipe", "overrides", "--gpus", "--memory", "--throughput", "--microbatch", "--checkpointing"),
-        "--json",
+        *("--trust-code", "--json"),
     },
     "train": {
         *("recipe", "overrides", "--out", "--resume", "--data", "--seed", "--device"),
-        *("--parallel", "--checkpointing"),
+        *("--parallel", "--checkpointing", "--trust-code"),
     },
+    "reconstruct": {"run", "--ema-std", "--nimg", "--out"},
     "sample": {
         *(
             "model",

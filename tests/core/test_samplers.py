@@ -16,18 +16,21 @@ from trigflow.core.oracles import Gaussian, GaussianMixture, mixture2d, solve_fl
 from trigflow.core.samplers import (
     SAMPLERS,
     CountNFE,
-    consistency_times,
-    edm_times,
+    Sampler,
+    find_sampler,
     sample,
     sample_consistency,
     sample_ddim,
     sample_dpmpp_2m,
+    sample_flow_map,
     sample_heun,
 )
+from trigflow.core.time_grids import consistency_times, edm_times, flow_map_times
 from trigflow.system.errors import UserError
 
 SIGMA_DATA = 0.5
-ODE_SAMPLERS = {name: sampler for name, sampler in SAMPLERS.items() if name != "consistency"}
+ODE_SAMPLERS = {name: sampler.function for name, sampler in SAMPLERS.items() if sampler.kind == "teacher"}
+ONE_TIME = [name for name, sampler in SAMPLERS.items() if not sampler.second_time]
 
 
 def start(n: int = 8, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -211,7 +214,7 @@ def test_edm_s_algorithms_exactly(
 @pytest.mark.parametrize("name", ODE_SAMPLERS)
 def test_one_step_to_zero_is_the_denoiser(name: str) -> None:
     oracle, x_T = mixture2d(), start()
-    x_0 = SAMPLERS[name](oracle.velocity, x_T, [1.2, 0.0])
+    x_0 = ODE_SAMPLERS[name](oracle.velocity, x_T, [1.2, 0.0])
     torch.testing.assert_close(x_0, oracle.denoised(x_T, at(1.2)), rtol=0, atol=1e-12)
 
 
@@ -297,7 +300,7 @@ def test_order_of_convergence(name: str, order: int) -> None:
     counts, errors = [40, 80, 160, 320], []
     for steps in counts:
         ts = np.linspace(first, last, steps + 1).tolist()
-        errors.append((SAMPLERS[name](oracle.velocity, x_T, ts) - exact).square().mean().sqrt().item())
+        errors.append((ODE_SAMPLERS[name](oracle.velocity, x_T, ts) - exact).square().mean().sqrt().item())
     slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert abs(-slope - order) < 0.15
 
@@ -311,6 +314,64 @@ def test_many_steps_reach_the_flow_map(name: str) -> None:
     torch.testing.assert_close(x_0, exact, rtol=0, atol=1e-2 if name == "ddim" else 1e-4)
 
 
+# A second time
+
+
+def gaussian_flow_map(x_t: Tensor, t: Tensor, s: Tensor, std: float = 0.3) -> Tensor:
+    """The exact average velocity of N(0, std^2) between t and s: x_s = x_t sigma(s)/sigma(t)."""
+
+    def sigma(time: Tensor) -> Tensor:
+        return ((time.cos() * std).square() + (time.sin() * SIGMA_DATA).square()).sqrt()[:, None]
+
+    x_s = x_t * sigma(s) / sigma(t)
+    return ((t - s).cos()[:, None] * x_t - x_s) / (t - s).sin()[:, None]
+
+
+@pytest.mark.parametrize("ts", [[1.5, 0.0], [1.5, 1.1, 0.0], [1.2, 0.9, 0.4, 0.1]])
+def test_a_flow_map_is_exact_on_any_grid(ts: list[float]) -> None:
+    x_T, seen = start(), []
+    x_s = sample_flow_map(gaussian_flow_map, x_T, ts, lambda t, x_t, x_s: seen.append((t, x_t, x_s)))
+    exact = Gaussian(torch.zeros(2).double(), torch.full((2,), 0.3, dtype=torch.float64), SIGMA_DATA)
+    from_start, from_end = (exact.flow_map(x, at(t)) for x, t in ((x_T, ts[0]), (x_s, ts[-1])))
+    torch.testing.assert_close(from_start, from_end, rtol=0, atol=1e-12)
+    assert [t for t, _, _ in seen] == ts[:-1] and torch.equal(seen[-1][2], x_s)
+
+
+def test_a_flow_map_on_its_own_grid() -> None:
+    assert flow_map_times(2) == [*consistency_times(2), 0.0]
+    x_T = start()
+    x_0 = sample("flow_map", gaussian_flow_map, x_T, 2, noise=no_noise, sigma_data=SIGMA_DATA)
+    torch.testing.assert_close(x_0, sample_flow_map(gaussian_flow_map, x_T, flow_map_times(2)))
+
+
+# Samplers of the user's own
+
+half_way = Sampler(
+    lambda velocity, x_T, ts, sigma_data: sigma_data * x_T + ts[-1], lambda steps, _: [1.0] * steps
+)
+
+
+def test_a_sampler_gets_what_it_names() -> None:
+    assert find_sampler("test_samplers:half_way") is half_way
+    x_T = start()
+    x_0 = sample("test_samplers:half_way", mixture2d().velocity, x_T, 3, noise=no_noise, sigma_data=0.5)
+    torch.testing.assert_close(x_0, 0.5 * x_T + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("euler", "unknown sampler 'euler'"),
+        ("test_samplers:start", "no trigflow.samplers.Sampler"),
+        ("test_samplers:nothing", "no class or function 'nothing'"),
+        ("nowhere:sampler", "cannot import nowhere"),
+    ],
+)
+def test_no_sampler(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_sampler(name)
+
+
 # Cost, hooks, dtypes
 
 
@@ -321,7 +382,7 @@ def test_nfe(name: str, nfe: int) -> None:
     assert velocity.nfe == nfe
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ONE_TIME)
 def test_on_step_sees_the_path(name: str) -> None:
     oracle, x_T = mixture2d(), start()
     seen: list[tuple[float, Tensor, Tensor]] = []
@@ -352,8 +413,8 @@ def test_samples_keep_dtype_device_and_shape(name: str, dtype: torch.dtype, devi
     x_T = torch.randn(3, 1, 4, 4, device=device).to(dtype)
     times: list[Tensor] = []
 
-    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-        times.append(t)
+    def velocity(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+        times.extend([t] if s is None else [t, s])
         return 0.1 * x_t
 
     x_0 = sample(
@@ -363,7 +424,7 @@ def test_samples_keep_dtype_device_and_shape(name: str, dtype: torch.dtype, devi
     assert all(t.shape == (3,) and t.dtype == torch.float32 and t.device == x_T.device for t in times)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ONE_TIME)
 def test_float32_agrees_with_float64(name: str) -> None:
     oracle, x_T, z = mixture2d(), start(), torch.randn(8, 2, dtype=torch.float64)
     wide, narrow = (

@@ -13,7 +13,8 @@ from gaussian_models import S_0, SIGMA_DATA, GaussianNetwork, Student, Teacher, 
 from torch import nn
 
 from trigflow import recipes
-from trigflow.core.samplers import consistency_times, count_nfe
+from trigflow.core.samplers import count_nfe
+from trigflow.core.time_grids import consistency_times
 from trigflow.data.codecs import IdentityCodec
 from trigflow.evaluation.metrics import label_agreement, load_features
 from trigflow.models.model import Model, load

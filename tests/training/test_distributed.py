@@ -19,7 +19,7 @@ from test_loop import metrics, weights
 
 from trigflow import recipes
 from trigflow.core.randomness import SampleRandom
-from trigflow.objectives import Batch, Diffusion, LossOutput, Nets
+from trigflow.objectives import Batch, Diffusion, LossOutput, Nets, Objective
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component
 from trigflow.system.distributed import SINGLE_PROCESS
@@ -99,6 +99,32 @@ def test_two_processes_have_the_losses_of_one(alone: Path, tmp_path: Path, paral
         sorted(p.name for p in (folder / "diffusion" / "snapshots").iterdir()) for folder in (alone, tmp_path)
     ]
     assert names[0] == names[1] and len(names[0]) == 4
+
+
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
+def test_two_networks_on_two_processes(tmp_path: Path, parallel: str) -> None:
+    """An objective that trains two networks, whose losses share a graph: the losses of one process, in float64 to 1e-8.
+
+    One has an update period of 3; the run is saved on two processes and goes on in one.
+    """
+    periods = ["optimizers.score.update_period=3", "optimizers.score.lr=1e-3", "train.microbatch=2"]
+    case = recipe("digits-teacher", UNET, "objective=test_loop:Two", *periods)
+    half = shorter(case, 80)
+    run(1, [Job(case, tmp_path / "one")], float64=True)
+    both = [Job(case, tmp_path / "two", parallel=parallel), Job(half, tmp_path / "on", parallel=parallel)]
+    run(2, both, float64=True)
+    run(1, [Job(case, tmp_path / "on", resume=True)], float64=True)
+    for other in ("two", "on"):
+        for key in ("loss", "t", "grad_norm"):
+            assert max(differences(tmp_path / "one", tmp_path / other, key)) < 1e-8, (other, key)
+        one, found = weights(tmp_path / "one"), weights(tmp_path / other)
+        assert all(torch.allclose(one[key], found[key], rtol=1e-6, atol=1e-7) for key in one)
+    norms = [
+        [line["grad_norm_score"] for line in metrics(tmp_path / name) if "grad_norm_score" in line]
+        for name in ("one", "two", "on")
+    ]
+    assert len(norms[0]) == 7 and norms[1] == pytest.approx(norms[0], rel=1e-8)
+    assert norms[2] == pytest.approx(norms[0], rel=1e-8)
 
 
 # Checkpoints for any number of processes
@@ -218,16 +244,13 @@ def test_other_modes_of_the_derivative(alone: Path, tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Ending:
+class Ending(Objective):
     """A diffusion in which the second process meets a signal at `at` images; once, as `flag` then names a file."""
 
     at: int
     flag: str
     number: int
-    trains: tuple[str, ...] = ("net",)
-    needs_teacher: bool = False
     is_consistency: bool = False
-    forwards_per_image: float = 3.0
 
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
         if nimg == self.at and os.environ.get("RANK") == "1" and not Path(self.flag).exists():

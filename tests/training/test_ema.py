@@ -17,7 +17,7 @@ from trigflow.training.ema import (
     post_hoc_weights,
     power_beta,
     power_ema,
-    reconstruct,
+    reconstructed_weights,
 )
 
 BATCH = 10
@@ -134,7 +134,7 @@ def test_a_stored_average_is_its_own_reconstruction() -> None:
 def test_reconstruction_equals_an_average_kept_from_the_start(wanted: float) -> None:
     _, snapshots, _ = run((0.05, 0.1), 1000, 25)
     direct, _, net = run((wanted,), 1000, 1000)
-    rebuilt = reconstruct(snapshots, wanted)
+    rebuilt = reconstructed_weights(snapshots, wanted)
     assert rebuilt["weight"].item() == pytest.approx(direct.averages[0]["weight"].item(), abs=2e-3)
     assert rebuilt["count"].item() == net.count.item()
 
@@ -142,15 +142,15 @@ def test_reconstruction_equals_an_average_kept_from_the_start(wanted: float) -> 
 def test_reconstruction_of_an_earlier_moment() -> None:
     _, snapshots, _ = run((0.05, 0.1), 1000, 25)
     stored = next(s for s in snapshots if s.nimg == 5000 and s.ema_std == 0.1)
-    rebuilt = reconstruct(snapshots, 0.1, nimg=5000)
+    rebuilt = reconstructed_weights(snapshots, 0.1, nimg=5000)
     assert rebuilt["weight"].item() == pytest.approx(stored.tensors["weight"].item(), abs=1e-8)
 
 
 def test_mistakes_are_told() -> None:
     with pytest.raises(UserError, match="snapshot_nimg"):
-        reconstruct([], 0.05)
+        reconstructed_weights([], 0.05)
     _, snapshots, _ = run((0.05,), 20, 10)
     with pytest.raises(UserError, match="between 0 and"):
-        reconstruct(snapshots, 0.3)
+        reconstructed_weights(snapshots, 0.3)
     with pytest.raises(UserError, match="lies outside"):
-        reconstruct(snapshots, 0.1, nimg=10_000)
+        reconstructed_weights(snapshots, 0.1, nimg=10_000)

@@ -24,7 +24,7 @@ from trigflow.evaluation.evaluate import evaluate
 from trigflow.models.storage import read_card
 from trigflow.system.errors import UserError
 from trigflow.training.loop import train
-from trigflow.training.run_folder import reconstruct_model
+from trigflow.training.run_folder import reconstruct
 
 CPU = torch.device("cpu")
 COUNT, SIZE = 40, 8
@@ -182,7 +182,7 @@ def test_a_reconstructed_average_takes_the_autoencoder_along(place: Path, tmp_pa
         device="cpu",
         progress=False,
     )
-    reconstruct_model(run, tmp_path / "new", 0.08)
+    reconstruct(run, tmp_path / "new", 0.08)
     assert load(tmp_path / "new", "cpu").sample(1).shape == (1, 3, SIZE, SIZE)
 
 

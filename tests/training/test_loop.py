@@ -18,14 +18,14 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.data import exact_teacher
 from trigflow.models.storage import load_model
-from trigflow.objectives import Batch, Diffusion, LossOutput
+from trigflow.objectives import Batch, Diffusion, LossOutput, Objective
 from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 from trigflow.system.tensors import read_state
 from trigflow.training.assembly import assemble
 from trigflow.training.loop import Run, train
-from trigflow.training.run_folder import RunFolder, reconstruct_model
+from trigflow.training.run_folder import RunFolder, reconstruct
 
 CPU = torch.device("cpu")
 
@@ -110,13 +110,11 @@ def test_accumulated_gradients_are_those_of_the_large_batch(name: str, tmp_path:
 
 
 @dataclass(frozen=True)
-class Two:
+class Two(Objective):
     """Trains two networks whose losses share a graph."""
 
     trains: tuple[str, ...] = ("net", "score")
-    needs_teacher: bool = False
     is_consistency: bool = False
-    forwards_per_image: float = 3.0
 
     def __call__(
         self, nets: Mapping[str, TrigFlowPrecond], batch: Batch, nimg: int, random: SampleRandom
@@ -205,7 +203,7 @@ def test_snapshots_rebuild_other_averages(tmp_path: Path) -> None:
     recipe = replace(tiny("mixture2d-scd", *length), ema=EMAConfig(ema_std=(0.05, 0.1), snapshot_nimg=640))
     folder = trained(recipe, tmp_path / "a")
     direct = trained(replace(recipe, ema=EMAConfig(ema_std=(0.08,))), tmp_path / "b")
-    out = reconstruct_model(folder, tmp_path / "c", ema_std=0.08)
+    out = reconstruct(folder, tmp_path / "c", ema_std=0.08)
     rebuilt, wanted, last = weights(out), weights(direct), weights(folder)
     assert (load_model(out)[1].ema, load_model(out)[1].nimg) == ("0.080", 6400)
 
@@ -218,12 +216,12 @@ def test_snapshots_rebuild_other_averages(tmp_path: Path) -> None:
 def test_reconstruction_tells_mistakes(tmp_path: Path) -> None:
     folder = trained(replace(tiny(), ema=EMAConfig(ema_std=(0.05, 0.1), snapshot_nimg=160)), tmp_path / "a")
     with pytest.raises(UserError, match="is in use"):
-        reconstruct_model(folder, folder, ema_std=0.08)
+        reconstruct(folder, folder, ema_std=0.08)
     (folder / "snapshots" / "nimg-000000000160-std-0.050.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"is damaged .*: remove it to continue without it"):
-        reconstruct_model(folder, tmp_path / "b", ema_std=0.08)
+        reconstruct(folder, tmp_path / "b", ema_std=0.08)
     with pytest.raises(UserError, match="snapshot_nimg"):
-        reconstruct_model(tmp_path / "none", tmp_path / "b", ema_std=0.08)
+        reconstruct(tmp_path / "none", tmp_path / "b", ema_std=0.08)
     assert not (tmp_path / "b").exists()
 
 
@@ -311,14 +309,11 @@ def test_it_learns(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Broken:
+class Broken(Objective):
     """A diffusion loss that is NaN from image 200 on where t > 1.2: its value alone, or its gradient, too."""
 
     gradient: bool = False
-    trains: tuple[str, ...] = ("net",)
-    needs_teacher: bool = False
     is_consistency: bool = False
-    forwards_per_image: float = 3.0
 
     def __call__(
         self, nets: Mapping[str, TrigFlowPrecond], batch: Batch, nimg: int, random: SampleRandom

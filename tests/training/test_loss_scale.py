@@ -16,7 +16,7 @@ from torch import nn
 
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
-from trigflow.objectives import Batch, Diffusion, LossOutput
+from trigflow.objectives import Batch, Diffusion, LossOutput, Objective
 from trigflow.recipes.schema import OptimizerConfig, Recipe
 from trigflow.system.errors import Diverged, UserError
 from trigflow.system.tensors import read_state, write_state
@@ -171,15 +171,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, monkeypatch:
 
 
 @dataclass(frozen=True)
-class Broken:
+class Broken(Objective):
     """A diffusion whose loss, or whose gradient alone, is no number from `at` images on."""
 
     at: int
     what: str
-    trains: tuple[str, ...] = ("net",)
-    needs_teacher: bool = False
     is_consistency: bool = False
-    forwards_per_image: float = 3.0
 
     def __call__(
         self, nets: Mapping[str, TrigFlowPrecond], batch: Batch, nimg: int, random: SampleRandom

@@ -25,7 +25,7 @@ from trigflow.commands.cli import main
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.models.storage import read_card
-from trigflow.objectives import SCM, Batch, LossOutput
+from trigflow.objectives import SCM, Batch, LossOutput, Objective
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import to_json
 from trigflow.system.errors import UserError
@@ -59,13 +59,12 @@ def without_times(folder: Path) -> list[dict[str, float]]:
 
 
 @dataclass(frozen=True)
-class Signalling:
+class Signalling(Objective):
     """sCD that sends the process a signal in the step that begins at `at` images; once, if `flag` names a file."""
 
     at: int
     flag: str
     number: int = int(signal.SIGINT)
-    trains: tuple[str, ...] = ("net",)
     needs_teacher: bool = True
     is_consistency: bool = True
     forwards_per_image: float = 3.0

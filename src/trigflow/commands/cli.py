@@ -23,6 +23,7 @@ from trigflow.commands import (
     evaluate,
     listing,
     plan,
+    reconstruct,
     sample,
     study,
     train,
@@ -35,7 +36,10 @@ from trigflow.system.version import __version__
 
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
-    for module in (demo, listing, data, plan, train, sample, evaluate, study, bench, doctor, train_classifier)
+    for module in (
+        *(demo, listing, data, plan, train, reconstruct, sample, evaluate, study, bench, doctor),
+        train_classifier,
+    )
 }
 
 # Errors of the operating system, and what to do about them.

@@ -115,8 +115,19 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_trust_code(parser: argparse.ArgumentParser) -> None:
-    text = "import the network package.module:Class named in the model's folder (this runs its code)"
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """The recipe, and changes of its fields."""
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="a name from `trigflow list recipes`, a recipe.json, or package.module:function that returns a recipe",
+    )
+    add_overrides(parser)
+    add_trust_code(parser, "recipe.json")
+
+
+def add_trust_code(parser: argparse.ArgumentParser, file: str = "model's folder") -> None:
+    text = f"import the package.module:names of parts that are named in the {file} (this runs their code)"
     add_flag(parser, "--trust-code", text)
 
 

@@ -38,7 +38,7 @@ def _tables() -> dict[str, Mapping[str, object]]:
         "datasets": data.DATASETS,
         "networks": networks.NETWORKS,
         "objectives": objectives.OBJECTIVES,
-        "samplers": samplers.SAMPLERS,
+        "samplers": {name: sampler.function for name, sampler in samplers.SAMPLERS.items()},
         "features": metrics.FEATURES
         | {f"{name}=FILE": f"{one.summary} ({one.file})" for name, one in metrics.PUBLISHED.items()},
         "studies": studies.STUDIES,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from trigflow.commands.command import Command, add_flag, add_json, add_overrides, integer, number
+from trigflow.commands.command import Command, add_flag, add_json, add_recipe, integer, number
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `trigflow list recipes`")
-    add_overrides(parser)
+    add_recipe(parser)
     parser.add_argument("--gpus", type=integer(1), default=8, help="number of GPUs (default: 8)")
     parser.add_argument(
         "--memory", type=number(0.1), default=80.0, help="memory of each GPU, in GiB (default: 80)"
@@ -37,7 +36,10 @@ def _run(args: argparse.Namespace) -> int:
 
     machine = plan.Machine(gpus=args.gpus, memory=args.memory, throughput=args.throughput)
     made = plan.make_plan(
-        recipes.get(args.recipe, args.overrides), machine, args.microbatch, args.checkpointing
+        recipes.get(args.recipe, args.overrides, args.trust_code),
+        machine,
+        args.microbatch,
+        args.checkpointing,
     )
     if args.json:
         write_json(args.json, made.to_json())

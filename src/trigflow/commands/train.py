@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from trigflow.commands.command import Command, add_device, add_flag, add_out_folder, add_overrides, integer
+from trigflow.commands.command import Command, add_device, add_flag, add_out_folder, add_recipe, integer
 from trigflow.system.launch import is_main
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `trigflow list recipes`")
-    add_overrides(parser)
+    add_recipe(parser)
     add_out_folder(parser, "runs/teacher")
     add_flag(parser, "--resume", "resume from the newest checkpoint in --out")
     parser.add_argument(
@@ -35,7 +34,7 @@ def _run(args: argparse.Namespace) -> int:
     from trigflow import recipes
     from trigflow.training.loop import train
 
-    recipe = recipes.get(args.recipe, _overrides(args))
+    recipe = recipes.get(args.recipe, _overrides(args), args.trust_code)
     folder = train(
         recipe,
         args.out,

@@ -52,7 +52,8 @@ class TrigFlowPrecond(nn.Module):
     kept for ablations: its derivative 1/(4 sin t cos t) blows up at both ends).
 
     Args:
-        network: forward(x, t, **cond) -> F of the shape of x, for x of unit variance.
+        network: forward(x, t, **cond) -> F of the shape of x, for x of unit variance; a flow map's, which has an
+            attribute `second_time` that is true, is called as forward(x, t, s=..., **cond).
         sigma_data: standard deviation of the data x_0, > 0.
         c_noise: the network's time input, "t" or "edm".
 
@@ -82,6 +83,11 @@ class TrigFlowPrecond(nn.Module):
         """Whether the network takes the guidance scale as an input, `guidance` (B,)."""
         return bool(getattr(self.network, "guidance_input", False))
 
+    @property
+    def second_time(self) -> bool:
+        """Whether the network is a flow map's: it takes a second time, `s` (B,), to which it goes."""
+        return bool(getattr(self.network, "second_time", False))
+
     def normalize_weights(self) -> None:
         """Calls the network's own `normalize_weights`, where it has one (EDM2); for after each optimiser step.
 
@@ -99,16 +105,19 @@ class TrigFlowPrecond(nn.Module):
         return flow.sigma_from_t(t, self.sigma_data).clamp(min=_SIGMA_FLOOR).log() / 4
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """F(x_t / sigma_data, c_noise(t)).
+        """F(x_t / sigma_data, c_noise(t)); of a flow map, F(x_t / sigma_data, c_noise(t), s=c_noise(s)).
 
         Args:
             x_t: noisy sample, (B, ...).
             t: times in [0, pi/2], (B,), float32 or float64.
-            cond: conditions, passed to the network unchanged.
+            cond: conditions, passed to the network unchanged, except the second time `s` in [0, t], (B,), of a network
+                that takes one: it is conditioned as t is, and 0 (data) where it is not given.
 
         Returns:
             F, of the shape of x_t and with about unit variance.
         """
+        if self.second_time:
+            cond["s"] = self.noise_conditioning(cond.get("s", torch.zeros_like(t)))
         output: Tensor = self.network(x_t / self.sigma_data, self.noise_conditioning(t), **cond)
         # Under autocast a network may answer in half precision; what follows is the sampler's or the loss's arithmetic.
         return output.to(x_t.dtype) if autocast_is_on(x_t.device) else output

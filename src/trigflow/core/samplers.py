@@ -13,14 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from trigflow.core import flow
 from trigflow.core.guidance import guided
-from trigflow.system.errors import UserError, one_of
+from trigflow.core.time_grids import consistency_times, edm_times, flow_map_times
+from trigflow.system.config import given_what_it_names, look_up
+from trigflow.system.errors import UserError
 
 # velocity(x_t (B, ...), t (B,)) -> dx_t/dt, of the shape of x_t.
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -84,52 +86,6 @@ class CountNFE:
             return guide(x_t, t, **cond)
 
         return counted
-
-
-# Time grids
-
-
-def consistency_times(
-    steps: int, sigma_data: float = 0.5, t_mid: float = flow.T_MID, sigma_max: float = flow.SIGMA_MAX
-) -> list[float]:
-    """The `steps` times at which consistency sampling evaluates the network, descending.
-
-    One step starts at t_max = arctan(sigma_max/sigma_data); two add t_mid, 1.1 in all the paper's experiments
-    (sCM, section 4.4). Further times are evenly spaced between these two, where new noise still changes the content
-    of an image.
-
-    Raises:
-        UserError: steps < 1, or t_mid outside (0, t_max).
-    """
-    _check_steps(steps)
-    t_max = flow.t_from_sigma(sigma_max, sigma_data)
-    if not 0 < t_mid < t_max:
-        raise UserError(f"t_mid is {t_mid}: it must lie between 0 and t_max = {t_max:.4f}")
-    return [t_max + (t_mid - t_max) * step / max(steps - 1, 1) for step in range(steps)]
-
-
-def edm_times(
-    steps: int,
-    sigma_data: float = 0.5,
-    sigma_min: float = 0.002,
-    sigma_max: float = flow.SIGMA_MAX,
-    rho: float = 7.0,
-) -> list[float]:
-    """The grid of EDM (Karras et al., 2022, equation 5) in t, descending: `steps` noise levels, then 0.0.
-
-    sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
-
-    Raises:
-        UserError: steps < 1, or not 0 < sigma_min < sigma_max, or rho <= 0.
-    """
-    _check_steps(steps)
-    if not 0 < sigma_min < sigma_max < math.inf:
-        raise UserError(f"sigma_min {sigma_min}, sigma_max {sigma_max}: 0 < sigma_min < sigma_max is needed")
-    if not rho > 0:
-        raise UserError(f"rho is {rho}: give a number above 0")
-    first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    sigmas = [(first + step / max(steps - 1, 1) * (last - first)) ** rho for step in range(steps)]
-    return [*(flow.t_from_sigma(sigma, sigma_data) for sigma in sigmas), 0.0]
 
 
 # Samplers
@@ -242,12 +198,100 @@ def sample_dpmpp_2m(
     return x
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "consistency": sample_consistency,
-    "ddim": sample_ddim,
-    "heun": sample_heun,
-    "dpmpp_2m": sample_dpmpp_2m,
+def sample_flow_map(
+    velocity: Callable[..., Tensor], x_T: Tensor, ts: Sequence[float], on_step: OnStep | None = None
+) -> Tensor:
+    """The steps of a flow map, a network with a second time: one evaluation takes x_t to x_s, without noise.
+
+        x_s = cos(t - s) x_t - sin(t - s) sigma_data F(x_t, t, s)
+
+    which is the consistency model's prediction for s = 0, and DDIM's step for s -> t (Align Your Flow, arXiv
+    2506.14603).
+
+    Args:
+        velocity: velocity(x_t, t, s=...) -> sigma_data F, with both times (B,).
+        x_T: the noise, (B, ...).
+        ts: descending times in [0, pi/2]; the last is where to stop.
+        on_step: called with each t, x_t and x_s.
+
+    Returns:
+        x at the last time.
+
+    Raises:
+        UserError: the times do not descend or are out of range.
+    """
+    _check_times(ts)
+    x = x_T
+    for t, s in pairwise(ts):
+        v = velocity(x, _times(t, x), s=_times(s, x))
+        x_s = math.cos(t - s) * x - math.sin(t - s) * v
+        if on_step is not None:
+            on_step(t, x, x_s)
+        x = x_s
+    return x
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler: its function, its time grid, and the models it is for.
+
+    One of your own is an object of this class in a module of yours, and its name "package.module:object".
+
+    Args:
+        function: function(velocity, x_T, ts) -> x_0; of `noise`, `sigma_data` and `on_step`, as they are used in this
+            file, it gets those that it names.
+        times: times(steps, sigma_data) -> descending times for this number of steps; it gets `t_mid` if it names it.
+        kind: "teacher" solves the PF-ODE of a diffusion model; "student" uses predictions of a consistency model.
+        second_time: it calls velocity(x_t, t, s=...), which takes a network with a second time.
+    """
+
+    function: Callable[..., Tensor]
+    times: Callable[..., Sequence[float]] = edm_times
+    kind: Literal["teacher", "student"] = "teacher"
+    second_time: bool = False
+
+    def __call__(
+        self,
+        velocity: Velocity,
+        x_T: Tensor,
+        steps: int,
+        *,
+        noise: Callable[[int], Tensor],
+        sigma_data: float,
+        t_mid: float = flow.T_MID,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Samples x_0 on the sampler's own time grid; arguments as of `sample`."""
+        ts = given_what_it_names(self.times, steps, sigma_data, t_mid=t_mid)
+        options = {"noise": noise, "sigma_data": sigma_data, "on_step": on_step}
+        x_0: Tensor = given_what_it_names(self.function, velocity, x_T, ts, **options)
+        return x_0
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "consistency": Sampler(sample_consistency, consistency_times, "student"),
+    "flow_map": Sampler(sample_flow_map, flow_map_times, "student", second_time=True),
+    "ddim": Sampler(sample_ddim),
+    "heun": Sampler(sample_heun),
+    "dpmpp_2m": Sampler(sample_dpmpp_2m),
 }
+
+
+def find_sampler(name: str, what: str = "sampler") -> Sampler:
+    """The sampler of a name in SAMPLERS, or that of "package.module:object", which is imported.
+
+    Raises:
+        UserError: there is none, or the object is no Sampler.
+    """
+    found: Any = look_up(name, SAMPLERS, what)
+    if not isinstance(found, Sampler):
+        raise UserError(
+            f"{what} '{name}' is no trigflow.samplers.Sampler: give one, Sampler(function, times, kind)"
+        )
+    return found
 
 
 def sample(
@@ -261,23 +305,22 @@ def sample(
     t_mid: float = flow.T_MID,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Samples x_0 by a sampler of SAMPLERS on its own time grid, `consistency_times(steps)` or `edm_times(steps)`.
+    """Samples x_0 by a named sampler on its own time grid.
 
     Args:
-        sampler: a name in SAMPLERS.
+        sampler: a name in SAMPLERS, or "package.module:object" of a `Sampler`.
         velocity, x_T, on_step: as in the samplers.
         steps: number of steps, >= 1. NFE: steps, or 2 steps - 1 for "heun".
-        noise: noise(step) -> standard normal numbers of the shape of x_T; called by "consistency" only.
+        noise: noise(step) -> standard normal numbers of the shape of x_T, for a sampler that adds noise.
         sigma_data: std of the data.
-        t_mid: where the last step of "consistency" starts.
+        t_mid: where the last step of "consistency" and "flow_map" starts.
 
     Raises:
         UserError: no such sampler, steps < 1, t_mid outside (0, t_max), or noise of another shape.
     """
-    if one_of("sampler", sampler, SAMPLERS) == "consistency":
-        ts = consistency_times(steps, sigma_data, t_mid)
-        return sample_consistency(velocity, x_T, ts, noise, sigma_data, on_step)
-    return SAMPLERS[sampler](velocity, x_T, edm_times(steps, sigma_data), on_step)
+    return find_sampler(sampler)(
+        velocity, x_T, steps, noise=noise, sigma_data=sigma_data, t_mid=t_mid, on_step=on_step
+    )
 
 
 def count_nfe(plan: SamplingPlan) -> int:
@@ -327,11 +370,6 @@ def _check_noise(z: Tensor, step: int, x_T: Tensor) -> None:
             f"noise({step}) has the shape {tuple(z.shape)}: give a number for each of x_T, {tuple(x_T.shape)}, as by "
             "lambda step: torch.randn(x_T.shape)"
         )
-
-
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise UserError(f"steps is {steps}: give 1 or more")
 
 
 def _check_times(

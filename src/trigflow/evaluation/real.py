@@ -26,7 +26,7 @@ def trained_on(model: Model, trust_code: bool) -> Component:
     """The data of the model's card; code that only the card names is refused."""
     component = validate(Component, model.card.recipe.get("data", {"name": model.card.data}), "data")
     if not trust_code:
-        check_trusted(component, "data", model.name)
+        check_trusted(component.name, "data", model.name)
     return component
 
 

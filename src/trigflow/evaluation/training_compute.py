@@ -21,10 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.models.card import ModelCard, TrainingPhase
 from trigflow.models.model import Model
-from trigflow.objectives import OBJECTIVES, Objective
-from trigflow.objectives.batch import guidance_scale
+from trigflow.objectives import OBJECTIVES, Objective, new_objective
 from trigflow.recipes.schema import with_current_names
-from trigflow.system.config import Component, build, validate
+from trigflow.system.config import Component, validate
 from trigflow.system.errors import UserError
 from trigflow.training.synthetic import evaluations_per_sample
 
@@ -86,7 +85,7 @@ def _objective(phase: TrainingPhase) -> Objective | None:
         component = validate(Component, with_current_names(phase.recipe.get("objective")), "objective")
         if component.name not in OBJECTIVES:
             return None
-        objective: Objective = build(component, OBJECTIVES, "objective")
+        objective = new_objective(component)
     except UserError:  # a card of another version, or of another program: it does not tell
         return None
     return objective
@@ -113,7 +112,8 @@ def _forwards_of_samples_of(phase: TrainingPhase, teacher: Model | None) -> floa
         return 0.0
     if teacher is None or type(num) is not int:
         return None
-    scale = guidance_scale(_objective(phase))
+    objective = _objective(phase)
+    scale = 1.0 if objective is None else objective.guidance_scale
     try:
         return float(num * evaluations_per_sample(teacher, scale, bool(phase.recipe.get("guide"))))
     except UserError:  # it cannot be guided: another one than made the samples

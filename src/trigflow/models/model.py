@@ -14,7 +14,7 @@ from torch import Tensor
 from trigflow.core.guidance import ConditionalVelocity, autoguided, guided
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
-from trigflow.core.samplers import SAMPLERS, CountNFE, OnStep, SamplingPlan, Trajectory
+from trigflow.core.samplers import CountNFE, OnStep, SamplingPlan, Trajectory, find_sampler
 from trigflow.core.samplers import sample as run_sampler
 from trigflow.data.autoencoder import FOLDER, Decoder, find
 from trigflow.data.codecs import Codec, LatentCodec, codec_from_json, sample_shape
@@ -24,7 +24,7 @@ from trigflow.models.shipped import model_folder
 from trigflow.models.storage import load_model
 from trigflow.system.devices import Precision, check_precision, products_in, resolve_device, true_float32
 from trigflow.system.distributed import SINGLE_PROCESS, World
-from trigflow.system.errors import Diverged, UserError, did_you_mean, must_be_whole
+from trigflow.system.errors import Diverged, UserError, must_be_whole
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Model:
             seed: random seed of the noise.
             guidance_scale: 1 = no guidance (default: the card's). For a student that takes the scale as an input, a
                 scale in its training range; else that of classifier-free guidance, or of autoguidance (`with_guide`).
-            sampler: a name in `samplers.SAMPLERS` (default: the card's).
+            sampler: a name in `samplers.SAMPLERS`, or "package.module:object" (default: the card's).
             batch: samples computed at once.
             latents: for a latent model: return latents (n, C, h, w) float32 as its autoencoder takes them, not images.
             world: processes that all have the model; each draws its share, and all return all samples.
@@ -166,12 +166,15 @@ class Model:
         own = self.default_plan
         chosen = own.sampler if sampler is None else sampler
         steps = own.steps if steps is None else steps
-        if chosen not in SAMPLERS:
-            hint = did_you_mean(chosen, SAMPLERS)
-            raise UserError(f"unknown sampler '{chosen}'{hint}; there are: {', '.join(SAMPLERS)}")
-        if (chosen == "consistency") != self.is_student:
+        found = find_sampler(chosen)
+        if found.kind != self.card.kind:
             kind = "a consistency" if self.is_student else "a diffusion"
             raise UserError(f"sampler '{chosen}': model '{self.name}' is {kind} model; leave the sampler out")
+        if found.second_time and not self.precond.second_time:
+            raise UserError(
+                f"sampler '{chosen}' needs a network with a second time, and model '{self.name}' has none; leave the "
+                "sampler out"
+            )
         must_be_whole(steps=steps)
         if steps < 1:
             raise UserError(f"steps is {steps}: give 1 or more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -63,23 +64,24 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def load_model(
-    folder: Path, trust_code: bool = False, trusted: str | None = None, blank: bool = False
+    folder: Path, trust_code: bool = False, trusted: Collection[str] = (), blank: bool = False
 ) -> tuple[TrigFlowPrecond, ModelCard]:
     """The model of a folder, on the CPU, in evaluation mode, with frozen weights.
 
     Args:
         folder: folder with model.json and model.safetensors.
-        trust_code: import any network "package.module:Class" that its card names.
-        trusted: a network "package.module:Class" that the user has named, which is imported in any case.
+        trust_code: import the network "package.module:Class" and the sampler that its card names.
+        trusted: those that the user has named, which are imported in any case.
         blank: do not load the weights: the tensors have shapes but no values (on the device "meta").
 
     Raises:
-        UserError: there is no model, it is damaged, its weights do not fit its network, or its network is code that
+        UserError: there is no model, it is damaged, its weights do not fit its network, or it needs code that
             the user has not named.
     """
     card, weights_path = read_card(folder), folder / "model.safetensors"
-    if not trust_code and card.network.name != trusted:
-        check_trusted(card.network, "network", folder)
+    for what, name in (("network", card.network.name), ("sampler", card.sampling.sampler)):
+        if not trust_code and name not in trusted:
+            check_trusted(name, what, folder)
     try:
         precond = new_precond(card, blank)
     except UserError as error:

@@ -6,15 +6,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective
+from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_objective
 from trigflow.objectives.diffusion import Diffusion
 from trigflow.objectives.scm import SCM, consistency_tangent, normalize_tangent
+from trigflow.system.config import Component, build
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {
     "diffusion": Diffusion,
     "sct": partial(SCM, velocity="data"),
     "scd": partial(SCM, velocity="teacher"),
 }
+
+
+def new_objective(component: Component) -> Objective:
+    """The objective of a recipe: a name in OBJECTIVES or "package.module:Class", with its options.
+
+    Raises:
+        UserError: unknown name or option, a value out of range, or an object that is no Objective.
+    """
+    return check_objective(build(component, OBJECTIVES, "objective"), component.name)
+
 
 __all__ = [
     "OBJECTIVES",
@@ -25,5 +36,6 @@ __all__ = [
     "Nets",
     "Objective",
     "consistency_tangent",
+    "new_objective",
     "normalize_tangent",
 ]

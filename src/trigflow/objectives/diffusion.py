@@ -15,7 +15,7 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.core.time_distributions import TIME_DISTRIBUTIONS
 from trigflow.networks.dropout import seeded_dropout
-from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
+from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_batch
 from trigflow.system.errors import one_of
 
 
@@ -59,7 +59,7 @@ def _compiled_forward(net: TrigFlowPrecond) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diffusion:
+class Diffusion(Objective):
     """L = E exp(-u(t)) / D |F(x_t/sigma_data, t) - v_t/sigma_data|^2 + u(t), with v_t = cos(t) z - sin(t) x_0.
 
     Args:
@@ -69,10 +69,7 @@ class Diffusion:
         compile: run the network through torch.compile (one to two minutes at the first step).
     """
 
-    trains: ClassVar[tuple[str, ...]] = ("net",)
-    needs_teacher: ClassVar[bool] = False
     is_consistency: ClassVar[bool] = False
-    forwards_per_image: ClassVar[float] = 3.0  # forward and backward
 
     P_mean: float = Field(default=-0.8, ge=-20, le=20)
     P_std: float = Field(default=1.6, gt=0, le=20)

@@ -7,7 +7,7 @@ from typing import Any
 
 from trigflow.core.guidance import scale_in_words
 from trigflow.core.precond import TrigFlowPrecond
-from trigflow.objectives.batch import Objective, target_halflife
+from trigflow.objectives.batch import Objective
 from trigflow.system.errors import UserError
 
 
@@ -22,7 +22,7 @@ def networks_of(
         teacher, guide: the teacher and its guide, or None.
     """
     nets: dict[str, Any] = {name: new() for name in objective.trains}
-    if target_halflife(objective):
+    if objective.target_halflife:
         nets["target"] = new().requires_grad_(False)
     if teacher is not None and objective.needs_teacher:
         nets["teacher"] = teacher

@@ -17,7 +17,7 @@ from trigflow.core import flow
 from trigflow.core.guidance import GuidanceScale, autoguided, guided, scale_in_words, scales_in
 from trigflow.core.randomness import SampleRandom
 from trigflow.networks.dropout import seeded_dropout
-from trigflow.objectives.batch import Batch, LossOutput, Nets, check_batch
+from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_batch
 from trigflow.objectives.diffusion import TimeDistribution, per_sample, sample_times, weighted
 from trigflow.objectives.stable_target import stable_velocity
 from trigflow.objectives.warmup import Warmup, warmup_at
@@ -75,7 +75,7 @@ def _compiled_derivative() -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SCM:
+class SCM(Objective):
     """L = E exp(-u(t)) / D |F - sg(F) - g/(|g| + c)|^2 + u(t), with g = cos t df/dt from one pass through the network.
 
     Args:
@@ -103,7 +103,6 @@ class SCM:
         compile: run the derivative through torch.compile (one to two minutes at the first step).
     """
 
-    trains: ClassVar[tuple[str, ...]] = ("net",)
     is_consistency: ClassVar[bool] = True
 
     velocity: Literal["teacher", "data"]
@@ -138,13 +137,12 @@ class SCM:
         return self
 
     @property
-    def guidance_range(self) -> tuple[float, float] | None:
-        """(low, high) of the guidance scale that the student takes as an input; None: it has no such input."""
-        return self.guidance_scale if isinstance(self.guidance_scale, tuple) else None
-
-    @property
     def needs_teacher(self) -> bool:
         return self.velocity == "teacher"
+
+    @property
+    def couples_images(self) -> bool:
+        return self.stable_target
 
     @property
     def forwards_per_image(self) -> float:

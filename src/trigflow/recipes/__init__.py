@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from trigflow.recipes.cifar10 import (
     cifar10_scd,
@@ -15,6 +16,7 @@ from trigflow.recipes.digits import digits_scd, digits_sct, digits_teacher
 from trigflow.recipes.imagenet import IMAGENET
 from trigflow.recipes.mixture2d import mixture2d_scd, mixture2d_sct, mixture2d_teacher
 from trigflow.recipes.mnist import mnist_scd, mnist_scd_fine, mnist_sct, mnist_teacher
+from trigflow.recipes.outside import recipe_of_file, recipe_of_function
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import apply_overrides
 from trigflow.system.errors import UserError, did_you_mean
@@ -39,14 +41,25 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
-def get(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by name, with changes `key=value`.
+def get(name: str, overrides: Sequence[str] = (), trust_code: bool = False) -> Recipe:
+    """A recipe, with changes `key=value`.
+
+    Args:
+        name: a name in RECIPES, a JSON file such as the recipe.json of a run, or "package.module:function" of your own
+            function that returns a Recipe.
+        overrides: changes.
+        trust_code: import the code "package.module:name" that a JSON file names.
 
     Raises:
-        UserError: unknown recipe or key, a value of a wrong type or out of range.
+        UserError: unknown recipe or key, a value of a wrong type or out of range, code that only a file names.
     """
+    if name.endswith(".json"):
+        return recipe_of_file(Path(name), overrides, trust_code)
+    if ":" in name:
+        return recipe_of_function(name, overrides)
     if name not in RECIPES:
         raise UserError(
-            f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}; `trigflow list recipes` names all"
+            f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}; `trigflow list recipes` names all, and a JSON file "
+            "or package.module:function is one, too"
         )
     return apply_overrides(RECIPES[name](), overrides)

@@ -93,10 +93,11 @@ class SamplingConfig:
     """How the finished model is sampled by default, and the grids that are drawn while it trains.
 
     Args:
-        sampler: "consistency" for a student; "heun", "ddim" or "dpmpp_2m" for a teacher.
+        sampler: "consistency" for a student ("flow_map" for one with a second time); "heun", "ddim" or "dpmpp_2m" for a
+            teacher; or "package.module:object" of a `samplers.Sampler`.
         steps: of the sampler.
         guidance_scale: classifier-free guidance, 1 is none.
-        t_mid: where the last of a student's steps starts, see `samplers.consistency_times`.
+        t_mid: where the last of a student's steps starts, see `time_grids.consistency_times`.
         grid_nimg: images between sample grids, 0 is off.
         grid_count: samples in a grid.
         flow_map_num: noises on which the error of the flow map is logged, where the data is known exactly; 0 is off.

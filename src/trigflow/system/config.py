@@ -85,8 +85,12 @@ def first_difference(one: object, other: object, path: str = "") -> str | None:
 # Components
 
 
-def _import(name: str) -> Callable[..., Any]:
-    """The object that "package.module:Class" names; modules in the working directory are found as well."""
+def import_object(name: str) -> Callable[..., Any]:
+    """The class or function that "package.module:name" names; modules in the working directory are found as well.
+
+    Raises:
+        UserError: the module cannot be imported, or has no such class or function.
+    """
     module_name, _, attribute = name.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -101,20 +105,20 @@ def _import(name: str) -> Callable[..., Any]:
     return cast(Callable[..., Any], found)
 
 
-def check_trusted(component: Component, what: str, source: object) -> None:
+def check_trusted(name: str, what: str, source: object) -> None:
     """Refuses a "package.module:Class" that a file names, since files are data and their code is not executed.
 
     Args:
-        component: the component in the file.
+        name: of the component in the file.
         what: its key, for the error ("network").
         source: the file or folder.
 
     Raises:
         UserError: the component is a "package.module:Class".
     """
-    if ":" in component.name:
+    if ":" in name:
         raise UserError(
-            f"{source} needs the code of {what} '{component.name}', which is not run by default: if you trust "
+            f"{source} needs the code of {what} '{name}', which is not run by default: if you trust "
             "it, use --trust-code (trust_code=True in Python)"
         )
 
@@ -126,8 +130,14 @@ def look_up(name: str, table: Mapping[str, Callable[..., Any]], what: str) -> Ca
         UserError: there is no such entry or object.
     """
     if ":" in name:
-        return _import(name)
+        return import_object(name)
     return table[one_of(what, name, table)]
+
+
+def given_what_it_names(function: Callable[..., Any], *args: object, **options: object) -> Any:
+    """Calls a function with those of the options that it has as parameters: each part asks for what it needs."""
+    parameters = inspect.signature(function).parameters
+    return function(*args, **{name: value for name, value in options.items() if name in parameters})
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:

@@ -20,10 +20,9 @@ from trigflow.evaluation.training_compute import forward_flops
 from trigflow.models.card import ModelCard, card_of
 from trigflow.models.model import Model
 from trigflow.models.storage import new_precond
-from trigflow.objectives import OBJECTIVES, Objective
+from trigflow.objectives import new_objective
 from trigflow.recipes import RECIPES, get
 from trigflow.recipes.schema import Recipe, SamplingConfig
-from trigflow.system.config import build
 from trigflow.system.devices import products_in, true_float32, wait_for
 from trigflow.system.machine import describe_machine
 from trigflow.system.timing import time_in_turn
@@ -110,8 +109,8 @@ def random_model(recipe: Recipe, device: torch.device) -> Model:
         UserError: an unknown part, or options that do not fit.
     """
     data_shape, num_classes = sample_shape(recipe)
-    objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
-    card = card_of(recipe, data_shape, num_classes, getattr(objective, "guidance_range", None))
+    objective = new_objective(recipe.objective)
+    card = card_of(recipe, data_shape, num_classes, objective.guidance_range)
     with device:  # a billion random numbers are drawn where they are used
         precond = new_precond(card).eval().requires_grad_(False).to(device)
     return Model(precond, IdentityCodec(), card, f"{recipe.name}, random weights")
@@ -151,7 +150,7 @@ def teacher_nfe(card: ModelCard) -> int:
     is beside imagenet512-xxl-scd; where there is none, 63: Heun's method in 32 steps.
     """
     sampling = card.sampling
-    if sampling.sampler == "consistency":
+    if card.kind == "student":
         name = f"{card.name.rpartition('-')[0]}-teacher"
         sampling = RECIPES[name]().sampling if name in RECIPES else SamplingConfig(sampler="heun", steps=32)
     return count_nfe(SamplingPlan(sampling.sampler, sampling.steps, sampling.guidance_scale, sampling.t_mid))

@@ -12,7 +12,8 @@ from trigflow.core.flow_map import FlowMapError
 from trigflow.core.guidance import scale_in_words
 from trigflow.core.oracles import Oracle
 from trigflow.core.precond import TrigFlowPrecond
-from trigflow.core.samplers import SAMPLERS, consistency_times
+from trigflow.core.samplers import SAMPLERS, find_sampler
+from trigflow.core.time_grids import consistency_times
 from trigflow.data import Dataset, exact_teacher, load_data
 from trigflow.data.codecs import CODECS, Codec, codec_from_json, codec_to_json
 from trigflow.models.card import ModelCard, card_of, check_guide
@@ -20,14 +21,13 @@ from trigflow.models.model import Model
 from trigflow.models.pictures import drawable
 from trigflow.models.shipped import model_folder
 from trigflow.models.storage import load_model, new_precond
-from trigflow.objectives import OBJECTIVES, Objective
-from trigflow.objectives.batch import guidance_scale
+from trigflow.objectives import Objective, new_objective
 from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.recipes.schema import Recipe
-from trigflow.system.config import build, to_json
+from trigflow.system.config import to_json
 from trigflow.system.devices import seed_generators
 from trigflow.system.distributed import SINGLE_PROCESS, World, is_lost_connection
-from trigflow.system.errors import UserError, did_you_mean, one_of
+from trigflow.system.errors import UserError, did_you_mean
 from trigflow.system.tensors import load_tensors
 from trigflow.training.optimisers import learning_rate
 from trigflow.training.sharding import shard
@@ -78,7 +78,7 @@ def assemble(recipe: Recipe, device: torch.device, world: World = SINGLE_PROCESS
 
 def _built(recipe: Recipe, device: torch.device, blank: bool) -> RunParts:
     """Everything, in this process; blank networks are filled by the main process's."""
-    objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
+    objective = new_objective(recipe.objective)
     _check_names(recipe, objective)
     dataset = load_data(recipe.data, recipe.precond.sigma_data)
     if recipe.sampling.grid_nimg:
@@ -132,7 +132,7 @@ def _flow_map_error(
     num = recipe.sampling.flow_map_num
     if not num:
         return None
-    if guidance_scale(objective) != 1:
+    if objective.guidance_scale != 1:
         raise UserError(
             f"sampling.flow_map_num = {num}: the flow map of a guided teacher is not known; set it to 0"
         )
@@ -153,22 +153,22 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
             )
     for config in (recipe.optimizer, *recipe.optimizers.values()):
         learning_rate(config, recipe.train.batch, recipe.train.total_nimg)
-    sampler = recipe.sampling.sampler
-    one_of("sampler", sampler, SAMPLERS, where="sampling.sampler: ")
+    sampler = find_sampler(recipe.sampling.sampler, "sampling.sampler")
     consistency_times(recipe.sampling.steps, recipe.precond.sigma_data, recipe.sampling.t_mid)
-    if objective.is_consistency != (sampler == "consistency"):
-        other = "consistency" if objective.is_consistency else "heun, ddim or dpmpp_2m"
+    kind = "student" if objective.is_consistency else "teacher"
+    if sampler.kind != kind:
+        others = [name for name, one in SAMPLERS.items() if one.kind == kind and not one.second_time]
         raise UserError(
-            f"sampling.sampler = {sampler}: a model of objective '{recipe.objective.name}' is sampled by {other}"
+            f"sampling.sampler = {recipe.sampling.sampler}: a model of objective '{recipe.objective.name}' is sampled "
+            f"by {' or '.join(others)}"
         )
 
 
 def _card(recipe: Recipe, objective: Objective, dataset: Dataset, start: Model | None) -> ModelCard:
-    scales = getattr(objective, "guidance_range", None)
     # A student that starts as its teacher has no training of its own behind it.
     goes_on = start and start.is_student == objective.is_consistency
     return replace(
-        card_of(recipe, dataset.data_shape, dataset.num_classes, scales),
+        card_of(recipe, dataset.data_shape, dataset.num_classes, objective.guidance_range),
         kind="student" if objective.is_consistency else "teacher",
         codec=codec_to_json(dataset.codec),
         data=dataset.name,
@@ -179,7 +179,9 @@ def _card(recipe: Recipe, objective: Objective, dataset: Dataset, start: Model |
 
 def _loaded(name: str, recipe: Recipe, blank: bool) -> Model:
     """A run folder or a shipped model; of code, only the recipe's own network is imported."""
-    precond, card = load_model(model_folder(name), trusted=recipe.network.name, blank=blank)
+    precond, card = load_model(
+        model_folder(name), trusted=(recipe.network.name, recipe.sampling.sampler), blank=blank
+    )
     return Model(precond, codec_from_json(card.codec), card, name)
 
 
@@ -191,7 +193,7 @@ def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset, blank: bool
                 f"objective '{recipe.objective.name}' needs a teacher: give teacher=FOLDER of a trained teacher"
             )
         return None
-    scale = guidance_scale(objective) if recipe.guide is None else 1  # a guide needs no null label
+    scale = objective.guidance_scale if recipe.guide is None else 1  # a guide needs no null label
     if recipe.teacher == "exact":
         oracle = exact_teacher(dataset)
         _check_guidance(recipe.teacher, None, scale)
@@ -228,7 +230,7 @@ def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
         raise UserError(
             f"guide = {recipe.guide}: objective '{recipe.objective.name}' has no teacher to guide; remove it"
         )
-    if guidance_scale(objective) == 1:
+    if objective.guidance_scale == 1:
         raise UserError(
             f"guide = {recipe.guide}: objective.guidance_scale = 1 is no guidance; give a larger one, or a range"
         )
@@ -237,7 +239,7 @@ def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
 
 def _check_sampling(model: Model, objective: Objective) -> None:
     """Checks that the model can be sampled with sampling.guidance_scale, in its grids and by default."""
-    own, distilled = model.card.sampling.guidance_scale, guidance_scale(objective)
+    own, distilled = model.card.sampling.guidance_scale, objective.guidance_scale
     if own != 1 and distilled != 1 and model.guidance_range is None:
         raise UserError(
             f"sampling.guidance_scale = {own:g}: the student is distilled from a guided teacher, "

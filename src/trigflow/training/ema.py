@@ -161,7 +161,9 @@ def post_hoc_weights(stored: Sequence[tuple[int, float]], ema_std: float, nimg: 
     return np.asarray(shares / shares.sum())  # a weight that never moved keeps its value exactly
 
 
-def reconstruct(snapshots: Sequence[EMASnapshot], ema_std: float, nimg: int | None = None) -> Tensors:
+def reconstructed_weights(
+    snapshots: Sequence[EMASnapshot], ema_std: float, nimg: int | None = None
+) -> Tensors:
     """The average of another length, reconstructed after the run from its snapshots.
 
     Args:

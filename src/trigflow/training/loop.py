@@ -17,7 +17,6 @@ from trigflow.models.card import ModelCard
 from trigflow.models.storage import read_card, save_model
 from trigflow.networks.blocks import checkpoint_blocks
 from trigflow.objectives import Batch, LossOutput
-from trigflow.objectives.batch import guidance_scale, target_halflife
 from trigflow.recipes.schema import EMAConfig, Recipe
 from trigflow.system.config import to_json
 from trigflow.system.devices import generators_kept, products_in, seed_generators, true_float32
@@ -74,7 +73,7 @@ def train(
         if checkpointing:
             _checkpoint_blocks(parts)
         # Whether the loss of an image depends on the others in its microbatch.
-        by_batch = bool(getattr(parts.objective, "stable_target", False))
+        by_batch = parts.objective.couples_images
         with (
             interrupt_with_resume_hint(),
             open_run_of_all(Path(run_dir), recipe, resume, world, by_batch, say) as folder,
@@ -86,7 +85,7 @@ def train(
 
 
 def _checkpoint_blocks(parts: RunParts) -> None:
-    if getattr(parts.objective, "compile", False):
+    if parts.objective.compile:
         raise UserError(
             "--checkpointing: objective.compile = true already decides what to recompute; use only one of the two"
         )
@@ -105,7 +104,7 @@ def _with_synthetic_data(
         parts.dataset,
         recipe.train.synthetic,
         recipe.train.seed,
-        guidance_scale(parts.objective),
+        parts.objective.guidance_scale,
         folder.path / "synthetic.safetensors",
         progress,
         world,
@@ -130,12 +129,10 @@ class Run:
         self.device = device = world.device
         self.nimg = 0
         trains = parts.objective.trains
-        if len(trains) > 1 and not world.is_single:
-            raise UserError(
-                f"objective '{recipe.objective.name}' trains {len(trains)} networks, whose gradients cannot be "
-                "separated across processes: train it in a single process"
-            )
-        self.trained = {name: new_trained(name, parts.nets[name], recipe, device, world) for name in trains}
+        self.trained = {
+            name: new_trained(name, parts.nets[name], recipe, device, world, among_others=len(trains) > 1)
+            for name in trains
+        }
         self.averages = Averages(world)
         # For networks of the user's that draw from torch's own generator.
         seed_generators(recipe.train.seed + world.rank, device)
@@ -239,7 +236,7 @@ class Run:
             due[name].step(self.nimg)
         self.nimg += batch
         if self.target is not None:
-            halflife = target_halflife(self.parts.objective)
+            halflife = self.parts.objective.target_halflife
             update_target(self.target, self.main.net, halflife, self.nimg, batch)
         for trained in self.trained.values():  # also those not updated: the average is over time
             trained.ema.update(trained.net, self.nimg, batch)

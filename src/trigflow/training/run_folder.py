@@ -31,7 +31,7 @@ from trigflow.system.files import (
 )
 from trigflow.system.tensors import read_state, write_state
 from trigflow.training.checkpoints import CheckpointFolder
-from trigflow.training.ema import EMASnapshot, reconstruct
+from trigflow.training.ema import EMASnapshot, reconstructed_weights
 
 # Fields that may change when a run is resumed. Only its length affects the result, if a schedule depends on it.
 FREE = (
@@ -101,10 +101,10 @@ def read_snapshots(run_dir: Path) -> list[EMASnapshot]:
     return snapshots
 
 
-def reconstruct_model(run_dir: Path, out: Path, ema_std: float, nimg: int | None = None) -> Path:
+def reconstruct(run_dir: Path | str, out: Path | str, ema_std: float, nimg: int | None = None) -> Path:
     """Writes the model of a run with an EMA of another length, reconstructed from its snapshots (arXiv 2312.02696).
 
-    >>> reconstruct_model(Path("runs/student"), Path("runs/student-0.08"), ema_std=0.08)
+    >>> reconstruct("runs/student", "runs/student-0.08", ema_std=0.08)
 
     Args:
         run_dir: a run with ema.kind "power" and ema.snapshot_nimg > 0.
@@ -118,8 +118,9 @@ def reconstruct_model(run_dir: Path, out: Path, ema_std: float, nimg: int | None
     Raises:
         UserError: no snapshots, a number out of range, or a folder that is in use.
     """
+    run_dir, out = Path(run_dir), Path(out)
     snapshots = read_snapshots(run_dir)
-    tensors = reconstruct(snapshots, ema_std, nimg)
+    tensors = reconstructed_weights(snapshots, ema_std, nimg)
     if is_occupied(out):
         raise UserError(f"{out} is in use: choose another folder")
     card = read_card(run_dir)

@@ -75,6 +75,25 @@ def _fill(net: nn.Module, first: dict[str, Tensor], world: World) -> None:
         own_part(tensor).copy_(own_part(sharded_like(full, tensor)))
 
 
+def gathered_weights(net: TrigFlowPrecond) -> dict[int, Tensor]:
+    """Collects the whole weights that a sharded network gathers in its forward passes, by their id.
+
+    These, rather than the shards, are the leaves of the graph; each block gathers into the same tensor every time. A
+    backward pass with them as its inputs has gradients of this network alone, also where the loss depends on others.
+    """
+    found: dict[int, Tensor] = {}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def collect(module: nn.Module, args: object) -> None:
+        whole = (weight for weight in module.parameters() if weight.requires_grad and not is_sharded(weight))
+        found.update((id(weight), weight) for weight in whole)
+
+    for module in net.modules():
+        if isinstance(module, FSDPModule):
+            module.register_forward_pre_hook(collect)  # after its own, which gathers
+    return found
+
+
 def reduce_over_replicas(net: nn.Module, last: bool) -> None:
     """Sets where gradients are reduced after the next backward pass, which may be the last of a step.
 

@@ -25,7 +25,7 @@ from trigflow.training.optimisers import (
     optimizer_tensors,
 )
 from trigflow.training.progress import gradient_norm
-from trigflow.training.sharding import average_gradients, norm_of_parts
+from trigflow.training.sharding import average_gradients, gathered_weights, norm_of_parts
 
 
 @dataclass
@@ -43,6 +43,9 @@ class Trained:
         rate: the learning rate as a function of nimg at the start of the step.
         update_period: the network is updated in every update_period-th step.
         ema: averages of its weights.
+        world: the processes of the run.
+        leaves: of a sharded network, the gathered weights (`sharding.gathered_weights`); None: a loss has gradients of
+            this network only.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Trained:
     update_period: int
     ema: EMA
     world: World = SINGLE_PROCESS
+    leaves: dict[int, Tensor] | None = None
 
     def zero_grad(self) -> None:
         """Clears the gradients, before the first backward pass of a step."""
@@ -66,8 +70,10 @@ class Trained:
         scaled = self.loss_scale.scaled(loss)
         if self.world.is_single:
             scaled.backward(inputs=self.parameters, retain_graph=retain_graph)  # type: ignore[no-untyped-call]
-        else:  # what full sharding gathers for a pass is in the graph, not the parameters
-            scaled.backward()  # type: ignore[no-untyped-call]
+        elif self.leaves is None:  # what full sharding gathers for a pass is in the graph, not the parameters
+            scaled.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        else:
+            scaled.backward(inputs=[*self.leaves.values()], retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
     def take_gradients(self) -> None:
         """Passes this process's shards of the gradients to the optimiser, after the last backward pass of a step."""
@@ -150,9 +156,23 @@ class Trained:
 
 
 def new_trained(
-    name: str, net: TrigFlowPrecond, recipe: Recipe, device: torch.device, world: World = SINGLE_PROCESS
+    name: str,
+    net: TrigFlowPrecond,
+    recipe: Recipe,
+    device: torch.device,
+    world: World = SINGLE_PROCESS,
+    among_others: bool = False,
 ) -> Trained:
-    """A network at the start of its training, with the recipe's optimiser and averages."""
+    """A network at the start of its training, with the recipe's optimiser and averages.
+
+    Args:
+        name: its name in the objective.
+        net: the network; with several processes, sharded over them.
+        recipe: of the run.
+        device: for training.
+        world: the processes.
+        among_others: the objective trains several networks, on whose weights its loss may depend, too.
+    """
     net.train()
     net.normalize_weights()  # another model's average is shorter than the weights it averages
     weights: list[Tensor] = [parameter for parameter in net.parameters() if parameter.requires_grad]
@@ -171,6 +191,7 @@ def new_trained(
         config.update_period,
         new_ema(recipe.ema, net),
         world,
+        gathered_weights(net) if among_others and not world.is_single else None,
     )
 
 

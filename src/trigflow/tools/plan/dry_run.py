@@ -23,10 +23,10 @@ from trigflow.models.card import ModelCard, card_of
 from trigflow.models.storage import new_precond
 from trigflow.networks import NETWORKS
 from trigflow.networks.blocks import blocks, checkpoint_blocks
-from trigflow.objectives import OBJECTIVES, Batch, Objective
+from trigflow.objectives import Batch, Objective, new_objective
 from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.recipes.schema import Recipe
-from trigflow.system.config import Component, build, look_up
+from trigflow.system.config import Component, look_up
 from trigflow.system.devices import products_in
 from trigflow.system.errors import UserError
 from trigflow.tools.plan.tracker import Tracker
@@ -145,7 +145,7 @@ def dry_run_step(
 
 def _footprint_of(recipe: Recipe, card: ModelCard, checkpointing: bool) -> Footprint:
     options = {key: value for key, value in recipe.objective.options.items() if key != "compile"}
-    objective: Objective = build(Component(recipe.objective.name, options), OBJECTIVES, "objective")
+    objective = new_objective(Component(recipe.objective.name, options))
     # A module of the user's is imported here, where tensors have data.
     look_up(card.network.name, NETWORKS, "network")
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -180,7 +180,7 @@ class _DryRun:
         self.nets = networks_of(objective, lambda: new_precond(card).train(), teacher, guide)
         self.trained: dict[str, TrigFlowPrecond] = {name: self.nets[name] for name in objective.trains}
         for net in self.trained.values():
-            check_guidance_input(net, recipe.objective.name, getattr(objective, "guidance_range", None))
+            check_guidance_input(net, recipe.objective.name, objective.guidance_range)
         self.parameters = {
             name: [parameter for parameter in net.parameters() if parameter.requires_grad]
             for name, net in self.trained.items()

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from trigflow.objectives import OBJECTIVES, Objective
-from trigflow.objectives.batch import guidance_scale
+from trigflow.objectives import new_objective
 from trigflow.objectives.warmup import scaled_warmup
 from trigflow.recipes.schema import Recipe
-from trigflow.system.config import build
 from trigflow.system.errors import UserError
 from trigflow.tools.studies.outcome import Line, Outcome, comparison, ratio, score_plot, show, stored
 from trigflow.tools.studies.study import StudyContext
@@ -69,7 +67,7 @@ class Compute(TrainingSettings):
         """Evaluations of the teacher for a sample that a student is trained on."""
         recipe, teacher = runs.students[student]
         model = runs.model(teacher) if recipe.train.synthetic else None
-        scale = guidance_scale(_objective(recipe))
+        scale = new_objective(recipe.objective).guidance_scale
         return evaluations_per_sample(model, scale, recipe.guide is not None) if model else 0
 
 
@@ -80,12 +78,10 @@ def _share_name(share: float) -> str:
 
 def forwards(recipe: Recipe, nfe: int = 0) -> float:
     """Forward passes that a training costs, `nfe` for each sample of its teacher that it is trained on."""
-    return recipe.train.total_nimg * _objective(recipe).forwards_per_image + nfe * recipe.train.synthetic
-
-
-def _objective(recipe: Recipe) -> Objective:
-    objective: Objective = build(recipe.objective, OBJECTIVES, "objective")
-    return objective
+    return (
+        recipe.train.total_nimg * new_objective(recipe.objective).forwards_per_image
+        + nfe * recipe.train.synthetic
+    )
 
 
 def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> Recipe:
@@ -102,7 +98,7 @@ def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> R
         UserError: the samples alone cost more than the share.
     """
     left = share * forwards(teacher) - nfe * student.train.synthetic
-    batch, objective = student.train.batch, _objective(student)
+    batch, objective = student.train.batch, new_objective(student.objective)
     total = batch * max(1, round(left / objective.forwards_per_image / batch))
     if left <= 0:
         raise UserError(
