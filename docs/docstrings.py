@@ -8,7 +8,9 @@ from typing import Any
 import griffe
 
 # Several parameters of one description, `a, b: ...`, with the lines that continue it.
-JOINT = re.compile(r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+):(?P<text>.*(?:\n(?P=indent) +.*)*)", re.MULTILINE)
+JOINT = re.compile(
+    r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+):(?P<text>.*(?:\n(?P=indent) +.*)*)", re.MULTILINE
+)
 
 
 class ProjectStyle(griffe.Extension):

@@ -101,7 +101,9 @@ def _exports(package: griffe.Object) -> Iterator[str]:
 def _package_page(name: str, package: griffe.Object) -> str:
     """The package's own names, then its modules that have any; what a package re-exports is in its module."""
     own = [member.name for member in package.members.values() if _public(member) and not member.is_module]
-    modules = [each for each in package.modules.values() if any(map(_public, each.members.values()))]
+    modules = [
+        each for _, each in sorted(package.modules.items()) if any(map(_public, each.members.values()))
+    ]
     subpackages = [each for each in modules if each.path.removeprefix("trigflow.") in PACKAGES]
     parts = [f"# {name}", _module(package.path, own)]
     return "\n\n".join([*parts, *(f"::: {each.path}" for each in modules if each not in subpackages)]) + "\n"
