@@ -16,11 +16,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-# A page of the site and its file in the repository.
+# A page or file of the site, and its file in the repository.
 BESIDE = {
     "index.md": "README.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
+    "CITATION.cff": "CITATION.cff",
     "benchmarks.md": "benchmarks/README.md",
     "models.md": "src/trigflow/models/pretrained/README.md",
     "results.md": "results/README.md",
