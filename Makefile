@@ -46,7 +46,7 @@ bench: $(READY)  ## time and memory of a training step in every derivative mode 
 docs: $(SITE)  ## write docs/commands.md and the tables, check links and commands, build the site -> site/index.html
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m pytest -q tests/test_docs.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(SITE): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
