@@ -79,7 +79,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     pip = [sys.executable, "-m", "pip", "--quiet", "--python", venv / "bin" / "python"]
     subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True, capture_output=True)
     paths = sysconfig.get_paths("venv", vars={"base": str(venv), "platbase": str(venv)})
-    ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    ours = [path for path in sys.path if path.endswith("-packages")]
     (Path(paths["purelib"]) / "dependencies.pth").write_text("\n".join(ours))
     return Release(sdist, wheel, venv)
 
