@@ -77,7 +77,11 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     pip = [sys.executable, "-m", "pip", "--quiet", "--python", venv / "bin" / "python"]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True, capture_output=True)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-index", "--ignore-installed", wheel],
+        check=True,
+        capture_output=True,
+    )
     paths = sysconfig.get_paths("venv", vars={"base": str(venv), "platbase": str(venv)})
     ours = [path for path in sys.path if path.endswith("-packages")]
     (Path(paths["purelib"]) / "dependencies.pth").write_text("\n".join(ours))
