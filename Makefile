@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SITE := $(VENV)/.docs
 # Small tensors gain nothing from many threads, so the tests run in several single-threaded processes.
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
@@ -42,9 +43,14 @@ format: $(READY)  ## put the code into form
 bench: $(READY)  ## time and memory of a training step in every derivative mode (20 minutes at most)
 	$(BIN)/python benchmarks/train_step.py --json results/train_step.json
 
-docs: $(READY)  ## write docs/commands.md, and check the documentation's links and commands
+docs: $(SITE)  ## write docs/commands.md and the tables, check links and commands, build the site -> site/index.html
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m pytest -q tests/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(SITE): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 clean:  ## everything that can be made again, except the virtual environment
-	rm -rf build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf build dist site htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
