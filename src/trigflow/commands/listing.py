@@ -10,7 +10,7 @@ from trigflow.commands.command import Command
 
 KINDS = (
     *("models", "recipes", "datasets", "networks", "objectives", "time_distributions", "samplers"),
-    *("features", "studies"),
+    *("features", "metrics", "studies"),
 )
 
 
@@ -45,6 +45,7 @@ def _tables() -> dict[str, Mapping[str, object]]:
         "samplers": samplers.SAMPLERS,
         "features": metrics.FEATURES
         | {f"{name}=FILE": f"{one.summary} ({one.file})" for name, one in metrics.PUBLISHED.items()},
+        "metrics": {name: metric.compute for name, metric in metrics.METRICS.items()},
         "studies": studies.STUDIES,
     }
 
