@@ -22,6 +22,7 @@ from trigflow.evaluation.metrics.classifier_net import Classifier
 from trigflow.evaluation.metrics.dinov2 import DinoV2, Size, load_dinov2
 from trigflow.evaluation.metrics.features import of_classifier
 from trigflow.evaluation.reference import Reference, data_digest, reference, reference_key
+from trigflow.system.tensors import read_state, write_state
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +91,16 @@ def test_a_damaged_file_is_made_anew(damage: Callable[[bytes], bytes], kept: Pat
     (file,) = kept.iterdir()
     file.write_bytes(damage(file.read_bytes()))
     assert same(reference(images(), known, 3), first) and sum(seen) == 80
+    assert same(reference(images(), known, 3), first) and sum(seen) == 80
+
+
+def test_a_file_without_logits_is_made_anew(kept: Path) -> None:
+    """Of a version that did not keep them."""
+    known, seen = counted(load_features("digits-classifier"))
+    first = reference(images(), known, 3)
+    (file,) = kept.iterdir()
+    found, state = read_state(file)
+    write_state(file, {name: tensor for name, tensor in found.items() if name != "logits"}, state)
     assert same(reference(images(), known, 3), first) and sum(seen) == 80
 
 

@@ -45,10 +45,13 @@ def effective_sampling_compute(model: Model, nfe: int) -> float:
 
 
 def quality(scores: Scores) -> Row:
-    """Medians over the seeds of all metrics but the Frechet distance; label agreement is None where it does not apply,
-    other metrics are left out there."""
+    """Medians over the seeds of all metrics but the Frechet distance.
+
+    Where it does not apply, label agreement is None, and another metric is left out.
+    """
     values = {name: scores.of(name) for name in METRICS if name != SCORE}
-    return {"label_agreement": None} | {name: statistics.median(all) for name, all in values.items() if all}
+    medians = {name: statistics.median(of_seeds) for name, of_seeds in values.items() if of_seeds}
+    return {"label_agreement": None} | medians
 
 
 def spread(fds: list[float]) -> Row:
