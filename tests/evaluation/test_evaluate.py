@@ -25,7 +25,7 @@ from trigflow.evaluation import measure
 from trigflow.evaluation.cached_scores import cached_scores
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.measure import draw_labels, new_trial, score_all, seconds_per_sample
-from trigflow.evaluation.metrics import Features, load_features
+from trigflow.evaluation.metrics import METRICS, Features, load_features
 from trigflow.evaluation.real import with_noise
 from trigflow.models.storage import save_model
 from trigflow.system.errors import UserError
@@ -154,7 +154,7 @@ def test_label_agreement_counts_the_requested_label() -> None:
     for features, expected in ((always_one, 0.25), (nearest, 1.0)):
         trial = new_trial(gaussian_data(num_classes=2), features, num=1000, seeds=2, batch=300)
         (scores,) = score_all(trial, [model.with_plan(1)], progress=False)
-        assert scores.agreements == pytest.approx([expected] * 2, abs=0.05)
+        assert scores.of("label_agreement") == pytest.approx([expected] * 2, abs=0.05)
 
 
 @pytest.mark.parametrize("inception", [False, True])
@@ -309,23 +309,27 @@ def test_files_of_others_are_left_alone(student_folder: Path, tmp_path: Path) ->
     assert len(list((tmp_path / "scores").iterdir())) == 2
 
 
+NUMBERS: dict[str, float | None] = dict.fromkeys(METRICS) | {"fd": 2.0, "kernel_distance": 3.0, "nfe": 2.0}
+
+
 @pytest.mark.parametrize(
-    "content",
+    "damaged",
     [
-        "[]",
-        '{"fd": 1.0}',
-        '{"fd": 1, "kernel": 1.0, "nfe": 1.0}',
-        '{"fd": 1.0, "kernel": 1.0}',
-        '{"fd": 1.0, "kernel": 1.0, "nfe": 1.0, "recall": 1.0}',
+        [],
+        {"fd": 1.0},
+        NUMBERS | {"fd": 1},
+        NUMBERS | {"fd": None},
+        NUMBERS | {"nfe": None},
+        NUMBERS | {"recall": float("nan")},
+        {name: value for name, value in NUMBERS.items() if name != "recall"},
     ],
 )
-def test_scores_that_are_not_whole_are_measured_again(content: str, tmp_path: Path) -> None:
-    numbers = {"fd": 2.0, "kernel": 3.0, "nfe": 2.0}
-    assert cached_scores(tmp_path, "key", 0, lambda: numbers) == (numbers, False)
-    assert cached_scores(tmp_path, "key", 0, lambda: {}) == (numbers, True)
+def test_scores_that_are_not_whole_are_measured_again(damaged: Any, tmp_path: Path) -> None:
+    assert cached_scores(tmp_path, "key", 0, lambda: NUMBERS) == (NUMBERS, False)
+    assert cached_scores(tmp_path, "key", 0, lambda: {}) == (NUMBERS, True)
     (file,) = tmp_path.iterdir()
-    file.write_text(content)
-    assert cached_scores(tmp_path, "key", 0, lambda: numbers) == (numbers, False)
+    file.write_text(json.dumps(damaged))
+    assert cached_scores(tmp_path, "key", 0, lambda: NUMBERS) == (NUMBERS, False)
 
 
 def test_data_that_is_not_here_can_be_named(student_folder: Path, tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from trigflow.data import Dataset, cache, digits, load_data
 from trigflow.data.codecs import ImageCodec
 from trigflow.evaluation.evaluate import evaluate
-from trigflow.evaluation.metrics import Features, features, load_features
+from trigflow.evaluation.metrics import Features, SampleSet, features, load_features
 from trigflow.evaluation.metrics.classifier_net import Classifier
 from trigflow.evaluation.metrics.dinov2 import DinoV2, Size, load_dinov2
 from trigflow.evaluation.metrics.features import of_classifier
 from trigflow.evaluation.reference import Reference, data_digest, reference, reference_key
+from trigflow.system.tensors import read_state, write_state
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +50,15 @@ def counted(known: Features) -> tuple[Features, list[int]]:
 
 
 def same(a: Reference, b: Reference) -> bool:
-    numbers = [(one.moments.num, one.halves, one.diversity, one.agreement) for one in (a, b)]
-    pairs = [(a.some, b.some), (a.moments.mean, b.moments.mean), (a.moments.cov, b.moments.cov)]
-    return numbers[0] == numbers[1] and all(torch.equal(x, y) for x, y in pairs)
+    """Bit for bit."""
+    return a.halves == b.halves and all(
+        torch.equal(x, y) for x, y in zip(tensors(a.data), tensors(b.data), strict=True)
+    )
+
+
+def tensors(data: SampleSet) -> list[Tensor]:
+    found = [data.moments.mean, data.moments.cov, data.vectors, data.radii, data.logits, data.labels]
+    return [torch.tensor(data.moments.num), *(one for one in found if one is not None)]
 
 
 @pytest.mark.parametrize("name", ["pixels", "digits-classifier"])
@@ -61,7 +68,7 @@ def test_the_second_call_computes_no_features(name: str, kept: Path) -> None:
     assert sum(seen) == 40 and len(list(kept.iterdir())) == 1
     again = reference(images(), known, 3)
     assert sum(seen) == 40 and same(first, again)
-    assert (first.agreement is None) == (first.diversity is None) == (name == "pixels")
+    assert (first.data.logits is None) == (name == "pixels")
 
 
 def test_evaluation_asks_the_cache() -> None:
@@ -84,6 +91,16 @@ def test_a_damaged_file_is_made_anew(damage: Callable[[bytes], bytes], kept: Pat
     (file,) = kept.iterdir()
     file.write_bytes(damage(file.read_bytes()))
     assert same(reference(images(), known, 3), first) and sum(seen) == 80
+    assert same(reference(images(), known, 3), first) and sum(seen) == 80
+
+
+def test_a_file_without_logits_is_made_anew(kept: Path) -> None:
+    """Of a version that did not keep them."""
+    known, seen = counted(load_features("digits-classifier"))
+    first = reference(images(), known, 3)
+    (file,) = kept.iterdir()
+    found, state = read_state(file)
+    write_state(file, {name: tensor for name, tensor in found.items() if name != "logits"}, state)
     assert same(reference(images(), known, 3), first) and sum(seen) == 80
 
 

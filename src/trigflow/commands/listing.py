@@ -8,7 +8,10 @@ from functools import partial
 
 from trigflow.commands.command import Command
 
-KINDS = ("models", "recipes", "datasets", "networks", "objectives", "samplers", "features", "studies")
+KINDS = (
+    *("models", "recipes", "datasets", "networks", "objectives", "time_distributions", "samplers"),
+    *("features", "metrics", "studies"),
+)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,7 @@ def _describe(thing: object) -> str:
 
 def _tables() -> dict[str, Mapping[str, object]]:
     from trigflow import data, networks, objectives, recipes
-    from trigflow.core import samplers
+    from trigflow.core import samplers, time_distributions
     from trigflow.evaluation import metrics
     from trigflow.models import shipped
     from trigflow.tools import studies
@@ -38,9 +41,11 @@ def _tables() -> dict[str, Mapping[str, object]]:
         "datasets": data.DATASETS,
         "networks": networks.NETWORKS,
         "objectives": objectives.OBJECTIVES,
+        "time_distributions": time_distributions.TIME_DISTRIBUTIONS,
         "samplers": {name: sampler.function for name, sampler in samplers.SAMPLERS.items()},
         "features": metrics.FEATURES
         | {f"{name}=FILE": f"{one.summary} ({one.file})" for name, one in metrics.PUBLISHED.items()},
+        "metrics": {name: metric.compute for name, metric in metrics.METRICS.items()},
         "studies": studies.STUDIES,
     }
 

@@ -27,24 +27,27 @@ def lognormal(u: Tensor, P_mean: float, P_std: float, sigma_data: float) -> Tens
     Returns:
         Times in (0, pi/2), of the shape and dtype of u.
     """
-    # u = 0 would give t = 0: it moves by half a step of the grid on which random numbers lie.
-    half_step = torch.finfo(u.dtype).eps / 4
-    tau = P_mean + P_std * torch.special.ndtri(_wide(u).clamp(half_step, 1 - half_step))
+    tau = P_mean + P_std * torch.special.ndtri(_inside(u))
     return t_from_sigma(torch.exp(tau), sigma_data).to(u.dtype)
 
 
 def uniform(u: Tensor, P_mean: float, P_std: float, sigma_data: float) -> Tensor:
-    """t uniform in [0, pi/2], of the shape and dtype of u; the other arguments play no part."""
-    return (T_MAX * _wide(u)).to(u.dtype)
+    """t uniform in (0, pi/2], of the shape and dtype of u; the other arguments play no part."""
+    return (T_MAX * _inside(u)).to(u.dtype)
 
 
-# By the name in an objective's `time_distribution`: times from uniforms, P_mean, P_std and the data's sigma_data.
+# By the name in an objective's `time_distribution`: times > 0 from uniforms, P_mean, P_std and the data's sigma_data.
 TIME_DISTRIBUTIONS: dict[str, Callable[[Tensor, float, float, float], Tensor]] = {
     "lognormal": lognormal,
     "uniform": uniform,
 }
 
 
-def _wide(u: Tensor) -> Tensor:
-    """u in float64, where the device has it."""
-    return u if u.device.type == "mps" else u.double()
+def _inside(u: Tensor) -> Tensor:
+    """u in float64 where the device has it, and inside (0, 1): t = 0 has an infinite weight 1/sigma.
+
+    Zero moves by half a step of the grid on which random numbers lie; all others stay as they are.
+    """
+    half_step = torch.finfo(u.dtype).eps / 4
+    wide = u if u.device.type == "mps" else u.double()
+    return wide.clamp(half_step, 1 - half_step)

@@ -1,8 +1,9 @@
 """Scores of an evaluation as they are measured, so that a stopped one goes on: a small file for each model and seed.
 
 The name of a file is a hash of all that the numbers depend on: the real data in its features, the model's weights and
-how it is sampled, seed and number of samples, the version of this package. Nothing is kept of what has no such hash:
-networks and features whose code is the user's own and cannot be read.
+how it is sampled, seed and number of samples, the names of the metrics (their code is not looked at), the version of
+this package. Nothing is kept of what has no such hash: networks and features whose code is the user's own and cannot be
+read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trigflow.data.codecs import codec_to_json
+from trigflow.evaluation.metrics import METRICS, SCORE
 from trigflow.models.model import Model
 from trigflow.system.config import to_json
 from trigflow.system.distributed import SINGLE_PROCESS, World
@@ -24,9 +26,9 @@ from trigflow.system.files import is_occupied, read_json, write_json
 from trigflow.system.tensors import tensors_digest
 from trigflow.system.version import __version__
 
-Numbers = dict[str, float]
+Numbers = dict[str, float | None]  # None for a metric that does not apply
 SCORES = "scores"  # the folder, within that of the report
-_NEEDED = {"fd", "kernel", "nfe"}  # of every score
+_NUMBERS = (SCORE, "nfe")  # are never None
 _OURS = re.compile(r"[0-9a-f]{32}\.json")
 
 
@@ -41,7 +43,9 @@ def score_key(trial_key: str, model: Model, num: int) -> str | None:
     weights = _weights_key(model)
     if not trial_key or weights is None:
         return None
-    return repr((__version__, trial_key, weights, sorted(asdict(model.default_plan).items()), num))
+    return repr(
+        (__version__, trial_key, weights, sorted(asdict(model.default_plan).items()), num, sorted(METRICS))
+    )
 
 
 def _weights_key(model: Model) -> str | None:
@@ -90,13 +94,18 @@ def cached_scores(
 
 
 def _whole(path: Path) -> Numbers | None:
-    """None for a damaged file: it is measured again."""
+    """None for a damaged file, or one without a number of every metric: it is measured again."""
     try:
         data: Any = read_json(path)
     except UserError:
         return None
-    whole = isinstance(data, dict) and data.keys() >= _NEEDED and ("precision" in data) == ("recall" in data)
-    return data if whole and all(type(one) is float and math.isfinite(one) for one in data.values()) else None
+    if not isinstance(data, dict) or data.keys() != {*METRICS, "nfe"}:
+        return None
+    return data if all(_is_number(data[name], name not in _NUMBERS) for name in data) else None
+
+
+def _is_number(value: object, or_none: bool) -> bool:
+    return or_none if value is None else type(value) is float and math.isfinite(value)
 
 
 def holds_scores(folder: Path) -> bool:

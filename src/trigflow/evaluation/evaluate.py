@@ -28,7 +28,8 @@ from trigflow.evaluation.measure import (
     score_held_out,
     seconds_per_sample,
 )
-from trigflow.evaluation.metrics import Features, load_features
+from trigflow.evaluation.metrics import METRICS, Features, SampleSet, load_features
+from trigflow.evaluation.metrics.labels import LABEL_ACCURACY
 from trigflow.evaluation.real import (
     check_features,
     default_features,
@@ -288,14 +289,14 @@ def _check_numbers(settings: _Settings) -> None:
 
 def _notes(trial: Trial) -> list[str]:
     notes = []
-    num_features = trial.real.mean.numel()
-    if min(trial.num, trial.real.num) <= num_features:
+    num_features = trial.real.moments.mean.numel()
+    if min(trial.num, trial.real.moments.num) <= num_features:
         notes.append(f"Fewer samples than features ({num_features}): the distance is dominated by its bias.")
     if trial.features.name == "pixels":
         notes.append(
             "Pixels are weak features: samples of a plain Gaussian with the right covariance score well."
         )
-    agreement = trial.real_agreement
+    agreement = LABEL_ACCURACY.compute(trial.real, trial.real)
     if agreement is not None and agreement < LEAST_AGREEMENT:
         notes.append(
             f"{trial.features.name} gives only {agreement:.1%} of the real data its own label: it knows other data, "
@@ -308,9 +309,9 @@ def _notes(trial: Trial) -> list[str]:
 
 
 def _report(trial: Trial, compared: _Compared, scores: list[Scores], real_test: Row | None) -> Row:
-    everyone, teacher, name = compared.everyone, compared.teacher, trial.features.diversity_name
+    everyone, teacher, real = compared.everyone, compared.teacher, trial.real
     times = zip(seconds_per_sample(everyone), seconds_per_sample(everyone, batch=1), strict=True)
-    rows = [row_of(*measured, name) for measured in zip(everyone, scores, times, strict=True)]
+    rows = [row_of(*measured) for measured in zip(everyone, scores, times, strict=True)]
     for row, one in zip(rows, everyone, strict=True):
         row.update(_flow_map_error(trial, one) | _training(one, teacher))
         if real_test and real_test["fd"] > 0:
@@ -328,18 +329,24 @@ def _report(trial: Trial, compared: _Compared, scores: list[Scores], real_test: 
         "teachers": teachers,
         "students": [row | beside(row, teachers[0] if teachers else None) for row in students],
         "reference": {
-            "num": trial.real.num,
-            "num_features": trial.real.mean.numel(),
+            "num": real.moments.num,
+            "num_features": real.moments.mean.numel(),
             "what": what_is_real(trial.dataset),
         },
         "real_vs_real": spread(trial.halves)
-        | {"splits": SPLITS, "num": trial.real.num // 2}
-        | ({} if trial.real_diversity is None else {name: trial.real_diversity}),
+        | {"splits": SPLITS, "num": real.moments.num // 2}
+        | _of_real(real),
         **({} if real_test is None else {"real_test": real_test}),
         "timing": {"batch": TIMING_BATCH, "repeats": TIMING_REPEATS},
         "machine": describe_machine(compared.model.device),
         "notes": compared.notes + _notes(trial),
     }
+
+
+def _of_real(real: SampleSet) -> Row:
+    """The metrics of all real data that look at nothing else, to read those of the samples beside."""
+    found = {name: metric.compute(real, real) for name, metric in METRICS.items() if metric.of_real}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _real_test(trial: Trial, held_out_sets: list[Dataset], progress: bool) -> Row:
@@ -351,7 +358,7 @@ def _real_test(trial: Trial, held_out_sets: list[Dataset], progress: bool) -> Ro
 def _real_row(trial: Trial, held_out: Dataset, progress: bool) -> Row:
     scores = score_held_out(trial, held_out, progress)
     about = {"data": held_out.name, "num": len(held_out.data), "what": what_is_real(held_out)}
-    return about | {"fd": scores.fds[0]} | quality(scores, trial.features.diversity_name)
+    return about | {"fd": scores.fds[0]} | quality(scores)
 
 
 def _training(model: Model, teacher: Model | None) -> Row:

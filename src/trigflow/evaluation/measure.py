@@ -1,4 +1,4 @@
-"""The measurements of an evaluation: Frechet distance and label agreement, evaluations, seconds a sample."""
+"""The measurements of an evaluation: the metrics of every model and seed, evaluations, seconds a sample."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ from tqdm import tqdm
 from trigflow.core.samplers import CountNFE
 from trigflow.data import Dataset, labels_like
 from trigflow.evaluation.cached_scores import Numbers, cached_scores, score_key
-from trigflow.evaluation.metrics.diversity import classifier_score
-from trigflow.evaluation.metrics.features import Features, class_logits, extract_features, share_of_labels
-from trigflow.evaluation.metrics.frechet import Moments, frechet_distance_of_moments, moments
-from trigflow.evaluation.metrics.kernel import kernel_distance
-from trigflow.evaluation.metrics.neighbours import NEIGHBOURS, PrecisionRecall, precision_recall
-from trigflow.evaluation.metrics.sliced_wasserstein import sliced_wasserstein
-from trigflow.evaluation.reference import MOST_NEIGHBOURS, data_digest, reference, reference_key
+from trigflow.evaluation.metrics import METRICS, SCORE, Features, SampleSet, extract_features
+from trigflow.evaluation.metrics.metric import Moments, sample_set
+from trigflow.evaluation.reference import data_digest, reference, reference_key
 from trigflow.models.model import Model
-from trigflow.system.devices import generator_seed
 from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError
 from trigflow.system.timing import time_in_turn
@@ -35,32 +30,24 @@ TIMING_BATCH, TIMING_REPEATS = 64, 5
 
 @dataclass(frozen=True)
 class Trial:
-    """What samples are compared with, and how many there are.
+    """What all models of an evaluation are scored on: the real data, the features, and the number of samples.
 
     Attributes:
-        dataset, features: the real data, and what is looked at.
-        real: moments of all real features.
-        real_features: some of them, MOST_NEIGHBOURS at most, for what looks at pairs.
-        real_radii: of their balls for precision and recall, (n,).
-        halves: FD between two random halves of the real data, for several splits.
+        dataset, features: the real data, and what the distances are taken in.
         num: samples of each seed.
         seeds: repetitions, seeds 0 .. seeds - 1.
         batch: samples computed at once.
-        real_diversity: `classifier_score` of all real data; None for features without classes.
-        real_agreement: share of the real data to which the features give its own label; None where they cannot tell.
+        real: the real data as metrics see it.
+        halves: FD between two random halves of the real data, for several splits.
     """
 
     dataset: Dataset
     features: Features
-    real: Moments
-    real_features: Tensor
-    real_radii: Tensor
-    halves: list[float]
     num: int
     seeds: int
     batch: int
-    real_diversity: float | None = None
-    real_agreement: float | None = None
+    real: SampleSet
+    halves: list[float]
 
     @property
     def score_name(self) -> str:
@@ -72,62 +59,52 @@ class Trial:
 def new_trial(
     dataset: Dataset, features: Features, num: int, seeds: int, batch: int, progress: bool = False
 ) -> Trial:
-    """A trial against all of the data, whose side of it comes from the cache if it was measured before.
+    """A trial with all of the data, whose moments and so on come from the cache if they were computed before.
 
     Raises:
         UserError: features for data of another shape, or fewer than four real samples.
     """
-    real = reference(dataset, features, SPLITS, progress)
-    sides = (real.moments, real.some, real.radii, real.halves)
-    return Trial(dataset, features, *sides, num, seeds, batch, real.diversity, real.agreement)
+    found = reference(dataset, features, SPLITS, progress)
+    return Trial(dataset, features, num, seeds, batch, found.data, found.halves)
 
 
 def samples_alone(dataset: Dataset, features: Features, num: int, seeds: int, batch: int) -> Trial:
-    """The trial of a process that draws samples and compares nothing: without what is measured of the real data."""
+    """The trial of a process that draws samples and computes no metric: the real data is left out."""
     nothing = torch.empty(0)
-    return Trial(dataset, features, Moments(nothing, nothing, 0), nothing, nothing, [], num, seeds, batch)
+    real = SampleSet(features, Moments(nothing, nothing, 0), nothing)
+    return Trial(dataset, features, num, seeds, batch, real, [])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One number for each seed.
+    """What was measured of a model, or of held-out data, for each seed.
 
     Attributes:
-        fds: Frechet distances.
-        kernels: kernel distances.
-        neighbours: precisions and recalls; empty where there are too few samples or data.
-        diversities: classifier scores; empty where the features know no classes.
-        agreements: shares of samples that the classifier gives their label; empty where there are no classes.
-        sliced: sliced Wasserstein distances of points (D,) to as many of the data; empty for images.
-        nfes: evaluations of the network for a sample, counted while they were drawn; empty for real data.
+        seeds: for each, the numbers by their names in METRICS, and "nfe", the evaluations of the network for a sample,
+            counted while they were drawn (real data has none).
     """
 
-    fds: list[float] = field(default_factory=list)
-    kernels: list[float] = field(default_factory=list)
-    neighbours: list[PrecisionRecall] = field(default_factory=list)
-    diversities: list[float] = field(default_factory=list)
-    agreements: list[float] = field(default_factory=list)
-    sliced: list[float] = field(default_factory=list)
-    nfes: list[int] = field(default_factory=list)
+    seeds: list[Numbers] = field(default_factory=list)
 
     @property
     def nfe(self) -> int:
         """Of a sample, the same for all seeds."""
-        return self.nfes[0]
+        return int(self.of("nfe")[0])
 
-    def add(self, numbers: Numbers) -> None:
-        """The scores of one more seed."""
-        self.fds.append(numbers["fd"])
-        self.kernels.append(numbers["kernel"])
-        if "precision" in numbers:
-            self.neighbours.append(PrecisionRecall(numbers["precision"], numbers["recall"]))
-        for name, values in (
-            ("diversity", self.diversities),
-            ("agreement", self.agreements),
-            ("sliced", self.sliced),
-        ):
-            values.extend([numbers[name]] if name in numbers else [])
-        self.nfes.extend([int(numbers["nfe"])] if "nfe" in numbers else [])
+    @property
+    def fds(self) -> list[float]:
+        """The Frechet distance for each seed."""
+        return self.of(SCORE)
+
+    def of(self, name: str) -> list[float]:
+        """The numbers of a metric, one for each seed; none where it does not apply."""
+        return [value for numbers in self.seeds if (value := numbers[name]) is not None]
+
+
+def numbers_of(real: SampleSet, own: SampleSet) -> Numbers:
+    """Every metric in METRICS of samples, or of held-out data in their place."""
+    found = {name: metric.compute(real, own) for name, metric in METRICS.items()}
+    return {name: None if value is None else float(value) for name, value in found.items()}
 
 
 def must_be_held_out(held_out: Dataset, dataset: Dataset) -> None:
@@ -146,19 +123,13 @@ def must_be_held_out(held_out: Dataset, dataset: Dataset) -> None:
 
 
 def score_held_out(trial: Trial, held_out: Dataset, progress: bool = False) -> Scores:
-    """Real data that is no part of the trial's, all of it, in the place of samples: what a perfect model would get.
+    """All of other real data than the trial's, in the place of samples: what a perfect model would get.
 
     Raises:
         UserError: fewer than four samples.
     """
     found = reference(held_out, trial.features, splits=0, progress=progress)
-    numbers = {"fd": frechet_distance_of_moments(trial.real, found.moments)} | _compare_pairs(
-        trial, found.some
-    )
-    known = {"diversity": found.diversity, "agreement": found.agreement}
-    scores = Scores()
-    scores.add(numbers | {name: value for name, value in known.items() if value is not None})
-    return scores
+    return Scores([numbers_of(trial.real, found.data)])
 
 
 def score_all(
@@ -195,7 +166,7 @@ def _score(
         measure = partial(_score_seed, trial, model, seed, bar, world)
         numbers, was_kept = cached_scores(folder, key, seed, measure, world)
         if world.is_main:
-            scores.add(numbers)
+            scores.seeds.append(numbers)
         bar.update(model.default_plan.steps * trial.num if was_kept else 0)
     return scores
 
@@ -207,29 +178,8 @@ def _score_seed(trial: Trial, model: Model, seed: int, bar: tqdm[Any], world: Wo
     numbers: Numbers = {}
     with world.together():
         if world.is_main:
-            numbers = _numbers(trial, samples, features, labels, seed) | {"nfe": float(counter.nfe)}
-    return numbers
-
-
-def _numbers(trial: Trial, samples: Tensor, features: Tensor, labels: Tensor | None, seed: int) -> Numbers:
-    numbers = {"fd": frechet_distance_of_moments(trial.real, moments(features))}
-    numbers |= _compare_pairs(trial, features[:MOST_NEIGHBOURS])
-    logits = class_logits(trial.features, features)
-    if logits is not None:
-        numbers["diversity"] = classifier_score(logits)
-        if labels is not None and trial.features.checks_labels:
-            numbers["agreement"] = share_of_labels(logits, labels)
-    if len(trial.dataset.data_shape) == 1:
-        numbers["sliced"] = _sliced_to_data(trial, samples, seed)
-    return numbers
-
-
-def _compare_pairs(trial: Trial, few: Tensor) -> Numbers:
-    """What looks at pairs of feature vectors; `few` (n, D) are MOST_NEIGHBOURS at most."""
-    numbers = {"kernel": kernel_distance(trial.real_features, few)}
-    if min(len(trial.real_features), len(few)) > NEIGHBOURS:
-        found = precision_recall(trial.real_features, few, real_radii=trial.real_radii)
-        numbers |= {"precision": found.precision, "recall": found.recall}
+            own = sample_set(trial.features, features, samples, labels, seed)
+            numbers = numbers_of(trial.real, own) | {"nfe": float(counter.nfe)}
     return numbers
 
 
@@ -252,15 +202,6 @@ def _generate(
         features.append(world.joined(extract_features(trial.features, world.share(part)))[: len(part)])
         bar.update(model.default_plan.steps * len(part))
     return torch.cat(samples), torch.cat(features)
-
-
-def _sliced_to_data(trial: Trial, samples: Tensor, seed: int) -> float:
-    """To as many points of the data as there are samples (the samples are cut to the data, where it has fewer)."""
-    order = torch.randperm(
-        len(trial.dataset.data), generator=torch.Generator().manual_seed(generator_seed(seed))
-    )
-    real = trial.dataset.data[order[: len(samples)]]
-    return sliced_wasserstein(samples[: len(real)], real, seed=seed)
 
 
 def draw_labels(trial: Trial, model: Model, seed: int) -> Tensor | None:

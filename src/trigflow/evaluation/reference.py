@@ -18,22 +18,15 @@ from tqdm import tqdm
 
 from trigflow.data import Dataset
 from trigflow.data.cache import cache_folder
-from trigflow.evaluation.metrics import (
-    Features,
-    classifier_score,
-    extract_features,
-    halves_distance,
-    moments,
-)
-from trigflow.evaluation.metrics.features import class_logits, share_of_labels
-from trigflow.evaluation.metrics.frechet import Moments
+from trigflow.evaluation.metrics import Features, SampleSet, extract_features, halves_distance, moments
+from trigflow.evaluation.metrics.features import class_logits
+from trigflow.evaluation.metrics.metric import MOST_PAIRED, Moments
 from trigflow.evaluation.metrics.neighbours import NEIGHBOURS, radii
 from trigflow.system.errors import UserError
 from trigflow.system.files import DamagedFile, make_folder
 from trigflow.system.tensors import read_state, tensors_digest, write_state
 from trigflow.system.version import __version__
 
-MOST_NEIGHBOURS = 10_000  # features on each side of a metric whose cost grows with their square
 _FORMAT = 1
 _CHUNK_BYTES = 2**24
 
@@ -43,20 +36,12 @@ class Reference:
     """Real data in some features.
 
     Attributes:
-        moments: of all feature vectors.
-        some: (n, D) float32 of them in a random order, MOST_NEIGHBOURS at most, for what looks at pairs.
-        radii: (n,) float64, `neighbours.radii` of these, () of fewer than it needs.
+        data: as metrics see it.
         halves: FD between two random halves of the data, for several splits.
-        diversity: `classifier_score` of all of the data; None for features without classes.
-        agreement: share of the data to which the features give its own label; None where they cannot tell.
     """
 
-    moments: Moments
-    some: Tensor
-    radii: Tensor
+    data: SampleSet
     halves: list[float]
-    diversity: float | None = None
-    agreement: float | None = None
 
 
 def reference(dataset: Dataset, features: Features, splits: int, progress: bool = False) -> Reference:
@@ -79,7 +64,7 @@ def reference(dataset: Dataset, features: Features, splits: int, progress: bool 
         return _measured(dataset, features, splits, progress)
     path = cache_folder() / f"reference-{reference_key(dataset, features, splits)}.safetensors"
     with contextlib.suppress(DamagedFile, UserError, LookupError):  # none yet, or a damaged one
-        return _unpacked(*read_state(path))
+        return _unpacked(dataset, features, *read_state(path))
     found = _measured(dataset, features, splits, progress)
     with contextlib.suppress(UserError):  # without room for it, it is measured again next time
         make_folder(path.parent)
@@ -105,7 +90,7 @@ def reference_key(dataset: Dataset, features: Features, splits: int) -> str:
     """The name of what is measured of this data in these features; another one as soon as anything of it changes."""
     tensors = {} if features.network is None else features.network.state_dict()
     origin = (
-        *(_FORMAT, __version__, splits, MOST_NEIGHBOURS),
+        *(_FORMAT, __version__, splits, MOST_PAIRED),
         *(data_digest(dataset), features.name, features.checks_labels),
         tensors_digest(tensors, features.identity),
     )
@@ -114,16 +99,17 @@ def reference_key(dataset: Dataset, features: Features, splits: int) -> str:
 
 def _measured(dataset: Dataset, features: Features, splits: int, progress: bool) -> Reference:
     vectors = _vectors(dataset, features, progress)
-    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:MOST_NEIGHBOURS]
-    logits = class_logits(features, vectors)
-    diversity = agreement = None
-    if logits is not None:
-        diversity = classifier_score(logits)
-        if dataset.labels is not None and features.checks_labels:
-            agreement = share_of_labels(logits, dataset.labels)
-    some, halves = vectors[order], halves_distance(vectors, splits)
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:MOST_PAIRED]
+    logits, some, halves = class_logits(features, vectors), vectors[order], halves_distance(vectors, splits)
     balls = radii(some) if len(some) > NEIGHBOURS else torch.zeros(0, dtype=torch.float64)
-    return Reference(moments(vectors), some, balls, halves, diversity, agreement)
+    return Reference(_sample_set(dataset, features, moments(vectors), some, logits, balls), halves)
+
+
+def _sample_set(
+    dataset: Dataset, features: Features, known: Moments, some: Tensor, logits: Tensor | None, balls: Tensor
+) -> SampleSet:
+    points = dataset.data if dataset.data.ndim == 2 else None
+    return SampleSet(features, known, some, logits, dataset.labels, points, balls)
 
 
 def _vectors(dataset: Dataset, features: Features, progress: bool) -> Tensor:
@@ -133,12 +119,17 @@ def _vectors(dataset: Dataset, features: Features, progress: bool) -> Tensor:
 
 
 def _packed(found: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {"mean": found.moments.mean, "cov": found.moments.cov, "some": found.some, "radii": found.radii}
-    state = {"halves": found.halves, "diversity": found.diversity, "agreement": found.agreement}
-    return tensors, {**state, "num": found.moments.num}
+    data = found.data
+    tensors = {"mean": data.moments.mean, "cov": data.moments.cov, "some": data.vectors, "radii": data.radii}
+    tensors["logits"] = data.logits
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    return present, {"halves": found.halves, "num": data.moments.num}
 
 
-def _unpacked(tensors: dict[str, Tensor], state: dict[str, Any]) -> Reference:
+def _unpacked(
+    dataset: Dataset, features: Features, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> Reference:
     known = Moments(tensors["mean"], tensors["cov"], state["num"])
-    kept = (tensors["some"], tensors["radii"], state["halves"])
-    return Reference(known, *kept, state["diversity"], state["agreement"])
+    logits = tensors["logits"] if features.classify else None
+    data = _sample_set(dataset, features, known, tensors["some"], logits, tensors["radii"])
+    return Reference(data, state["halves"])

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from trigflow.evaluation.figures import CAPTIONS, draw_pictures, in_steps
+from trigflow.evaluation.metrics import METRICS, SCORE
 from trigflow.evaluation.page import html_figure, html_page, html_table, markdown_table
 from trigflow.system.files import make_folder, write_atomically, write_json
 
@@ -100,17 +101,11 @@ _MODEL = (
 def _quality(score: str) -> tuple[Column, ...]:
     return (
         *_MODEL,
-        _number(score, "fd", "{:.4g}"),
+        _number(score, SCORE, METRICS[SCORE].form),
         Column("range", _range),
         _number("ratio", "fd_ratio", "{:.2f}"),
         _number("over test", "test_ratio", "{:.2f}"),
-        _number("KID", "kernel_distance", "{:.2g}"),
-        _number("precision", "precision", "{:.2f}"),
-        _number("recall", "recall", "{:.2f}"),
-        _number("Inception score", "inception_score", "{:.2f}"),
-        _number("classifier score", "classifier_score", "{:.2f}"),
-        _number("label accuracy", "label_agreement", "{:.1%}"),
-        _number("sliced W2", "sliced_wasserstein", "{:.4g}"),
+        *(_number(metric.heading, name, metric.form) for name, metric in METRICS.items() if name != SCORE),
         _number("map error, median", "flow_map_median", "{:.3g}"),
         _number("map error, RMS", "flow_map_rms", "{:.3g}"),
     )
@@ -170,9 +165,7 @@ def facts(report: Report) -> list[str]:
         " each seed.",
         f"{report['score']} is a Frechet distance in these features, the median over the seeds; smaller is better."
         " It is biased upwards by about 1/n: compare only at the same number of samples and in the same features.",
-        "KID (unbiased, cubic polynomial kernel, Binkowski et al. 2018, in these features) has no such bias: its"
-        " expectation is 0 for equal distributions. Precision: share of the samples within the support of the data;"
-        " recall: share of the data within the support of the samples (at most 10,000 on each side).",
+        *_metric_facts(report),
         "The row of halves compares two random halves of the real data; with fewer samples, its bias is larger.",
         *_test_facts(report),
         f"Reference teacher: {report['reference_teacher'] or 'none, so there are no ratios'}. NFE: evaluations of the"
@@ -184,7 +177,6 @@ def facts(report: Report) -> list[str]:
         f" torch {machine['torch']}.",
         f"trigflow {machine['trigflow']}, commit {machine['commit'] or 'unknown (not a checkout)'}.",
         *_training_facts(report),
-        *_diversity_facts(report),
         *_flow_map_facts(report),
         *report["notes"],
     ]
@@ -220,13 +212,11 @@ def _training_facts(report: Report) -> list[str]:
     ]
 
 
-def _diversity_facts(report: Report) -> list[str]:
-    if not {"inception_score", "classifier_score"} & report["real_vs_real"].keys():
-        return []
-    return [
-        "Inception or classifier score: exp(mean KL(p(y|x) || p(y))), over all samples at once; larger is surer and"
-        " more varied. In the row of halves it is that of all real data."
-    ]
+def _metric_facts(report: Report) -> list[str]:
+    """Of the metrics that some row holds; several metrics may have one fact."""
+    rows = [*report["teachers"], *report["students"], *_held_out(report), report["real_vs_real"]]
+    shown = [metric for name, metric in METRICS.items() if any(row.get(name) is not None for row in rows)]
+    return list(dict.fromkeys(metric.fact for metric in shown if metric.fact))
 
 
 def _flow_map_facts(report: Report) -> list[str]:

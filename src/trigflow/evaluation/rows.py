@@ -6,13 +6,14 @@ import statistics
 from typing import Any
 
 from trigflow.evaluation.measure import Scores
+from trigflow.evaluation.metrics import METRICS, SCORE
 from trigflow.models.model import Model
 
 Row = dict[str, Any]
 METHODS = {"scd": "sCD", "sct": "sCT"}
 
 
-def row_of(model: Model, scores: Scores, seconds: tuple[float, float], diversity_name: str) -> Row:
+def row_of(model: Model, scores: Scores, seconds: tuple[float, float]) -> Row:
     """Of a model sampled in one way; seconds of a sample in a batch, and alone."""
     own = {"name": model.name, "method": METHODS.get(model.card.objective, model.card.objective)}
     plan: Row = {
@@ -22,7 +23,7 @@ def row_of(model: Model, scores: Scores, seconds: tuple[float, float], diversity
     }
     if model.default_plan.sampler == "consistency" and model.default_plan.steps > 1:
         plan["t_mid"] = model.default_plan.t_mid
-    figures = spread(scores.fds) | {"fds": scores.fds} | quality(scores, diversity_name)
+    figures = spread(scores.fds) | {"fds": scores.fds} | quality(scores)
     cost = {"seconds_per_sample": seconds[0], "latency_seconds": seconds[1]}
     cost |= {"params": model.num_parameters, "esc": effective_sampling_compute(model, scores.nfe)}
     if model.guide is not None:
@@ -43,18 +44,14 @@ def effective_sampling_compute(model: Model, nfe: int) -> float:
     return sum(sizes) / len(sizes) / 1e9 * nfe
 
 
-def quality(scores: Scores, diversity_name: str) -> Row:
-    """All but the Frechet distances, medians over the seeds."""
-    agreement = statistics.median(scores.agreements) if scores.agreements else None
-    figures: Row = {"label_agreement": agreement, "kernel_distance": statistics.median(scores.kernels)}
-    if scores.neighbours:
-        figures["precision"] = statistics.median(one.precision for one in scores.neighbours)
-        figures["recall"] = statistics.median(one.recall for one in scores.neighbours)
-    if scores.diversities:
-        figures[diversity_name] = statistics.median(scores.diversities)
-    if scores.sliced:
-        figures["sliced_wasserstein"] = statistics.median(scores.sliced)
-    return figures
+def quality(scores: Scores) -> Row:
+    """Medians over the seeds of all metrics but the Frechet distance.
+
+    Where it does not apply, label agreement is None, and another metric is left out.
+    """
+    values = {name: scores.of(name) for name in METRICS if name != SCORE}
+    medians = {name: statistics.median(of_seeds) for name, of_seeds in values.items() if of_seeds}
+    return {"label_agreement": None} | medians
 
 
 def spread(fds: list[float]) -> Row:

@@ -64,7 +64,7 @@ class Diffusion(Objective):
 
     Args:
         P_mean, P_std: log(sigma_data tan t) ~ N(P_mean, P_std^2).
-        time_distribution: "lognormal", or "uniform" in t.
+        time_distribution: a name in TIME_DISTRIBUTIONS (`trigflow list time_distributions`).
         adaptive_weight: learn u(t); if false, u = 0.
         compile: run the network through torch.compile (one to two minutes at the first step).
     """

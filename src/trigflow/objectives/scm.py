@@ -81,7 +81,7 @@ class SCM(Objective):
     Args:
         velocity: the source of dx_t/dt: "teacher" is sCD, "data" (cos(t) z - sin(t) x_0) is sCT.
         P_mean, P_std: log(sigma_data tan t) ~ N(P_mean, P_std^2).
-        time_distribution: "lognormal", or "uniform" in t.
+        time_distribution: a name in TIME_DISTRIBUTIONS (`trigflow list time_distributions`).
         normalization: normalisation of the tangent: "rms", "l2", "clip" or "none" (`normalize_tangent`).
         c: added to the norm of the tangent.
         warmup: length H of the tangent warm-up r = min(1, progress/H); 0 switches it off. Or knots

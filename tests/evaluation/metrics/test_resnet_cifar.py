@@ -46,7 +46,7 @@ def test_from_a_file_to_features(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     vectors = extract_features(features, images)
     assert vectors.shape == (4, 64) and torch.allclose(vectors, network(images), atol=1e-5)
-    assert features.score_name == "FD-resnet20" and features.diversity_name == "classifier_score"
+    assert features.score_name == "FD-resnet20" and not features.is_inception
 
 
 def blurred(images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import math
 
 from torch import Tensor
 
+from trigflow.evaluation.metrics.metric import Metric, SampleSet
 from trigflow.system.errors import UserError
 
 
@@ -29,3 +30,27 @@ def classifier_score(logits: Tensor) -> float:
     log_mean = log_p.logsumexp(0) - math.log(len(log_p))
     divergence = (log_p.exp() * (log_p - log_mean)).sum(1)
     return math.exp(max(float(divergence.mean()), 0.0))
+
+
+def _score(own: SampleSet, of_inception: bool) -> float | None:
+    if own.logits is None or own.features.is_inception != of_inception:
+        return None
+    return classifier_score(own.logits)
+
+
+def _inception(real: SampleSet, own: SampleSet) -> float | None:
+    """exp(mean KL(p(y|x) || p(y))) by the standard Inception network."""
+    return _score(own, of_inception=True)
+
+
+def _classifier(real: SampleSet, own: SampleSet) -> float | None:
+    """exp(mean KL(p(y|x) || p(y))) by any other classifier."""
+    return _score(own, of_inception=False)
+
+
+_FACT = (
+    "Inception or classifier score: exp(mean KL(p(y|x) || p(y))), over all samples at once; larger is surer and"
+    " more varied. In the row of halves it is that of all real data."
+)
+INCEPTION_SCORE = Metric("Inception score", "{:.2f}", _inception, _FACT, of_real=True)
+CLASSIFIER_SCORE = Metric("classifier score", "{:.2f}", _classifier, _FACT, of_real=True)

@@ -56,11 +56,6 @@ class Features:
         """What a distance in these features is called; "FID" is reserved to the standard Inception features."""
         return "FID" if self.is_inception else f"FD-{self.name}"
 
-    @property
-    def diversity_name(self) -> str:
-        """The key of `classifier_score` in a report; again the paper's name is reserved to the paper's network."""
-        return "inception_score" if self.is_inception else "classifier_score"
-
 
 def pixels(device: torch.device | str = "cpu") -> Features:
     """The values themselves, flattened; bytes are divided by 255. A plain Gaussian fools this distance."""
@@ -235,16 +230,3 @@ def class_logits(features: Features, vectors: Tensor) -> Tensor | None:
         return None
     with torch.inference_mode():
         return torch.cat([features.classify(part).float().cpu() for part in torch.split(vectors, 1000)])
-
-
-def label_agreement(features: Features, samples: Tensor, labels: Tensor) -> float | None:
-    """Share in [0, 1] of samples whose top class is the requested label; None for features without such classes."""
-    logits = class_logits(features, extract_features(features, samples))
-    if logits is None or not features.checks_labels:
-        return None
-    return share_of_labels(logits, labels)
-
-
-def share_of_labels(logits: Tensor, labels: Tensor) -> float:
-    """Share in [0, 1] of logits (N, K) whose top class is the label (N,)."""
-    return float((logits.argmax(1) == labels.cpu()).double().mean())

@@ -12,37 +12,12 @@ number of features. So compare distances only at the same n, and read each besid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from trigflow.evaluation.metrics.metric import Metric, Moments, SampleSet, moments
 from trigflow.system.devices import generator_seed
 from trigflow.system.errors import UserError
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean (D,), covariance (D, D), both float64 on the CPU, and the number of vectors they come from."""
-
-    mean: Tensor
-    cov: Tensor
-    num: int
-
-
-def moments(features: Tensor) -> Moments:
-    """Moments of features (N, D), any float dtype; the covariance is the unbiased one (divided by N - 1).
-
-    Raises:
-        UserError: fewer than two vectors, or values that are not finite.
-    """
-    if features.ndim != 2 or features.shape[0] < 2:
-        raise UserError(f"a Frechet distance needs (N >= 2, D) features, got shape {tuple(features.shape)}")
-    if not torch.isfinite(features).all():
-        raise UserError("the features contain NaN or infinity: the model's samples are broken")
-    x = features.detach().to("cpu", torch.float64)
-    centred = x - x.mean(0)
-    return Moments(x.mean(0), centred.T @ centred / (len(x) - 1), len(x))
 
 
 def _square_root(cov: Tensor) -> Tensor:
@@ -89,3 +64,11 @@ def halves_distance(features: Tensor, splits: int = 5, seed: int = 0) -> list[fl
     orders = [torch.randperm(len(features), generator=generator) for _ in range(splits)]
     half = len(features) // 2
     return [frechet_distance(features[order[:half]], features[order[half : 2 * half]]) for order in orders]
+
+
+def _compute(real: SampleSet, own: SampleSet) -> float:
+    """Squared 2-Wasserstein distance between normal distributions with the moments of the features."""
+    return frechet_distance_of_moments(real.moments, own.moments)
+
+
+FRECHET_DISTANCE = Metric("FD", "{:.4g}", _compute)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trigflow.evaluation.metrics.metric import Metric, SampleSet
 from trigflow.system.errors import UserError
 
 _BLOCK = 2048  # rows of the kernel matrix that are in memory at once
@@ -43,3 +44,17 @@ def _mean_kernel(a: Tensor, b: Tensor, same: bool) -> float:
         return total / (len(a) * len(b))
     own = float((a.square().sum(1) / dimension + 1).pow(3).sum())
     return (total - own) / (len(a) * (len(a) - 1))
+
+
+def _compute(real: SampleSet, own: SampleSet) -> float:
+    """KID: squared maximum mean discrepancy of the features, cubic polynomial kernel, unbiased."""
+    return kernel_distance(real.vectors, own.vectors)
+
+
+KID = Metric(
+    "KID",
+    "{:.2g}",
+    _compute,
+    "KID (unbiased, cubic polynomial kernel, Binkowski et al. 2018, in these features) has no such bias: its"
+    " expectation is 0 for equal distributions.",
+)

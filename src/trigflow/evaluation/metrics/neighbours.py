@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trigflow.evaluation.metrics.metric import MOST_PAIRED, Metric, SampleSet, once
 from trigflow.system.errors import UserError
 
 NEIGHBOURS = 3
@@ -86,3 +87,30 @@ def _blocks(x: Tensor) -> list[Tensor]:
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     # Exact, so that a vector is at the distance 0 from itself and from a copy.
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+@once
+def _both(real: SampleSet, own: SampleSet) -> PrecisionRecall | None:
+    if min(len(real.vectors), len(own.vectors)) <= NEIGHBOURS:
+        return None
+    return precision_recall(real.vectors, own.vectors, real_radii=real.radii)
+
+
+def _precision(real: SampleSet, own: SampleSet) -> float | None:
+    """Share of the samples within the support of the data."""
+    both = _both(real, own)
+    return None if both is None else both.precision
+
+
+def _recall(real: SampleSet, own: SampleSet) -> float | None:
+    """Share of the data within the support of the samples."""
+    both = _both(real, own)
+    return None if both is None else both.recall
+
+
+_FACT = (
+    "Precision: share of the samples within the support of the data; recall: share of the data within the support of"
+    f" the samples (at most {MOST_PAIRED:,} on each side)."
+)
+PRECISION = Metric("precision", "{:.2f}", _precision, _FACT)
+RECALL = Metric("recall", "{:.2f}", _recall, _FACT)

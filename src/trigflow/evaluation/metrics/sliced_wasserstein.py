@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from trigflow.evaluation.metrics.metric import Metric, SampleSet
 from trigflow.system.devices import generator_seed
 from trigflow.system.errors import UserError
 
@@ -37,3 +38,17 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 256, seed: int =
     direction = direction / direction.norm(dim=1, keepdim=True)
     gap = (x @ direction.T).sort(0).values - (y @ direction.T).sort(0).values
     return math.sqrt(float(gap.square().mean()))
+
+
+def _compute(real: SampleSet, own: SampleSet) -> float | None:
+    """Sliced 2-Wasserstein distance of samples that are vectors to as many of the data."""
+    if real.points is None or own.points is None:
+        return None
+    order = torch.randperm(
+        len(real.points), generator=torch.Generator().manual_seed(generator_seed(own.seed))
+    )
+    drawn = real.points[order[: len(own.points)]]  # fewer than the samples, where there is less data
+    return sliced_wasserstein(own.points[: len(drawn)], drawn, seed=own.seed)
+
+
+SLICED_WASSERSTEIN = Metric("sliced W2", "{:.4g}", _compute)

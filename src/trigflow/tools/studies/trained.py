@@ -15,7 +15,7 @@ from typing import Any
 from trigflow import recipes
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.measure import Scores, Trial, new_trial, score_all
-from trigflow.evaluation.metrics import load_features
+from trigflow.evaluation.metrics import METRICS, load_features
 from trigflow.evaluation.real import default_features, real_data
 from trigflow.models.model import Model, load
 from trigflow.recipes import RECIPES
@@ -180,14 +180,8 @@ def score_name(trial: Trial) -> str:
 
 def score_cell(scores: Scores) -> Cell:
     """All measured scores, a number for each seed; "scores" is the one that the study compares."""
-    agreements = {"label_agreements": scores.agreements} if scores.agreements else {}
-    return {
-        "scores": scores.sliced or scores.fds,
-        "nfe": scores.nfe,
-        "fds": scores.fds,
-        "kernel_distances": scores.kernels,
-        **agreements,
-    }
+    measured = {f"{name}s": values for name in METRICS if (values := scores.of(name))}
+    return {"scores": scores.of("sliced_wasserstein") or scores.fds, "nfe": scores.nfe, **measured}
 
 
 def curves(run: Path) -> list[dict[str, float]]:

@@ -1,0 +1,125 @@
+"""What a metric is, and all that it may look at. METRICS, in the package's `__init__`, is the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from trigflow.evaluation.metrics.features import Features, class_logits
+from trigflow.system.errors import UserError
+
+MOST_PAIRED = 10_000  # vectors of a set for metrics whose cost grows with the square of their number
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (D,), covariance (D, D), both float64 on the CPU, and the number of vectors they come from."""
+
+    mean: Tensor
+    cov: Tensor
+    num: int
+
+
+def moments(features: Tensor) -> Moments:
+    """Moments of features (N, D), any float dtype; the covariance is the unbiased one (divided by N - 1).
+
+    Raises:
+        UserError: fewer than two vectors, or values that are not finite.
+    """
+    if features.ndim != 2 or features.shape[0] < 2:
+        raise UserError(f"a Frechet distance needs (N >= 2, D) features, got shape {tuple(features.shape)}")
+    if not torch.isfinite(features).all():
+        raise UserError("the features contain NaN or infinity: the model's samples are broken")
+    x = features.detach().to("cpu", torch.float64)
+    centred = x - x.mean(0)
+    return Moments(x.mean(0), centred.T @ centred / (len(x) - 1), len(x))
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSet:
+    """N samples of a model, or real data: what a metric may look at. Tensors are on the CPU, points where they were.
+
+    Attributes:
+        features: what made the feature vectors; a metric for some features only asks these.
+        moments: of all N feature vectors.
+        vectors: (n, D) float32, of which metrics may take all pairs: n is MOST_PAIRED at most, of data in random order.
+        logits: (N, K) float32 of all; None for features without classes.
+        labels: (N,) int64, the samples' requested labels or the data's own; None for none.
+        points: (N, d), samples that are vectors themselves, as stored; None for images.
+        radii: (n,) float64, `neighbours.radii` of the vectors where they were computed before.
+        seed: of the samples, for metrics that draw at random; 0 for data.
+    """
+
+    features: Features
+    moments: Moments
+    vectors: Tensor
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+    points: Tensor | None = None
+    radii: Tensor | None = None
+    seed: int = 0
+
+
+def sample_set(
+    features: Features,
+    vectors: Tensor,
+    samples: Tensor,
+    labels: Tensor | None = None,
+    seed: int = 0,
+) -> SampleSet:
+    """A model's samples as metrics see them.
+
+    Args:
+        features: of which the vectors are.
+        vectors: (N, D) of all samples.
+        samples: (N, ...) as stored.
+        labels: (N,) that were requested.
+        seed: of the samples.
+
+    Raises:
+        UserError: fewer than two samples, or features that are not finite.
+    """
+    known, logits = moments(vectors), class_logits(features, vectors)
+    points = samples if samples.ndim == 2 else None
+    return SampleSet(features, known, vectors[:MOST_PAIRED], logits, labels, points, seed=seed)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a set of samples beside the real data.
+
+    Args:
+        heading: of its column in a report.
+        form: how the column shows a number, as "{:.2f}".
+        compute: (the real data, the samples or held-out data in their place) -> the number; None where the metric does
+            not apply to these features or this data. The first line of its docstring stands in `trigflow list metrics`.
+        fact: what a reader of the report must know of the number; "" for nothing.
+        of_real: whether it looks at the samples alone, and the report gives that of the real data beside it.
+    """
+
+    heading: str
+    form: str
+    compute: Callable[[SampleSet, SampleSet], float | None]
+    fact: str = ""
+    of_real: bool = False
+
+
+def once(compute: Callable[[SampleSet, SampleSet], Found]) -> Callable[[SampleSet, SampleSet], Found]:
+    """The function, computed once for a pair of sets as long as both exist: for metrics that share their work."""
+    known: WeakKeyDictionary[SampleSet, WeakKeyDictionary[SampleSet, Found]] = WeakKeyDictionary()
+
+    @wraps(compute)
+    def found(real: SampleSet, own: SampleSet) -> Found:
+        beside = known.setdefault(own, WeakKeyDictionary())
+        if real not in beside:
+            beside[real] = compute(real, own)
+        return beside[real]
+
+    return found
