@@ -203,15 +203,17 @@ def _score(
 def _score_seed(trial: Trial, model: Model, seed: int, bar: tqdm[Any], world: World) -> Numbers:
     labels = draw_labels(trial, model, seed)
     counter = model.counter()
-    samples, features = _generate(trial, model, seed, labels, bar, world, counter)
+    features, samples = _generate(trial, model, seed, labels, bar, world, counter)
     numbers: Numbers = {}
     with world.together():
         if world.is_main:
-            numbers = _numbers(trial, samples, features, labels, seed) | {"nfe": float(counter.nfe)}
+            numbers = _numbers(trial, features, samples, labels, seed) | {"nfe": float(counter.nfe)}
     return numbers
 
 
-def _numbers(trial: Trial, samples: Tensor, features: Tensor, labels: Tensor | None, seed: int) -> Numbers:
+def _numbers(
+    trial: Trial, features: Tensor, samples: Tensor | None, labels: Tensor | None, seed: int
+) -> Numbers:
     numbers = {"fd": frechet_distance_of_moments(trial.real, moments(features))}
     numbers |= _compare_pairs(trial, features[:MOST_NEIGHBOURS])
     logits = class_logits(trial.features, features)
@@ -219,7 +221,7 @@ def _numbers(trial: Trial, samples: Tensor, features: Tensor, labels: Tensor | N
         numbers["diversity"] = classifier_score(logits)
         if labels is not None and trial.features.checks_labels:
             numbers["agreement"] = share_of_labels(logits, labels)
-    if len(trial.dataset.data_shape) == 1:
+    if samples is not None:
         numbers["sliced"] = _sliced_to_data(trial, samples, seed)
     return numbers
 
@@ -241,17 +243,23 @@ def _generate(
     bar: tqdm[Any],
     world: World,
     counter: CountNFE,
-) -> tuple[Tensor, Tensor]:
-    """One seed's samples as stored, and their features (num, D); each process draws and looks at its share."""
+) -> tuple[Tensor, Tensor | None]:
+    """The features (num, D) of one seed's samples, and the samples where they are vectors; both on the CPU.
+
+    Each process looks at the samples that it draws, where they are: images never leave the device.
+    """
     samples: list[Tensor] = []
     features: list[Tensor] = []
+    left = trial.num
     for part in model.sample_batches(
-        trial.num, labels=labels, seed=seed, batch=trial.batch, world=world, counter=counter
+        trial.num, labels=labels, seed=seed, batch=trial.batch, world=world, counter=counter, on_device=True
     ):
-        samples.append(part)
-        features.append(world.joined(extract_features(trial.features, world.share(part)))[: len(part)])
-        bar.update(model.default_plan.steps * len(part))
-    return torch.cat(samples), torch.cat(features)
+        features.append(world.joined(extract_features(trial.features, part))[:left])
+        if len(trial.dataset.data_shape) == 1:
+            samples.append(world.joined(part)[:left])
+        left -= len(features[-1])
+        bar.update(model.default_plan.steps * len(features[-1]))
+    return torch.cat(features), torch.cat(samples) if samples else None
 
 
 def _sliced_to_data(trial: Trial, samples: Tensor, seed: int) -> float:
