@@ -33,6 +33,7 @@ from trigflow.recipes import get
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component, build
 from trigflow.system.devices import resolve_device, true_float32, wait_for
+from trigflow.system.distributed import World
 from trigflow.system.machine import describe_machine
 from trigflow.tools.plan import Layout, dry_run_step, sample_shape
 from trigflow.tools.plan.memory import need
@@ -72,7 +73,7 @@ def new_run(recipe: Recipe, device: torch.device, checkpointing: bool) -> Run:
     parts = new_parts(recipe, device)
     if checkpointing:
         checkpoint_blocks(parts.nets[parts.objective.trains[0]].network)
-    run = Run(recipe, parts, cast(RunFolder, None), device)
+    run = Run(recipe, parts, cast(RunFolder, None), World(device=device))
     run.reporter = Silent()
     return run
 

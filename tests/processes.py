@@ -88,12 +88,12 @@ def _in_float64() -> None:
     from trigflow.data import Dataset
 
     torch.set_default_dtype(torch.float64)
-    encoded = Dataset.encoded
+    encode = Dataset.encode
 
     def in_float64(self: Dataset, *args: Any) -> Any:
-        return encoded(self, *args).double()
+        return encode(self, *args).double()
 
-    Dataset.encoded = in_float64  # type: ignore[method-assign]
+    Dataset.encode = in_float64  # type: ignore[method-assign]
     trigflow.training.assembly._try_forward = lambda *args: None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ from torch import Tensor, nn
 from trigflow import load, recipes
 from trigflow.commands import cli
 from trigflow.core.randomness import SampleRandom
+from trigflow.data import Dataset
+from trigflow.data.codecs import IdentityCodec, ImageCodec
 from trigflow.dual import value_and_tangent
+from trigflow.recipes.schema import TrainConfig
 from trigflow.system.devices import PRECISIONS, Precision, products_in, true_float32
+from trigflow.system.distributed import World
+from trigflow.training.batches import Batches
 from trigflow.training.loop import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -137,6 +143,55 @@ def test_an_evaluation(tmp_path: Path) -> None:
     own = ["--num", "200", "--seeds", "1", "--steps", "1,2", "--device", "cuda"]
     assert cli.main(["evaluate", "digits", *own, "--out", str(tmp_path / "report")]) == 0
     assert (tmp_path / "report" / "report.json").is_file()
+
+
+# The way of the data
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_batches_that_are_read_ahead_are_those_of_the_device(spread: bool) -> None:
+    """Bit for bit, while the device is kept busy, so that nothing of a batch may be taken before it is there."""
+    data = torch.randn(200, 8, 32, 32).half()
+    whole = Dataset(
+        "latents", data, torch.arange(200) % 10, 10, IdentityCodec(), spread=data if spread else None
+    )
+    config = TrainConfig(batch=64, microbatch=16, total_nimg=640, label_dropout=0.2)
+    world, busy = World(device=CUDA), torch.randn(2048, 2048, device=CUDA)
+    ahead, there = (
+        Batches(replace(whole, mapped=True).to(CUDA), config, world),
+        Batches(whole.to(CUDA), config, world),
+    )
+    sums = []
+    for first in range(0, 640, 16):
+        for _ in range(20):
+            busy = (busy @ busy).tanh()
+        (one, here), (other, _) = ahead.of(first, 16), there.of(first, 16)
+        assert one.x_0.device == here.index.device == one.cond["labels"].device == busy.device
+        same = (one.x_0 == other.x_0).all() & (one.cond["labels"] == other.cond["labels"]).all()
+        sums.append(same)  # looked at when all are done: the loop does not wait
+    ahead.close()
+    assert torch.stack(sums).all()
+
+
+def test_batches_of_the_device_wait_for_nothing() -> None:
+    pixels = torch.randint(0, 256, (100, 3, 8, 8), dtype=torch.uint8)
+    images = Dataset("images", pixels, torch.arange(100) % 10, 10, ImageCodec((120.0,), (60.0,)), flip=True)
+    config = TrainConfig(batch=20, total_nimg=100, label_dropout=0.2)
+    batches = Batches(images.to(CUDA), config, World(device=CUDA))
+    former = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for first in range(0, 100, 20):
+            batches.of(first, 20)
+    finally:
+        torch.cuda.set_sync_debug_mode(former)
+
+
+def test_samples_stay_on_the_device() -> None:
+    model = load("digits", "cuda")
+    there, here = model.sample(8, seed=4, on_device=True), model.sample(8, seed=4)
+    assert there.device == model.device and here.device == CPU
+    assert torch.equal(there.cpu(), here)
 
 
 def test_autocast_of_the_gpu_is_used() -> None:

@@ -23,6 +23,7 @@ from trigflow.models.storage import new_precond, read_card, save_model
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component, validate
 from trigflow.system.devices import Precision
+from trigflow.system.distributed import World
 from trigflow.system.errors import Diverged, UserError
 from trigflow.system.files import read_json, write_json
 
@@ -50,6 +51,26 @@ def test_a_sample_depends_on_its_seed_and_number_alone(kind: type[GaussianNetwor
     assert torch.allclose(model.sample(10, steps=2, seed=5, batch=3), samples, atol=1e-6)
     assert torch.allclose(model.sample(4, steps=2, seed=5, batch=1), samples[:4], atol=1e-6)
     assert not torch.allclose(model.sample(10, steps=2, seed=6), samples)
+
+
+class Apart(World):
+    """Processes that do not talk."""
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_samples_on_the_device_are_the_share_of_each_process(size: int) -> None:
+    model = gaussian_model(Student)
+    expected = model.sample(8, seed=2, batch=2)
+    found = [
+        list(model.sample_batches(8, seed=2, batch=2, world=Apart(rank, size), on_device=True))
+        for rank in range(size)
+    ]
+    assert torch.equal(model.sample(8, seed=2, batch=2, on_device=True), expected)
+    whole = torch.cat([torch.cat(parts) for parts in zip(*found, strict=True)])
+    torch.testing.assert_close(whole[:8], expected, rtol=0, atol=1e-6)
 
 
 def test_labels_are_taken_in_turn() -> None:

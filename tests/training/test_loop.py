@@ -148,12 +148,12 @@ def test_label_dropout_is_random_per_image(tmp_path: Path) -> None:
         "digits-teacher", ["network.width=16", "train.label_dropout=0.25", "train.batch=2000"]
     )
     run = new_run(recipe, tmp_path)
-    labels = run._batch(0, 2000)[0].cond["labels"]
+    labels = run.batches.of(0, 2000)[0].cond["labels"]
     dropped = labels == 10
     assert dropped.double().mean().item() == pytest.approx(0.25, abs=0.04)
-    assert torch.equal(run._batch(700, 50)[0].cond["labels"], labels[700:750])
+    assert torch.equal(run.batches.of(700, 50)[0].cond["labels"], labels[700:750])
     whole = new_run(replace(recipe, train=replace(recipe.train, label_dropout=0.0)), tmp_path)
-    kept = whole._batch(0, 2000)[0].cond["labels"]
+    kept = whole.batches.of(0, 2000)[0].cond["labels"]
     assert kept.max() == 9 and torch.equal(kept[~dropped], labels[~dropped])
 
 

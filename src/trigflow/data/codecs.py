@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from trigflow.system.config import STRICT_KEYS, to_json, validate
+from trigflow.system.devices import sent
 from trigflow.system.errors import UserError, one_of
 
 Positive = Annotated[float, Field(gt=0)]
@@ -37,7 +38,7 @@ class Codec(Protocol):
 
 def _along_channels(values: tuple[float, ...], x: Tensor) -> Tensor:
     """One value for all channels or one for each, in the type of x, ready to broadcast over (N, C, ...)."""
-    return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(1, -1, *[1] * (x.ndim - 2))
+    return sent(torch.tensor(values, dtype=x.dtype), x.device).reshape(1, -1, *[1] * (x.ndim - 2))
 
 
 def _measured_std(std: Tensor) -> tuple[float, ...]:

@@ -12,7 +12,23 @@ from trigflow.core.oracles import Oracle
 from trigflow.core.randomness import SampleRandom
 from trigflow.data.autoencoder import Decoder
 from trigflow.data.codecs import Codec, sample_shape
+from trigflow.system.devices import sent
 from trigflow.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Some samples as they are stored: `data`, `spread` and `labels` of a Dataset, (B, ...) each, on one device."""
+
+    data: Tensor
+    spread: Tensor | None = None
+    labels: Tensor | None = None
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Their memory is kept until what the stream has to do by then is done, whichever stream they come from."""
+        for values in (self.data, self.spread, self.labels):
+            if values is not None:
+                values.record_stream(stream)
 
 
 @dataclass(frozen=True)
@@ -79,20 +95,38 @@ class Dataset:
             decoder=self.decoder and self.decoder.on(device),
         )
 
-    def encoded(self, chosen: Tensor, device: torch.device, random: SampleRandom | None = None) -> Tensor:
-        """x_0 (B, ...) float32 of some rows; only they are moved.
+    def taken(self, chosen: Tensor, device: torch.device) -> Stored:
+        """Some rows on a device: selected there if they lie there, else on the CPU, and moved without waiting.
 
         Args:
-            chosen: (B,) int64, the rows.
-            device: where x_0 is wanted.
+            chosen: (B,) int64 on the CPU, the rows.
+            device: where they are wanted.
+        """
+        there = sent(chosen, device)
+
+        def select(values: Tensor) -> Tensor:
+            return values[there] if values.device == there.device else sent(values[chosen], device)
+
+        spread, labels = (
+            values if values is None else select(values) for values in (self.spread, self.labels)
+        )
+        return Stored(select(self.data), spread, labels)
+
+    def encode(self, stored: Stored, random: SampleRandom | None = None) -> Tensor:
+        """x_0 (B, ...) float32 of what was taken, on its device.
+
+        Args:
+            stored: some rows.
             random: of the images of the run, on the device: draws what has a spread; without it, that is its mean.
         """
-        place = chosen.to(self.data.device)
-        stored = self.data[place].to(device)
-        if self.spread is not None and random is not None:
-            noise = random.normal("posterior", self.data_shape)
-            stored = stored.float() + self.spread[place].to(device).float() * noise
-        return self.codec.encode(stored)
+        data = stored.data
+        if stored.spread is not None and random is not None:
+            data = data.float() + stored.spread.float() * random.normal("posterior", self.data_shape)
+        return self.codec.encode(data)
+
+    def encoded(self, chosen: Tensor, device: torch.device, random: SampleRandom | None = None) -> Tensor:
+        """x_0 (B, ...) float32 of some rows: `taken`, then `encode`."""
+        return self.encode(self.taken(chosen, device), random)
 
     def samples(self, stored: Tensor) -> Tensor:
         """Some of `data` (B, ...) as people see it: latents as images."""

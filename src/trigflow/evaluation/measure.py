@@ -174,11 +174,11 @@ def _score(
 def _score_seed(trial: Trial, model: Model, seed: int, bar: tqdm[Any], world: World) -> Numbers:
     labels = draw_labels(trial, model, seed)
     counter = model.counter()
-    samples, features = _generate(trial, model, seed, labels, bar, world, counter)
+    features, points = _generate(trial, model, seed, labels, bar, world, counter)
     numbers: Numbers = {}
     with world.together():
         if world.is_main:
-            own = sample_set(trial.features, features, samples, labels, seed)
+            own = sample_set(trial.features, features, points, labels, seed)
             numbers = numbers_of(trial.real, own) | {"nfe": float(counter.nfe)}
     return numbers
 
@@ -191,17 +191,23 @@ def _generate(
     bar: tqdm[Any],
     world: World,
     counter: CountNFE,
-) -> tuple[Tensor, Tensor]:
-    """One seed's samples as stored, and their features (num, D); each process draws and looks at its share."""
+) -> tuple[Tensor, Tensor | None]:
+    """The features (num, D) of one seed's samples, and the samples where they are vectors; both on the CPU.
+
+    Each process looks at the samples that it draws, where they are: images never leave the device.
+    """
     samples: list[Tensor] = []
     features: list[Tensor] = []
+    left = trial.num
     for part in model.sample_batches(
-        trial.num, labels=labels, seed=seed, batch=trial.batch, world=world, counter=counter
+        trial.num, labels=labels, seed=seed, batch=trial.batch, world=world, counter=counter, on_device=True
     ):
-        samples.append(part)
-        features.append(world.joined(extract_features(trial.features, world.share(part)))[: len(part)])
-        bar.update(model.default_plan.steps * len(part))
-    return torch.cat(samples), torch.cat(features)
+        features.append(world.joined(extract_features(trial.features, part))[:left])
+        if len(trial.dataset.data_shape) == 1:
+            samples.append(world.joined(part)[:left])
+        left -= len(features[-1])
+        bar.update(model.default_plan.steps * len(features[-1]))
+    return torch.cat(features), torch.cat(samples) if samples else None
 
 
 def draw_labels(trial: Trial, model: Model, seed: int) -> Tensor | None:

@@ -123,6 +123,7 @@ class Model:
         batch: int = 256,
         latents: bool = False,
         world: World = SINGLE_PROCESS,
+        on_device: bool = False,
     ) -> Tensor:
         """n samples: (n, C, H, W) uint8 for images, (n, D) float32 for vectors; on the CPU.
 
@@ -139,6 +140,7 @@ class Model:
             batch: samples computed at once.
             latents: for a latent model: return latents (n, C, h, w) float32 as its autoencoder takes them, not images.
             world: processes that all have the model; each draws its share, and all return all samples.
+            on_device: leave the samples on the model's device, and in each process its share alone.
 
         Raises:
             UserError: a number out of range, an unknown sampler, labels that are not classes of the model, a guidance
@@ -146,7 +148,9 @@ class Model:
             Diverged: samples that are not finite.
         """
         plan = self.plan(steps, guidance_scale, sampler)
-        batches = self.sample_batches(n, plan, labels, seed, batch, latents=latents, world=world)
+        batches = self.sample_batches(
+            n, plan, labels, seed, batch, latents=latents, world=world, on_device=on_device
+        )
         return torch.cat(list(batches))
 
     @property
@@ -225,11 +229,13 @@ class Model:
         latents: bool = False,
         world: World = SINGLE_PROCESS,
         counter: CountNFE | None = None,
+        on_device: bool = False,
     ) -> Iterator[Tensor]:
         """The samples of `sample`, yielded in batches (of all processes together), on the CPU.
 
         Args:
             n, labels, seed, batch, latents, world: as in `sample`.
+            on_device: as in `sample`; the share of a process is `World.share` of the batch.
             plan: the sampling settings (default: `default_plan`).
             scales: (n,) float32, the guidance scale of each sample, in place of the plan's.
             counter: the model's `counter`; its `nfe` is the NFE per sample once the first batch is there.
@@ -263,7 +269,8 @@ class Model:
                 what = f"samples of the model '{self.name}' are not finite"
                 raise Diverged(f"{what}: its training diverged{why}")
             stored = self.codec.decode(x_0)
-            yield world.joined(stored if decoder is None else decoder.images(stored))[:count]
+            own = stored if decoder is None else decoder.images(stored)
+            yield own if on_device else world.joined(own)[:count]
 
     def labels(self, n: int, labels: Labels = None) -> Tensor | None:
         """(n,) int64: the given classes in turn, all classes in turn by default; None for a model without classes.

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from trigflow.system.errors import UserError, one_of
 
@@ -60,6 +61,13 @@ def wait_for(device: torch.device) -> None:
     """Synchronises with a GPU, for timing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; from the CPU to a GPU by way of pinned memory, so that the caller does not wait."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def check_precision(precision: str) -> None:

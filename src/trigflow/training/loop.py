@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,10 @@ import torch
 from torch import Tensor
 
 from trigflow.core.precond import TrigFlowPrecond
-from trigflow.core.randomness import SampleRandom
-from trigflow.data import rows
-from trigflow.data.dataset import flipped
 from trigflow.models.card import ModelCard
 from trigflow.models.storage import read_card, save_model
 from trigflow.networks.blocks import checkpoint_blocks
-from trigflow.objectives import Batch, LossOutput
+from trigflow.objectives import LossOutput
 from trigflow.recipes.schema import EMAConfig, Recipe
 from trigflow.system.config import to_json
 from trigflow.system.devices import generators_kept, products_in, seed_generators, true_float32
@@ -24,6 +22,7 @@ from trigflow.system.distributed import SINGLE_PROCESS, Strategy, World, open_wo
 from trigflow.system.errors import Diverged, UserError
 from trigflow.system.signals import interrupt_with_resume_hint, stop_on_signals
 from trigflow.training.assembly import RunParts, assemble
+from trigflow.training.batches import Batches
 from trigflow.training.ema import EMASnapshot, update_target
 from trigflow.training.progress import Averages, Reporter, Silent, say
 from trigflow.training.run_folder import RunFolder, open_run_of_all
@@ -134,6 +133,7 @@ class Run:
             for name in trains
         }
         self.averages = Averages(world)
+        self.batches = Batches(parts.dataset, recipe.train, world)
         # For networks of the user's that draw from torch's own generator.
         seed_generators(recipe.train.seed + world.rank, device)
 
@@ -170,7 +170,7 @@ class Run:
             return
         self.reporter = self._reporter(progress)
         try:
-            with stop_on_signals() as stop:
+            with stop_on_signals() as stop, closing(self.batches):
                 while self.nimg < config.total_nimg:
                     self._step()
                     self._write_what_is_due()
@@ -280,7 +280,7 @@ class Run:
 
         They are weighted by the microbatch's part of this share; the mean over the processes is the gradient.
         """
-        batch, random = self._batch(first, size)
+        batch, random = self.batches.of(first, size)
         with products_in(self.recipe.train.precision, self.device):
             output = self.parts.objective(self.parts.nets, batch, self.nimg, random)
         share = size * self.world.size / self.recipe.train.batch
@@ -290,21 +290,6 @@ class Run:
                 reduce_over_replicas(due[name].net, last=first + size == end)
             due[name].backward(output.losses[name] * share, retain_graph=name != names[-1])
         return output
-
-    def _batch(self, first: int, size: int) -> tuple[Batch, SampleRandom]:
-        """The images of the run from number `first` on; all random numbers are functions of (seed, number)."""
-        config, dataset = self.recipe.train, self.parts.dataset
-        chosen = rows(config.seed, first, size, len(dataset.data)).to(self.device)
-        random = SampleRandom(config.seed, torch.arange(first, first + size, device=self.device))
-        x_0 = dataset.encoded(chosen, self.device, random)
-        x_0 = flipped(x_0, random) if dataset.flip else x_0
-        if dataset.labels is None:
-            return Batch(x_0, {}, config.batch), random
-        labels = dataset.labels[chosen]
-        if config.label_dropout:
-            dropped = random.uniform("label dropout") < config.label_dropout
-            labels = labels.masked_fill(dropped, dataset.num_classes)
-        return Batch(x_0, {"labels": labels}, config.batch), random
 
     def _stop_at_nan(self, name: str, logs: list[dict[str, Tensor]]) -> None:
         """Raises Diverged; the weights are those before the step, and the last checkpoint and model are unchanged."""

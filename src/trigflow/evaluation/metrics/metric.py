@@ -70,7 +70,7 @@ class SampleSet:
 def sample_set(
     features: Features,
     vectors: Tensor,
-    samples: Tensor,
+    points: Tensor | None,
     labels: Tensor | None = None,
     seed: int = 0,
 ) -> SampleSet:
@@ -79,7 +79,7 @@ def sample_set(
     Args:
         features: of which the vectors are.
         vectors: (N, D) of all samples.
-        samples: (N, ...) as stored.
+        points: (N, d), the samples as stored where they are vectors themselves; None for images.
         labels: (N,) that were requested.
         seed: of the samples.
 
@@ -87,7 +87,6 @@ def sample_set(
         UserError: fewer than two samples, or features that are not finite.
     """
     known, logits = moments(vectors), class_logits(features, vectors)
-    points = samples if samples.ndim == 2 else None
     return SampleSet(features, known, vectors[:MOST_PAIRED], logits, labels, points, seed=seed)
 
 
