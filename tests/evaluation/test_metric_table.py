@@ -28,7 +28,13 @@ INCEPTION = Features("inception", PLAIN.extract, CLASSES.classify, checks_labels
 
 def drawn(features: Features, seed: int, count: int, *shape: int) -> SampleSet:
     samples = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
-    return sample_set(features, features.extract(samples), samples, torch.arange(count) % 2, seed)
+    return sample_set(
+        features,
+        features.extract(samples),
+        samples if samples.ndim == 2 else None,
+        torch.arange(count) % 2,
+        seed,
+    )
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 2)], ids=["points", "images"])
