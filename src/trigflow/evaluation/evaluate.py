@@ -28,8 +28,7 @@ from trigflow.evaluation.measure import (
     score_held_out,
     seconds_per_sample,
 )
-from trigflow.evaluation.metrics import METRICS, Features, SampleSet, load_features
-from trigflow.evaluation.metrics.labels import LABEL_ACCURACY
+from trigflow.evaluation.metrics import METRICS, Features, SampleSet, load_features, measured
 from trigflow.evaluation.real import (
     check_features,
     default_features,
@@ -296,7 +295,7 @@ def _notes(trial: Trial) -> list[str]:
         notes.append(
             "Pixels are weak features: samples of a plain Gaussian with the right covariance score well."
         )
-    agreement = LABEL_ACCURACY.compute(trial.real, trial.real)
+    agreement = measured("label_agreement", trial.real, trial.real)
     if agreement is not None and agreement < LEAST_AGREEMENT:
         notes.append(
             f"{trial.features.name} gives only {agreement:.1%} of the real data its own label: it knows other data, "
@@ -345,7 +344,7 @@ def _report(trial: Trial, compared: _Compared, scores: list[Scores], real_test: 
 
 def _of_real(real: SampleSet) -> Row:
     """The metrics of all real data that look at nothing else, to read those of the samples beside."""
-    found = {name: metric.compute(real, real) for name, metric in METRICS.items() if metric.of_real}
+    found = {name: measured(name, real, real) for name, metric in METRICS.items() if metric.of_real}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from trigflow.core.samplers import CountNFE
 from trigflow.data import Dataset, labels_like
 from trigflow.evaluation.cached_scores import Numbers, cached_scores, score_key
-from trigflow.evaluation.metrics import METRICS, SCORE, Features, SampleSet, extract_features
+from trigflow.evaluation.metrics import METRICS, SCORE, Features, SampleSet, extract_features, measured
 from trigflow.evaluation.metrics.metric import Moments, sample_set
 from trigflow.evaluation.reference import data_digest, reference, reference_key
 from trigflow.models.model import Model
@@ -103,8 +103,7 @@ class Scores:
 
 def numbers_of(real: SampleSet, own: SampleSet) -> Numbers:
     """Every metric in METRICS of samples, or of held-out data in their place."""
-    found = {name: metric.compute(real, own) for name, metric in METRICS.items()}
-    return {name: None if value is None else float(value) for name, value in found.items()}
+    return {name: measured(name, real, own) for name in METRICS}
 
 
 def must_be_held_out(held_out: Dataset, dataset: Dataset) -> None:

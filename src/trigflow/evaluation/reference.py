@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,15 @@ from tqdm import tqdm
 
 from trigflow.data import Dataset
 from trigflow.data.cache import cache_folder
-from trigflow.evaluation.metrics import Features, SampleSet, extract_features, halves_distance, moments
+from trigflow.evaluation.metrics import (
+    METRICS,
+    Features,
+    SampleSet,
+    extract_features,
+    halves_distance,
+    measured,
+    moments,
+)
 from trigflow.evaluation.metrics.features import class_logits
 from trigflow.evaluation.metrics.metric import MOST_PAIRED, Moments
 from trigflow.evaluation.metrics.neighbours import NEIGHBOURS, radii
@@ -27,7 +35,7 @@ from trigflow.system.files import DamagedFile, make_folder
 from trigflow.system.tensors import read_state, tensors_digest, write_state
 from trigflow.system.version import __version__
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK_BYTES = 2**24
 
 
@@ -91,7 +99,7 @@ def reference_key(dataset: Dataset, features: Features, splits: int) -> str:
     tensors = {} if features.network is None else features.network.state_dict()
     origin = (
         *(_FORMAT, __version__, splits, MOST_PAIRED),
-        *(data_digest(dataset), features.name, features.checks_labels),
+        *(data_digest(dataset), features.name, features.checks_labels, _alone()),
         tensors_digest(tensors, features.identity),
     )
     return hashlib.sha256(repr(origin).encode()).hexdigest()[:32]
@@ -102,14 +110,20 @@ def _measured(dataset: Dataset, features: Features, splits: int, progress: bool)
     order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:MOST_PAIRED]
     logits, some, halves = class_logits(features, vectors), vectors[order], halves_distance(vectors, splits)
     balls = radii(some) if len(some) > NEIGHBOURS else torch.zeros(0, dtype=torch.float64)
-    return Reference(_sample_set(dataset, features, moments(vectors), some, logits, balls), halves)
+    data = replace(_sample_set(dataset, features, moments(vectors), some, balls), logits=logits)
+    alone = {name: measured(name, data, data) for name in _alone()}
+    return Reference(replace(data, logits=None, alone=alone), halves)
+
+
+def _alone() -> list[str]:
+    return [name for name, metric in METRICS.items() if metric.alone]
 
 
 def _sample_set(
-    dataset: Dataset, features: Features, known: Moments, some: Tensor, logits: Tensor | None, balls: Tensor
+    dataset: Dataset, features: Features, known: Moments, some: Tensor, balls: Tensor
 ) -> SampleSet:
     points = dataset.data if dataset.data.ndim == 2 else None
-    return SampleSet(features, known, some, logits, dataset.labels, points, balls)
+    return SampleSet(features, known, some, None, dataset.labels, points, balls)
 
 
 def _vectors(dataset: Dataset, features: Features, progress: bool) -> Tensor:
@@ -121,15 +135,13 @@ def _vectors(dataset: Dataset, features: Features, progress: bool) -> Tensor:
 def _packed(found: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
     data = found.data
     tensors = {"mean": data.moments.mean, "cov": data.moments.cov, "some": data.vectors, "radii": data.radii}
-    tensors["logits"] = data.logits
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    return present, {"halves": found.halves, "num": data.moments.num}
+    return present, {"halves": found.halves, "num": data.moments.num, "alone": dict(data.alone)}
 
 
 def _unpacked(
     dataset: Dataset, features: Features, tensors: dict[str, Tensor], state: dict[str, Any]
 ) -> Reference:
     known = Moments(tensors["mean"], tensors["cov"], state["num"])
-    logits = tensors["logits"] if features.classify else None
-    data = _sample_set(dataset, features, known, tensors["some"], logits, tensors["radii"])
-    return Reference(data, state["halves"])
+    data = _sample_set(dataset, features, known, tensors["some"], tensors["radii"])
+    return Reference(replace(data, alone=state["alone"]), state["halves"])

@@ -24,6 +24,13 @@ METRICS: dict[str, Metric] = {
 }
 """By their keys in report.json, in the order of the report's columns."""
 
+
+def measured(name: str, real: SampleSet, own: SampleSet) -> float | None:
+    """The metric of this name, unless it was computed of `own` alone before; None where it does not apply."""
+    value = own.alone[name] if name in own.alone else METRICS[name].compute(real, own)
+    return None if value is None else float(value)
+
+
 __all__ = [
     "FEATURES",
     "METRICS",
@@ -41,6 +48,7 @@ __all__ = [
     "kernel_distance",
     "label_agreement",
     "load_features",
+    "measured",
     "moments",
     "precision_recall",
     "sliced_wasserstein",

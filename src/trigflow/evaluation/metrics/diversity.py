@@ -52,5 +52,5 @@ _FACT = (
     "Inception or classifier score: exp(mean KL(p(y|x) || p(y))), over all samples at once; larger is surer and"
     " more varied. In the row of halves it is that of all real data."
 )
-INCEPTION_SCORE = Metric("Inception score", "{:.2f}", _inception, _FACT, of_real=True)
-CLASSIFIER_SCORE = Metric("classifier score", "{:.2f}", _classifier, _FACT, of_real=True)
+INCEPTION_SCORE = Metric("Inception score", "{:.2f}", _inception, _FACT, alone=True, of_real=True)
+CLASSIFIER_SCORE = Metric("classifier score", "{:.2f}", _classifier, _FACT, alone=True, of_real=True)

@@ -27,4 +27,4 @@ def _compute(real: SampleSet, own: SampleSet) -> float | None:
     return _share(own.logits, own.labels)
 
 
-LABEL_ACCURACY = Metric("label accuracy", "{:.1%}", _compute)
+LABEL_ACCURACY = Metric("label accuracy", "{:.1%}", _compute, alone=True)

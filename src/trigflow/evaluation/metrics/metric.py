@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -50,11 +50,12 @@ class SampleSet:
         features: what made the feature vectors; a metric for some features only asks these.
         moments: of all N feature vectors.
         vectors: (n, D) float32, of which metrics may take all pairs: n is MOST_PAIRED at most, of data in random order.
-        logits: (N, K) float32 of all; None for features without classes.
+        logits: (N, K) float32 of all a model's samples; None for features without classes, and for real data.
         labels: (N,) int64, the samples' requested labels or the data's own; None for none.
         points: (N, d), samples that are vectors themselves, as stored; None for images.
         radii: (n,) float64, `neighbours.radii` of the vectors where they were computed before.
         seed: of the samples, for metrics that draw at random; 0 for data.
+        alone: of real data, the metrics that look at it alone, by their names.
     """
 
     features: Features
@@ -65,6 +66,7 @@ class SampleSet:
     points: Tensor | None = None
     radii: Tensor | None = None
     seed: int = 0
+    alone: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def sample_set(
@@ -100,13 +102,15 @@ class Metric:
         compute: (the real data, the samples or held-out data in their place) -> the number; None where the metric does
             not apply to these features or this data. The first line of its docstring stands in `trigflow list metrics`.
         fact: what a reader of the report must know of the number; "" for nothing.
-        of_real: whether it looks at the samples alone, and the report gives that of the real data beside it.
+        alone: whether it looks at the samples alone. Then it is computed once for real data, whose logits are not kept.
+        of_real: whether the report gives that of the real data beside it.
     """
 
     heading: str
     form: str
     compute: Callable[[SampleSet, SampleSet], float | None]
     fact: str = ""
+    alone: bool = False
     of_real: bool = False
 
 
