@@ -40,7 +40,7 @@ class Batches:
         """Images first .. first + size - 1 of the run, and their random numbers, functions of (seed, number).
 
         Raises:
-            What reading them raises, also in the thread.
+            UserError: the data cannot be read, also where its thread found that out.
         """
         config, dataset = self.config, self.dataset
         stored = self._stored((first, size))
