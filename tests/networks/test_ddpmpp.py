@@ -227,7 +227,6 @@ def test_modes_agree(normalization: str, shape: tuple[int, ...]) -> None:
     assert (found["finite_difference"] - exact).norm() <= 1e-7 * exact.norm()
 
 
-@pytest.mark.no_cover  # which would slow the compiler down
 @pytest.mark.parametrize("mode", ["dual", "func"])
 def test_the_derivative_compiles_in_one_graph(mode: Any) -> None:
     net, (x, t, _) = tiny("sCM", channel_mult=(1,), attention_levels=(0,)), points()
