@@ -166,3 +166,19 @@ def test_own_flow_map(in_examples: None, tmp_path: Path) -> None:
     torch.testing.assert_close(model.precond.velocity(x_T, t), zero)
     with pytest.raises(UserError, match="needs a network with a second time"):
         trigflow.load("digits").sample(1, sampler="flow_map")
+    command("doctor", "own_flow_map:FlowMap", "--shape", "2")
+    command("doctor", str(tmp_path / "run"), "--trust-code")
+    again = ["objective=own_flow_map:FollowTheTeacher", "teacher=exact", f"init={tmp_path / 'run'}", *steps]
+    own = ["sampling.sampler=flow_map", "sampling.flow_map_num=0", "network=own_flow_map:FlowMap"]
+    command("train", "mixture2d-scd", *again, *own, "--out", str(tmp_path / "more"))
+    bench = ["--random", "--steps", "1", "--rounds", "1", "--device", "cpu"]
+    command("bench", "mixture2d-scd", *again[:2], *own, "init=scratch", *bench)
+
+
+def test_a_teacher_with_a_sampler_of_its_own_is_trusted_or_not(in_examples: None, tmp_path: Path) -> None:
+    own = ("sampling.sampler=own_sampler:midpoint", *SHORT)
+    teacher = trigflow.train(recipes.get("mixture2d-teacher", own), tmp_path / "teacher", device="cpu")
+    student = ["train", "mixture2d-scd", f"teacher={teacher}", "sampling.flow_map_num=0", *SHORT]
+    command(*student, "--out", str(tmp_path / "no"), code=2)
+    assert not (tmp_path / "no").exists()
+    command(*student, "--trust-code", "--out", str(tmp_path / "yes"))

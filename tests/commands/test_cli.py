@@ -82,7 +82,7 @@ FLAGS = {
         *("model", "overrides", "--random", "--steps", "--batch", "--rounds", "--precision", "--json"),
         *("--trust-code", "--device"),
     },
-    "doctor": {"model", "--shape", "--device"},
+    "doctor": {"--trust-code", "model", "--shape", "--device"},
     "train-classifier": {"data", "overrides", "--epochs", "--out", "--seed", "--device"},
 }
 

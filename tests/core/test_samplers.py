@@ -372,6 +372,31 @@ def test_no_sampler(name: str, message: str) -> None:
         find_sampler(name)
 
 
+one_of_many = Sampler(lambda velocity, x_T, ts: x_T[:1], lambda steps, _: [1.0])
+no_tensor = Sampler(lambda velocity, x_T, ts: None, lambda steps, _: [1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("one_of_many", r"the shape \(1, 2\)"), ("no_tensor", "a NoneType")]
+)
+def test_a_sampler_that_returns_something_else_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sample(f"test_samplers:{name}", mixture2d().velocity, start(), 3, noise=no_noise, sigma_data=0.5)
+
+
+def test_mistakes_in_a_sampler() -> None:
+    with pytest.raises(UserError, match="kind of sampler 'techer'"):
+        Sampler(sample_ddim, kind="techer")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="give a function"):
+        Sampler(sample_ddim, "teacher")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="give its name"):
+        find_sampler(half_way)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no parameter on_step"):
+        half_way(mixture2d().velocity, start(), 1, noise=no_noise, sigma_data=0.5, on_step=lambda *_: None)
+    with pytest.raises(UserError, match="is a float"):
+        sample("consistency", mixture2d().velocity, start(), 2, noise=lambda _: 0.3, sigma_data=0.5)  # type: ignore[arg-type,return-value]
+
+
 # Cost, hooks, dtypes
 
 

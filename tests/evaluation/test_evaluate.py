@@ -22,11 +22,12 @@ from trigflow.data import Dataset, digits, load_data
 from trigflow.data.codecs import IdentityCodec, ImageCodec
 from trigflow.evaluation import evaluate as evaluate_module
 from trigflow.evaluation import measure
-from trigflow.evaluation.cached_scores import cached_scores
+from trigflow.evaluation.cached_scores import cached_scores, score_key
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.measure import draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.evaluation.metrics import METRICS, Features, load_features
 from trigflow.evaluation.real import with_noise
+from trigflow.models.model import load
 from trigflow.models.storage import save_model
 from trigflow.system.errors import UserError
 from trigflow.system.machine import commit, describe_machine
@@ -418,7 +419,7 @@ def test_the_teacher_of_the_recipe_is_found(tmp_path: Path) -> None:
         ({"batch": 0}, "batch is 0"),
         ({"steps": []}, "one number or several"),
         ({"steps": [1, 0]}, "each 1 or more"),
-        ({"steps": [2, 2]}, "twice"),
+        ({"steps": [2, 2]}, "is repeated"),
         ({"features": "digits-classifer"}, "did you mean 'digits-classifier'"),
         ({"features": "digits-classifier"}, r"are for data \(1, 8, 8\)"),
         ({"data": digits()}, "has the shape"),
@@ -470,3 +471,20 @@ def test_the_machine_is_described() -> None:
     assert machine["cpu"] and machine["device"] == "cpu"
     found = commit()
     assert found is None or len(found.removesuffix("-dirty")) == 40
+
+
+def test_scores_of_a_sampler_of_the_user_s_own_are_not_kept() -> None:
+    """Its code may change; and the precision of a model is a part of what its scores depend on."""
+    model = load("digits-teacher", "cpu")
+    assert score_key("data", model, 8) != score_key("data", model.in_precision("bfloat16"), 8)
+    assert score_key("data", model, 8) is not None
+    assert score_key("data", model.with_plan(sampler="test_samplers:half_way"), 8) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"steps": 3}, "give a list"), ({"batch": "a"}, "whole number"), ({"steps": ["1"]}, "whole")],
+)
+def test_numbers_of_another_type(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate("digits", **settings)

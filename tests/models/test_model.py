@@ -295,3 +295,10 @@ def test_guidance_wants_a_model_that_saw_the_null_label() -> None:
 def test_a_diffusion_model_is_not_sampled_as_a_consistency_model() -> None:
     with pytest.raises(UserError, match="is a diffusion model; leave the sampler out"):
         gaussian_model(Teacher).sample(1, sampler="consistency")
+
+
+def test_loading_leaves_the_generator_alone() -> None:
+    before = torch.get_rng_state()
+    load("digits", "cpu")
+    load_features("digits-classifier")
+    assert torch.equal(torch.get_rng_state(), before)

@@ -287,7 +287,7 @@ def test_scales_that_are_none() -> None:
     for scales, message in (
         (torch.tensor([1.0, 9.0]), "guidance_scale 9: model 'guided' was trained with scales of"),
         (torch.tensor([math.nan, 1.0]), "guidance_scale nan"),
-        (torch.ones(3), r"shape \(3,\): give one for each of 2 samples"),
+        (torch.ones(3), r"scales \(3,\): give one for each of 2 samples"),
     ):
         with pytest.raises(UserError, match=message):
             next(model.sample_batches(2, model.plan(1), scales=scales))

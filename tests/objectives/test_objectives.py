@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -402,3 +403,11 @@ class TestStableTarget:
         )
         assert stable.logs["tangent_norm"].mean() < plain.logs["tangent_norm"].mean()
         assert stable.losses["net"].requires_grad
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SCM(velocity="data", proposal="uniform"), lambda: Diffusion(compiel=True)]
+)
+def test_unknown_hyperparameters_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(ValidationError, match="Unexpected keyword argument"):
+        make()

@@ -48,7 +48,7 @@ def test_a_student_that_takes_the_guidance_scale() -> None:
 )
 def test_the_evaluations_of_a_teacher(name: str, nfe: int) -> None:
     recipe = recipes.get(name if name in recipes.RECIPES else "digits-scd")
-    card = card_of(replace(recipe, name=name), (3, 32, 32), 10, None)
+    card = card_of(replace(recipe, name=name), (3, 32, 32), 10, "student")
     assert bench.teacher_nfe(card) == nfe
 
 
@@ -73,10 +73,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = tmp_path / "bench.json"
     arguments = ["--steps", "1,2", "--rounds", "1", "--device", "cpu"]
     assert cli.main(["bench", "digits", "--random", *SMALL, *arguments, "--json", str(out)]) == 0
-    assert "evaluations (reckoned)" in capsys.readouterr().out
+    assert "evaluations (extrapolated)" in capsys.readouterr().out
     numbers = json.loads(out.read_text())
     assert numbers["model"] == "digits-scd, random weights" and numbers["steps"].keys() == {"1", "2"}
-    assert numbers["teacher"]["reckoned_seconds"] == pytest.approx(63 * numbers["evaluation"]["seconds"])
+    assert numbers["teacher"]["extrapolated_seconds"] == pytest.approx(63 * numbers["evaluation"]["seconds"])
     assert cli.main(["bench", "digits", *arguments, "--batch", "3"]) == 0
 
 

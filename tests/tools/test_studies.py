@@ -477,7 +477,7 @@ def test_mistakes_are_told_in_one_line(
     assert "does not accept --shares" in complain(capsys, "scaling", "digits", "--shares", "0.5", *out)
     assert "does not accept train.batch=2" in complain(capsys, "steps", "digits", "train.batch=2", *out)
     assert "each of them once" in complain(capsys, "compute", "digits", "--shares", "1,1", *out)
-    assert "a number stands there twice" in complain(capsys, "steps", student_folder, "--steps", "1,1", *out)
+    assert "a number is repeated" in complain(capsys, "steps", student_folder, "--steps", "1,1", *out)
     assert "give them too" in complain(capsys, "speed", student_folder, "--steps", "1", *out)
     assert "is no consistency model" in complain(capsys, "steps", teacher_folder, *out)
     assert "needs a teacher" in complain(capsys, "steps", student_folder, "--teacher", "none", *out)

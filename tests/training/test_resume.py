@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ def test_a_target_over_the_batch_keeps_its_microbatch(
     assert go_on(tmp_path / "run", *stable, recipe="mixture2d-sct") == 0
     assert go_on(tmp_path / "run", *stable, "train.microbatch=8", recipe="mixture2d-sct") == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert "'train.microbatch' differs" in told and "null" in told and "8" in told and "stable_target" in told
+    assert "'train.microbatch' differs" in told and "32 there, 8 now" in told and "depends" in told
 
 
 @pytest.mark.parametrize(
@@ -538,3 +538,18 @@ def test_a_second_ctrl_c_does_not_wait_but_a_second_sigterm_is_the_same_request(
         assert stop.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_microbatch_of_the_batch_is_none(tmp_path: Path) -> None:
+    """Also where the loss depends on the microbatch."""
+    small = ["train.total_nimg=32", "train.batch=16", "train.tensorboard=false", "network.width=8"]
+    folder = train(recipes.get("mixture2d-sct", small), tmp_path / "run", device="cpu", progress=False)
+    longer = recipes.get("mixture2d-sct", [*small, "train.microbatch=16", "train.total_nimg=48"])
+    train(longer, folder, resume=True, device="cpu", progress=False)
+    with pytest.raises(UserError, match=r"'train.microbatch' differs: 16 there, 8 now, on which the loss"):
+        train(replace(longer, train=replace(longer.train, microbatch=8)), folder, resume=True, device="cpu")
+
+
+def test_a_recipe_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the recipe is a str: give a Recipe"):
+        train("digits-teacher", tmp_path / "run")  # type: ignore[arg-type]

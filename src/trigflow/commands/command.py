@@ -123,7 +123,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         help="a name from `trigflow list recipes`, a recipe.json, or package.module:function that returns a recipe",
     )
     add_overrides(parser)
-    add_trust_code(parser, "recipe.json")
+    add_trust_code(parser, "recipe.json or in a model's folder")
 
 
 def add_trust_code(parser: argparse.ArgumentParser, file: str = "model's folder") -> None:

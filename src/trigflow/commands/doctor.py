@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from trigflow.commands.command import Command, add_device, integer, several
+from trigflow.commands.command import Command, add_device, add_trust_code, integer, several
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=several(integer(1)),
         help="shape of one sample, for package.module:Class, e.g. 1,8,8 (default: 3,32,32)",
     )
+    add_trust_code(parser)
     add_device(parser)
 
 
@@ -23,7 +24,7 @@ def _run(args: argparse.Namespace) -> int:
     from trigflow.tools import doctor
 
     shape = tuple(args.shape) if args.shape else None
-    diagnosis = doctor.diagnose(args.model, data_shape=shape, device=args.device)
+    diagnosis = doctor.diagnose(args.model, data_shape=shape, device=args.device, trust_code=args.trust_code)
     print(doctor.report(diagnosis))
     return 0 if diagnosis.healthy else 1  # for scripts
 

@@ -43,6 +43,7 @@ def _run(args: argparse.Namespace) -> int:
         progress=True,
         parallel=args.parallel,
         checkpointing=args.checkpointing,
+        trust_code=args.trust_code,
     )
     if is_main():
         print(f"{folder} holds the model; to sample from it: trigflow sample {folder} --out samples.png")

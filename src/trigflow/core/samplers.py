@@ -1,13 +1,13 @@
 """Samplers: functions of a velocity and a descending list of times, from noise to data.
 
-The PF-ODE is TrigFlow's, so that an ODE sampler needs neither sigma_data nor a noise schedule: where a
-method was stated in EDM's variables (sigma, x_sigma) = (sigma_data tan t, x_t / cos t), its steps are those
-of the original. Labels and guidance are part of the velocity; noise is passed in. Gradients are recorded
-unless you sample under torch.no_grad().
+The PF-ODE is TrigFlow's, so that an ODE sampler needs neither sigma_data nor a noise schedule: a method stated in EDM's
+variables (sigma, x_sigma) = (sigma_data tan t, x_t / cos t) makes the same steps. Labels and guidance are part of the
+velocity; noise is passed in. Gradients are recorded unless you sample under torch.no_grad().
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,9 @@ from trigflow.core import flow
 from trigflow.core.guidance import guided
 from trigflow.core.time_grids import consistency_times, edm_times, flow_map_times
 from trigflow.system.config import given_what_it_names, look_up
-from trigflow.system.errors import UserError
+from trigflow.system.errors import UserError, one_of
 
-# velocity(x_t (B, ...), t (B,)) -> dx_t/dt, of the shape of x_t.
-Velocity = Callable[[Tensor, Tensor], Tensor]
+Velocity = Callable[[Tensor, Tensor], Tensor]  # x_t (B, ...), t (B,) -> dx_t/dt, of the shape of x_t
 
 
 class OnStep(Protocol):
@@ -238,7 +237,7 @@ def sample_flow_map(
 class Sampler:
     """A sampler: its function, its time grid, and the models it is for.
 
-    One of your own is an object of this class in a module of yours, and its name "package.module:object".
+    One of your own is an object of this class in your module: "package.module:object".
 
     Args:
         function: function(velocity, x_T, ts) -> x_0; of `noise`, `sigma_data` and `on_step`, as they are used in this
@@ -252,6 +251,12 @@ class Sampler:
     times: Callable[..., Sequence[float]] = edm_times
     kind: Literal["teacher", "student"] = "teacher"
     second_time: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("kind of sampler", self.kind, ("teacher", "student"))
+        for name, part in (("function", self.function), ("times", self.times)):
+            if not callable(part):
+                raise UserError(f"{name} of a Sampler is {part!r}: give a function")
 
     def __call__(
         self,
@@ -267,7 +272,15 @@ class Sampler:
         """Samples x_0 on the sampler's own time grid; arguments as of `sample`."""
         ts = given_what_it_names(self.times, steps, sigma_data, t_mid=t_mid)
         options = {"noise": noise, "sigma_data": sigma_data, "on_step": on_step}
-        x_0: Tensor = given_what_it_names(self.function, velocity, x_T, ts, **options)
+        if on_step is not None and "on_step" not in inspect.signature(self.function).parameters:
+            raise UserError(
+                "this sampler has no parameter on_step, which a path needs: add it, or sample without"
+            )
+        x_0: Any = given_what_it_names(self.function, velocity, x_T, ts, **options)
+        if not isinstance(x_0, Tensor) or x_0.shape != x_T.shape:
+            what = f"the shape {tuple(x_0.shape)}" if isinstance(x_0, Tensor) else f"a {type(x_0).__name__}"
+            name = getattr(self.function, "__name__", "the sampler")
+            raise UserError(f"{name} returned {what}: return samples of the shape of x_T, {tuple(x_T.shape)}")
         return x_0
 
 
@@ -281,11 +294,13 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def find_sampler(name: str, what: str = "sampler") -> Sampler:
-    """The sampler of a name in SAMPLERS, or that of "package.module:object", which is imported.
+    """The sampler of a name in SAMPLERS, or of "package.module:object", which is imported.
 
     Raises:
         UserError: there is none, or the object is no Sampler.
     """
+    if not isinstance(name, str):
+        raise UserError(f"{what} is a {type(name).__name__}: give its name, 'package.module:object'")
     found: Any = look_up(name, SAMPLERS, what)
     if not isinstance(found, Sampler):
         raise UserError(
@@ -308,7 +323,7 @@ def sample(
     """Samples x_0 by a named sampler on its own time grid.
 
     Args:
-        sampler: a name in SAMPLERS, or "package.module:object" of a `Sampler`.
+        sampler: a name in SAMPLERS, or "package.module:object".
         velocity, x_T, on_step: as in the samplers.
         steps: number of steps, >= 1. NFE: steps, or 2 steps - 1 for "heun".
         noise: noise(step) -> standard normal numbers of the shape of x_T, for a sampler that adds noise.
@@ -323,7 +338,7 @@ def sample(
     )
 
 
-def count_nfe(plan: SamplingPlan) -> int:
+def count_nfe(plan: SamplingPlan, data_shape: tuple[int, ...] = (1,)) -> int:
     """Network evaluations (NFE) per sample, counted by running the sampler with a velocity of zero, without a network.
 
     While samples are drawn, `CountNFE` counts them.
@@ -332,7 +347,7 @@ def count_nfe(plan: SamplingPlan) -> int:
         UserError: as `sample`, `guided`.
     """
     counter = CountNFE(lambda x_t, t, **_: torch.zeros_like(x_t))
-    labels, still = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1)
+    labels, still = torch.zeros(1, dtype=torch.int64), torch.zeros(1, *data_shape)
     velocity = partial(guided(counter, plan.guidance_scale, null_label=1), labels=labels)
     sample(plan.sampler, velocity, still, plan.steps, noise=lambda step: still, sigma_data=0.5)
     return counter.nfe
@@ -365,9 +380,10 @@ def _edm_euler(x_t: Tensor, z: Tensor, t: float, s: float) -> Tensor:
 
 def _check_noise(z: Tensor, step: int, x_T: Tensor) -> None:
     """Noise that is broadcast would be the same for several samples or pixels, and nobody would see it."""
-    if z.shape != x_T.shape:
+    if not isinstance(z, Tensor) or z.shape != x_T.shape:
+        what = f"has the shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"is a {type(z).__name__}"
         raise UserError(
-            f"noise({step}) has the shape {tuple(z.shape)}: give a number for each of x_T, {tuple(x_T.shape)}, as by "
+            f"noise({step}) {what}: give a number for each of x_T, {tuple(x_T.shape)}, as by "
             "lambda step: torch.randn(x_T.shape)"
         )
 

@@ -32,7 +32,7 @@ def lognormal(u: Tensor, P_mean: float, P_std: float, sigma_data: float) -> Tens
 
 
 def uniform(u: Tensor, P_mean: float, P_std: float, sigma_data: float) -> Tensor:
-    """t uniform in (0, pi/2], of the shape and dtype of u; the other arguments play no part."""
+    """t uniform in (0, pi/2], of the shape and dtype of u; P_mean, P_std and sigma_data are ignored."""
     return (T_MAX * _inside(u)).to(u.dtype)
 
 

@@ -55,7 +55,7 @@ def mapped(path: Path) -> np.ndarray:
 def cached_images(key: str, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> np.ndarray:
     """Mapped uint8 images of a former start, or else of `images`, which are then written to the cache.
 
-    A file of another size or shape is damaged, and made anew.
+    A file of another size or shape is damaged, and recreated.
 
     Args:
         key: see cache_key.

@@ -45,7 +45,7 @@ class Dataset:
         mapped: `data` lies in a file: it is not to be copied as a whole.
         spread: of the shape of `data`, where that holds means of normal distributions: their standard deviations. Then
             each look at a sample draws it anew.
-        decoder: makes images of latents; None for data that is as people see it.
+        decoder: makes images of latents; None for other data.
         flip: a training sees each image flipped left-right with probability 1/2, see `flipped`.
 
     Raises:
@@ -81,7 +81,7 @@ class Dataset:
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as people see it: of the image of a latent."""
+        """Shape of one sample, of a latent that of its decoded image."""
         return sample_shape(self.codec, self.data_shape)
 
     def to(self, device: torch.device) -> Dataset:
@@ -129,7 +129,7 @@ class Dataset:
         return self.encode(self.taken(chosen, device), random)
 
     def samples(self, stored: Tensor) -> Tensor:
-        """Some of `data` (B, ...) as people see it: latents as images."""
+        """Some of `data` (B, ...); latents are decoded to images."""
         return stored if self.decoder is None else self.decoder.images(stored)
 
 

@@ -41,7 +41,7 @@ def score_key(trial_key: str, model: Model, num: int) -> str | None:
         num: samples of a seed.
     """
     weights = _weights_key(model)
-    if not trial_key or weights is None:
+    if not trial_key or weights is None or ":" in model.default_plan.sampler:
         return None
     return repr(
         (__version__, trial_key, weights, sorted(asdict(model.default_plan).items()), num, sorted(METRICS))
@@ -49,11 +49,17 @@ def score_key(trial_key: str, model: Model, num: int) -> str | None:
 
 
 def _weights_key(model: Model) -> str | None:
-    """Of the network and, where there is one, its guide; None for a network whose code is the user's own."""
+    """Of the network and, where there is one, its guide; None for a network whose code is user-defined."""
     network = getattr(model.card, "network", None)
     if network is None or ":" in network.name:
         return None
-    own = (to_json(network), to_json(model.card.precond), codec_to_json(model.codec), model.num_classes)
+    own = (
+        to_json(network),
+        to_json(model.card.precond),
+        codec_to_json(model.codec),
+        model.num_classes,
+        model.precision,
+    )
     weights = tensors_digest(model.precond.network.state_dict(), repr(own))
     if model.guide is None:
         return weights
@@ -109,5 +115,5 @@ def _is_number(value: object, or_none: bool) -> bool:
 
 
 def holds_scores(folder: Path) -> bool:
-    """Whether there is anything that `cached_scores` has written; other files in the folder are somebody's."""
+    """Whether there is a file that `cached_scores` has written; other files in the folder belong to the user."""
     return is_occupied(folder, but=lambda name: not _OURS.fullmatch(name))

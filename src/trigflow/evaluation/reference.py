@@ -2,7 +2,7 @@
 
 The cache lies in $TRIGFLOW_CACHE (`data.cache.cache_folder`). The name of a file is a hash of all that its content
 depends on: the bytes of the data, its labels, the features' tensors and how they take a sample in, the version of this
-package. A damaged file is made anew. Where the cache cannot be written nothing is kept, and all is computed each time.
+package. A damaged file is recreated. Where the cache cannot be written, all is computed each time.
 """
 
 from __future__ import annotations

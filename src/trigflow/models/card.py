@@ -108,14 +108,18 @@ class ModelCard:
 
 
 def card_of(
-    recipe: Recipe, data_shape: tuple[int, ...], num_classes: int, guidance_range: tuple[float, float] | None
+    recipe: Recipe,
+    data_shape: tuple[int, ...],
+    num_classes: int,
+    kind: Kind,
+    guidance_range: tuple[float, float] | None = None,
 ) -> ModelCard:
-    """The card of the model that a recipe trains, without what the recipe does not contain, such as the codec.
+    """The card of a recipe's model, as far as the recipe determines it: only the name of the data, and no codec.
 
     Args:
         recipe: recipe of the training.
-        data_shape, num_classes: shape of one sample, and number of classes, of the data.
-        guidance_range: range of guidance scales of the objective.
+        data_shape, num_classes: shape of one sample and number of classes of the data.
+        kind, guidance_range: kind of model that the objective trains, and its range of guidance scales.
     """
     return ModelCard(
         name=recipe.name,
@@ -128,6 +132,7 @@ def card_of(
         objective=recipe.objective.name,
         sampling=recipe.sampling,
         guidance_range=guidance_range,
+        kind=kind,
     )
 
 

@@ -176,8 +176,7 @@ class Model:
             raise UserError(f"sampler '{chosen}': model '{self.name}' is {kind} model; leave the sampler out")
         if found.second_time and not self.precond.second_time:
             raise UserError(
-                f"sampler '{chosen}' needs a network with a second time, and model '{self.name}' has none; leave the "
-                "sampler out"
+                f"sampler '{chosen}' needs a network with a second time; that of model '{self.name}' has none"
             )
         must_be_whole(steps=steps)
         if steps < 1:
@@ -212,9 +211,7 @@ class Model:
 
     def _check_scales(self, n: int, scales: Tensor) -> None:
         if scales.shape != (n,):
-            raise UserError(
-                f"guidance scales of shape {tuple(scales.shape)}: give one for each of {n} samples"
-            )
+            raise UserError(f"guidance scales {tuple(scales.shape)}: give one for each of {n} samples")
         for scale in set(scales.tolist()):
             self._check_scale(scale)
 

@@ -83,7 +83,10 @@ def load_model(
         if not trust_code and name not in trusted:
             check_trusted(name, what, folder)
     try:
-        precond = new_precond(card, blank)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # its first weights are replaced: the caller's generator stays
+            precond = new_precond(card, blank)
     except UserError as error:
         raise UserError(f"{folder / 'model.json'}: {error}") from None
     if blank:

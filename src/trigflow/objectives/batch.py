@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -104,6 +104,11 @@ class Objective(ABC):
     def guidance_range(self) -> tuple[float, float] | None:
         """(low, high) of the guidance scale that the network takes as an input; None: it has no such input."""
         return self.guidance_scale if isinstance(self.guidance_scale, tuple) else None
+
+    @property
+    def kind(self) -> Literal["teacher", "student"]:
+        """The kind of model that it trains: a consistency model is a student, a diffusion model a teacher."""
+        return "student" if self.is_consistency else "teacher"
 
     @abstractmethod
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:

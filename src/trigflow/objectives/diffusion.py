@@ -16,6 +16,7 @@ from trigflow.core.randomness import SampleRandom
 from trigflow.core.time_distributions import TIME_DISTRIBUTIONS
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_batch
+from trigflow.system.config import STRICT_KEYS
 from trigflow.system.errors import one_of
 
 
@@ -58,7 +59,7 @@ def _compiled_forward(net: TrigFlowPrecond) -> Any:
     return _COMPILED[net]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
 class Diffusion(Objective):
     """L = E exp(-u(t)) / D |F(x_t/sigma_data, t) - v_t/sigma_data|^2 + u(t), with v_t = cos(t) z - sin(t) x_0.
 

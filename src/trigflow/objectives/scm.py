@@ -21,6 +21,7 @@ from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_
 from trigflow.objectives.diffusion import TimeDistribution, per_sample, sample_times, weighted
 from trigflow.objectives.stable_target import stable_velocity
 from trigflow.objectives.warmup import Warmup, warmup_at
+from trigflow.system.config import STRICT_KEYS
 from trigflow.system.devices import without_autocast
 
 Normalization = Literal["rms", "l2", "clip", "none"]
@@ -74,7 +75,7 @@ def _compiled_derivative() -> Any:
     return torch.compile(dual.value_and_tangent, dynamic=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
 class SCM(Objective):
     """L = E exp(-u(t)) / D |F - sg(F) - g/(|g| + c)|^2 + u(t), with g = cos t df/dt from one pass through the network.
 

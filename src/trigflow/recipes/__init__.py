@@ -41,7 +41,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
-def get(name: str, overrides: Sequence[str] = (), trust_code: bool = False) -> Recipe:
+def get(name: str | Path, overrides: Sequence[str] = (), trust_code: bool = False) -> Recipe:
     """A recipe, with changes `key=value`.
 
     Args:
@@ -53,6 +53,11 @@ def get(name: str, overrides: Sequence[str] = (), trust_code: bool = False) -> R
     Raises:
         UserError: unknown recipe or key, a value of a wrong type or out of range, code that only a file names.
     """
+    if not isinstance(name, str | Path):
+        raise UserError(
+            f"the recipe is a {type(name).__name__}: give its name, its file or 'package.module:function'"
+        )
+    name = str(name)
     if name.endswith(".json"):
         return recipe_of_file(Path(name), overrides, trust_code)
     if ":" in name:

@@ -4,7 +4,7 @@ Every size has a teacher, a student trained with it (sCD) and one trained from i
 are EDM2's network with sCM's changes, 0.3 to 1.6 billion parameters; `trigflow plan NAME` tells what they need.
 
 One thing differs from the paper: products are taken in bfloat16, the paper's in float16. An sCD student of ImageNet-512
-is told the scale of guidance, drawn from `Table.scales`. The latents of ImageNet-512 are made from the images by
+takes the guidance scale as an input, drawn from `Table.scales`. The latents of ImageNet-512 are made from the images by
 
     trigflow data encode IMAGES --size 512 --vae stabilityai/sd-vae-ft-mse --out data/imagenet-512-latents
 
@@ -40,7 +40,7 @@ class Table:
         steps_teacher, steps_sct, steps_scd: thousands of steps.
         dropout_teacher, dropout_sct, dropout_scd: the students' on levels of at most 16 pixels, as the paper says.
         ema_teacher, ema_student: relative standard deviation of the average.
-        scales: of guidance that a student distils, told them; None: it distils without guidance.
+        scales: guidance scales that a student distils, conditioned on them; None: it distils without guidance.
         guidance: at which teachers, and such students, are sampled; 1 is none.
         fid_teacher: in 63 evaluations, twice as many with guidance.
         fid_sct, fid_scd: in 1 and in 2 evaluations.
@@ -186,14 +186,14 @@ def _student(name: str, table: Table, n: int, objective: str) -> Recipe:
     P_mean, P_std = table.P_student
     options: dict[str, object] = {"P_mean": P_mean, "P_std": P_std}
     options |= {"normalization": "l2", "c": 0.1, "warmup": 10_000, "adaptive_weight": True}
-    told = table.scales if distils else None
-    if told:
-        options["guidance_scale"] = list(told)
+    scales = table.scales if distils else None
+    if scales:
+        options["guidance_scale"] = list(scales)
     dropout, steps = (table.dropout_scd, table.steps_scd) if distils else (table.dropout_sct, table.steps_sct)
     return Recipe(
         name=name,
         data=table.data,
-        network=_network(table.channels[n], dropout[n], 16, guidance_input=told is not None),
+        network=_network(table.channels[n], dropout[n], 16, guidance_input=scales is not None),
         objective=Component(objective, options),
         # The paper starts sCT, too, from the teacher's average; a run that forgot to would be another experiment.
         init="teacher" if distils else _folder(name, "teacher"),
@@ -201,7 +201,7 @@ def _student(name: str, table: Table, n: int, objective: str) -> Recipe:
         optimizer=_optimizer(table, table.lr_student[n], eps=1e-11),
         ema=EMAConfig(ema_std=(table.ema_student,)),
         sampling=SamplingConfig(
-            guidance_scale=table.guidance[n] if told else 1.0,
+            guidance_scale=table.guidance[n] if scales else 1.0,
             grid_nimg=CHECKPOINT_NIMG if table.pixels else 0,
         ),
     )
@@ -253,7 +253,7 @@ def _teacher_text(name: str, data: str, n: int) -> str:
 
 def _student_text(name: str, data: str, n: int, objective: str) -> str:
     table, distils = TABLES[data], objective == "scd"
-    told = table.scales if distils else None
+    scales = table.scales if distils else None
     return _STUDENT.format(
         name=name,
         what="sCD" if distils else "sCT",
@@ -262,7 +262,9 @@ def _student_text(name: str, data: str, n: int, objective: str) -> str:
         source=f"{'teacher' if distils else 'init'}={_folder(name, 'teacher')}",
         steps=(table.steps_scd if distils else table.steps_sct)[n],
         fid=[f"{fid[n]:.2f}" for fid in (table.fid_scd if distils else table.fid_sct)],
-        guided=f", told any guidance of {told[0]:g} to {told[1]:g} ({table.guidance[n]})" if told else "",
+        guided=f", at any guidance scale of {scales[0]:g} to {scales[1]:g} ({table.guidance[n]})"
+        if scales
+        else "",
     )
 
 

@@ -28,7 +28,7 @@ class PrecondConfig:
 
     Args:
         sigma_data: standard deviation of x_0.
-        c_noise: what the network is told of the time: "t", or "edm" for log(sigma)/4.
+        c_noise: what the network receives as the time: "t", or "edm" for log(sigma)/4.
     """
 
     sigma_data: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.5
@@ -127,7 +127,8 @@ class TrainConfig:
         precision: of the products inside the networks. "bfloat16" and "float16" take them in autocast, nearly twice as
             fast on processors that have them, slower on others; weights, times, coefficients, loss, optimiser and
             averages stay in float32. float16 rounds eight times finer than bfloat16 but ends at 65504: its loss is
-            scaled (`loss_scale.LossScale`), and steps that overflow are skipped. docs/precision.md has both's errors.
+            scaled (`loss_scale.LossScale`), and steps that overflow are skipped. docs/precision.md has the errors of
+            both.
             A network of your own must take its time embedding out of autocast itself, as `networks.layers.Embedding`
             does: half precision cannot tell near times apart.
         log_nimg: images between lines of metrics.jsonl.

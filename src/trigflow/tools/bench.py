@@ -57,7 +57,7 @@ class Timing:
 
     @property
     def teacher(self) -> float:
-        """Seconds of a teacher's evaluations, which are reckoned: one was measured."""
+        """Seconds of a teacher's evaluations, which are extrapolated: one was measured."""
         return self.teacher_nfe * statistics.median(self.evaluation)
 
     def speedup(self, steps: int) -> float:
@@ -84,7 +84,7 @@ class Timing:
                 "seconds": statistics.median(self.evaluation),
                 "all_seconds": list(self.evaluation),
             },
-            "teacher": {"nfe": self.teacher_nfe, "reckoned_seconds": self.teacher},
+            "teacher": {"nfe": self.teacher_nfe, "extrapolated_seconds": self.teacher},
             "steps": rows,
             "machine": self.machine,
         }
@@ -110,7 +110,7 @@ def random_model(recipe: Recipe, device: torch.device) -> Model:
     """
     data_shape, num_classes = sample_shape(recipe)
     objective = new_objective(recipe.objective)
-    card = card_of(recipe, data_shape, num_classes, objective.guidance_range)
+    card = card_of(recipe, data_shape, num_classes, objective.kind, objective.guidance_range)
     with device:  # a billion random numbers are drawn where they are used
         precond = new_precond(card).eval().requires_grad_(False).to(device)
     return Model(precond, IdentityCodec(), card, f"{recipe.name}, random weights")
@@ -153,7 +153,8 @@ def teacher_nfe(card: ModelCard) -> int:
     if card.kind == "student":
         name = f"{card.name.rpartition('-')[0]}-teacher"
         sampling = RECIPES[name]().sampling if name in RECIPES else SamplingConfig(sampler="heun", steps=32)
-    return count_nfe(SamplingPlan(sampling.sampler, sampling.steps, sampling.guidance_scale, sampling.t_mid))
+    plan = SamplingPlan(sampling.sampler, sampling.steps, sampling.guidance_scale, sampling.t_mid)
+    return count_nfe(plan, card.data_shape)
 
 
 def _in_steps(model: Model, steps: int) -> Model:
@@ -187,7 +188,7 @@ def report(timing: Timing) -> str:
     rows = [
         ["", "seconds", "range", f"{timing.teacher_nfe} evaluations are slower by"],
         ["one evaluation", f"{evaluation:.4g}", _range(timing.evaluation), ""],
-        [f"teacher, {timing.teacher_nfe} evaluations (reckoned)", f"{timing.teacher:.4g}", "", "1x"],
+        [f"teacher, {timing.teacher_nfe} evaluations (extrapolated)", f"{timing.teacher:.4g}", "", "1x"],
     ]
     for steps, taken in timing.sampling.items():
         rows.append(

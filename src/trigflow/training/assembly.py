@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +59,20 @@ class RunParts:
         return Model(precond, self.dataset.codec, self.card, decoder=self.dataset.decoder)
 
 
-def assemble(recipe: Recipe, device: torch.device, world: World = SINGLE_PROCESS) -> RunParts:
+def assemble(
+    recipe: Recipe, device: torch.device, world: World = SINGLE_PROCESS, trust_code: bool = False
+) -> RunParts:
     """Builds and checks all parts; with several processes, each holds its shard of the networks' weights.
+
+    Args:
+        recipe, device, world: of the run.
+        trust_code: import the code that the folders of `teacher`, `guide` and `init` name.
 
     Raises:
         UserError: something in the recipe does not exist, does not fit, or is missing.
     """
     with world.together():
-        parts = _built(recipe, device, blank=not world.is_main)
+        parts = _built(recipe, device, not world.is_main, trust_code)
     for net in parts.nets.values():
         if isinstance(net, TrigFlowPrecond) and not world.is_single:
             shard(net, world)
@@ -76,15 +83,16 @@ def assemble(recipe: Recipe, device: torch.device, world: World = SINGLE_PROCESS
     return parts
 
 
-def _built(recipe: Recipe, device: torch.device, blank: bool) -> RunParts:
+def _built(recipe: Recipe, device: torch.device, blank: bool, trust_code: bool) -> RunParts:
     """Everything, in this process; blank networks are filled by the main process's."""
     objective = new_objective(recipe.objective)
     _check_names(recipe, objective)
     dataset = load_data(recipe.data, recipe.precond.sigma_data)
     if recipe.sampling.grid_nimg:
         _check_drawable(recipe, dataset)
-    teacher, guide = _teacher(recipe, objective, dataset, blank), _guide(recipe, objective, blank)
-    initial = _initial(recipe, teacher, dataset, blank)
+    loaded = partial(_loaded, recipe, blank, trust_code)
+    teacher, guide = _teacher(recipe, objective, dataset, loaded), _guide(recipe, objective, loaded)
+    initial = _initial(recipe, teacher, dataset, loaded)
     for other in (initial, teacher):  # the teacher has the last word
         if isinstance(other, Model):
             dataset = replace(dataset, codec=other.codec)
@@ -155,9 +163,8 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
         learning_rate(config, recipe.train.batch, recipe.train.total_nimg)
     sampler = find_sampler(recipe.sampling.sampler, "sampling.sampler")
     consistency_times(recipe.sampling.steps, recipe.precond.sigma_data, recipe.sampling.t_mid)
-    kind = "student" if objective.is_consistency else "teacher"
-    if sampler.kind != kind:
-        others = [name for name, one in SAMPLERS.items() if one.kind == kind and not one.second_time]
+    if sampler.kind != objective.kind:
+        others = [name for name, one in SAMPLERS.items() if one.kind == objective.kind]
         raise UserError(
             f"sampling.sampler = {recipe.sampling.sampler}: a model of objective '{recipe.objective.name}' is sampled "
             f"by {' or '.join(others)}"
@@ -168,8 +175,7 @@ def _card(recipe: Recipe, objective: Objective, dataset: Dataset, start: Model |
     # A student that starts as its teacher has no training of its own behind it.
     goes_on = start and start.is_student == objective.is_consistency
     return replace(
-        card_of(recipe, dataset.data_shape, dataset.num_classes, objective.guidance_range),
-        kind="student" if objective.is_consistency else "teacher",
+        card_of(recipe, dataset.data_shape, dataset.num_classes, objective.kind, objective.guidance_range),
         codec=codec_to_json(dataset.codec),
         data=dataset.name,
         recipe=to_json(recipe),
@@ -177,15 +183,16 @@ def _card(recipe: Recipe, objective: Objective, dataset: Dataset, start: Model |
     )
 
 
-def _loaded(name: str, recipe: Recipe, blank: bool) -> Model:
-    """A run folder or a shipped model; of code, only the recipe's own network is imported."""
-    precond, card = load_model(
-        model_folder(name), trusted=(recipe.network.name, recipe.sampling.sampler), blank=blank
-    )
+def _loaded(recipe: Recipe, blank: bool, trust_code: bool, name: str) -> Model:
+    """A run folder or a shipped model. Of code, what the recipe itself names is imported; the rest if it is trusted."""
+    own = (recipe.network.name, recipe.sampling.sampler)
+    precond, card = load_model(model_folder(name), trust_code, trusted=own, blank=blank)
     return Model(precond, codec_from_json(card.codec), card, name)
 
 
-def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset, blank: bool) -> Model | Oracle | None:
+def _teacher(
+    recipe: Recipe, objective: Objective, dataset: Dataset, loaded: Callable[[str], Model]
+) -> Model | Oracle | None:
     """A model; of teacher=exact the closed form of the data, which is none."""
     if recipe.teacher is None:
         if objective.needs_teacher:
@@ -198,7 +205,7 @@ def _teacher(recipe: Recipe, objective: Objective, dataset: Dataset, blank: bool
         oracle = exact_teacher(dataset)
         _check_guidance(recipe.teacher, None, scale)
         return oracle
-    model = _loaded(recipe.teacher, recipe, blank)
+    model = loaded(recipe.teacher)
     _check_fit(model, recipe, dataset)
     if model.guidance_range:
         raise UserError(
@@ -222,7 +229,7 @@ def _check_guidance(name: str, teacher: Model | None, scale: float | tuple[float
         )
 
 
-def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
+def _guide(recipe: Recipe, objective: Objective, loaded: Callable[[str], Model]) -> Model | None:
     """The model that guides the teacher in place of its null label."""
     if recipe.guide is None:
         return None
@@ -234,7 +241,7 @@ def _guide(recipe: Recipe, objective: Objective, blank: bool) -> Model | None:
         raise UserError(
             f"guide = {recipe.guide}: objective.guidance_scale = 1 is no guidance; give a larger one, or a range"
         )
-    return _loaded(recipe.guide, recipe, blank)
+    return loaded(recipe.guide)
 
 
 def _check_sampling(model: Model, objective: Objective) -> None:
@@ -275,13 +282,15 @@ def _kind_of_codec(codec: Codec) -> tuple[str, str | None]:
     return name, getattr(codec, "autoencoder", None)
 
 
-def _initial(recipe: Recipe, teacher: Model | Oracle | None, dataset: Dataset, blank: bool) -> Model | None:
+def _initial(
+    recipe: Recipe, teacher: Model | Oracle | None, dataset: Dataset, loaded: Callable[[str], Model]
+) -> Model | None:
     """Where the initial weights come from, None for fresh ones."""
     if recipe.init == "scratch":
         return None
     if recipe.init == "teacher":
         return teacher if isinstance(teacher, Model) else None
-    model = _loaded(recipe.init, recipe, blank)
+    model = loaded(recipe.init)
     _check_fit(model, recipe, dataset)
     return model
 

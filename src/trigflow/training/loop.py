@@ -40,6 +40,7 @@ def train(
     progress: bool = True,
     parallel: Strategy | None = None,
     checkpointing: bool = False,
+    trust_code: bool = False,
 ) -> Path:
     """Trains a recipe in a folder, which at the end contains the model (the averaged weights).
 
@@ -58,6 +59,7 @@ def train(
         parallel: the layout of the networks over several processes (`distributed.open_world`).
         checkpointing: activation checkpointing of the networks' blocks: less memory for a third more compute, with the
             same result.
+        trust_code: import the code "package.module:name" that the folders of `teacher`, `guide` and `init` name.
 
     Returns:
         The folder.
@@ -66,9 +68,13 @@ def train(
         UserError: an error in the recipe, a folder in use, no space, or a loss that is not finite.
         KeyboardInterrupt: the run was asked to stop (Ctrl-C, SIGTERM); the message says how to resume.
     """
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"the recipe is a {type(recipe).__name__}: give a Recipe, as by trigflow.recipes.get(name)"
+        )
     with open_world(device, parallel) as world, generators_kept(world.device), true_float32():
         check_shares(recipe.train, world)
-        parts = assemble(recipe, world.device, world)
+        parts = assemble(recipe, world.device, world, trust_code)
         if checkpointing:
             _checkpoint_blocks(parts)
         # Whether the loss of an image depends on the others in its microbatch.

@@ -214,16 +214,25 @@ def _stored_recipe(path: Path) -> dict[str, Any]:
 def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any], by_batch: bool) -> None:
     """Only fields that do not affect the result may change, and the microbatch, if the objective allows it."""
     may_change = FREE if by_batch else (*FREE, MICROBATCH)
+    stored, wanted = _with_microbatch(stored), _with_microbatch(wanted)
     key = first_difference(_without(stored, may_change), _without(wanted, may_change))
     if not key:
         return
     old, new = _text_at(stored, key), _text_at(wanted, key)
     key = key.replace(".options.", ".")  # as overrides name it
-    why = ", which objective.stable_target depends on" if key == MICROBATCH else ""
+    why = ", on which the loss of this objective depends" if key == MICROBATCH else ""
     raise UserError(
         f"{path} was trained with another recipe ('{key}' differs: {old} there, {new} now{why}): choose another --out, "
         "or that recipe"
     )
+
+
+def _with_microbatch(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A microbatch of null is the batch."""
+    train = recipe.get("train")
+    if not isinstance(train, dict) or train.get("microbatch") is not None:
+        return recipe
+    return {**recipe, "train": {**train, "microbatch": train.get("batch")}}
 
 
 def _without(recipe: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -134,5 +134,5 @@ def evaluations_per_sample(
     """
     scale = highest_scale(guidance_scale)
     if has_guide and scale != 1:
-        return 2 * count_nfe(teacher.plan(guidance_scale=1.0))
-    return count_nfe(teacher.plan(guidance_scale=scale))
+        return 2 * count_nfe(teacher.plan(guidance_scale=1.0), teacher.card.data_shape)
+    return count_nfe(teacher.plan(guidance_scale=scale), teacher.card.data_shape)

@@ -94,9 +94,10 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> tuple[C
     network = card.get("network") if isinstance(card, dict) else None
     if not isinstance(network, dict):
         raise UserError(f"{folder / CARD} is damaged (it holds no 'network'): train the classifier again")
-    net: Classifier = build(
-        Component("classifier", network), {"classifier": Classifier}, f"{folder / CARD}: network"
-    )
+    with torch.random.fork_rng(devices=[]):  # its first weights are replaced: the caller's generator stays
+        net: Classifier = build(
+            Component("classifier", network), {"classifier": Classifier}, f"{folder / CARD}: network"
+        )
     if card.get("sha256", digest := sha256_of(folder / WEIGHTS)) != digest:
         raise UserError(
             f"{folder / WEIGHTS} is damaged (its digest is not that in {CARD}): train the classifier again"

@@ -49,8 +49,8 @@ def _classifier(real: SampleSet, own: SampleSet) -> float | None:
 
 
 _FACT = (
-    "Inception or classifier score: exp(mean KL(p(y|x) || p(y))), over all samples at once; larger is surer and"
-    " more varied. In the row of halves it is that of all real data."
+    "Inception or classifier score: exp(mean KL(p(y|x) || p(y))), over all samples at once; larger is more confident"
+    " and more varied. In the row of halves it is that of all real data."
 )
 INCEPTION_SCORE = Metric("Inception score", "{:.2f}", _inception, _FACT, alone=True, of_real=True)
 CLASSIFIER_SCORE = Metric("classifier score", "{:.2f}", _classifier, _FACT, alone=True, of_real=True)

@@ -51,6 +51,7 @@ def diagnose(
     inputs: tuple[Tensor, Tensor] | None = None,
     cond: Mapping[str, Tensor] | None = None,
     device: str | torch.device = "auto",
+    trust_code: bool = False,
 ) -> Diagnosis:
     """Checks the derivative of a network in every mode, and names the module that breaks it.
 
@@ -65,13 +66,14 @@ def diagnose(
         data_shape: (C, *size) of a sample; default that of the model, or (3, 32, 32).
         inputs: (x, t) at which to take the derivative, (B, ...) and (B,), t in [0, pi/2]; default: four random samples.
         cond: further inputs by name; default: random labels where the network has num_classes, random guidance scales
-            where it has guidance_input.
+            where it has guidance_input, second times where it has second_time.
         device: where the costs are measured.
+        trust_code: import the code that the folder of a run names.
 
     Raises:
         UserError: the model cannot be found or built, or the inputs have the wrong shapes.
     """
-    original = load_subject(model, data_shape, inputs, cond)
+    original = load_subject(model, data_shape, inputs, cond, trust_code)
     with torch.random.fork_rng():
         subject, findings = _checked_passes(original)
         if reason := next((_STOPS[f.fault] for f in findings if f.fault in _STOPS), None):

@@ -71,10 +71,11 @@ def load_subject(
     data_shape: tuple[int, ...] | None,
     inputs: tuple[Tensor, Tensor] | None,
     cond: Mapping[str, Tensor] | None,
+    trust_code: bool = False,
 ) -> Subject:
     """A copy of the model, with the default inputs where none are given; the arguments are those of `diagnose`."""
     name = model if isinstance(model, str) else type(model).__name__
-    network, own_shape = _network(model, data_shape) if isinstance(model, str) else (model, None)
+    network, own_shape = _network(model, data_shape, trust_code) if isinstance(model, str) else (model, None)
     network = copy.deepcopy(network).train().requires_grad_(True)
     generator = torch.Generator().manual_seed(_SEED)
     _replace_zeros(network, generator)
@@ -88,10 +89,12 @@ def load_subject(
     return Subject(name, network, x.double(), t.double(), dx, torch.ones_like(t).double(), cond)
 
 
-def _network(name: str, data_shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...] | None]:
+def _network(
+    name: str, data_shape: tuple[int, ...] | None, trust_code: bool
+) -> tuple[nn.Module, tuple[int, ...] | None]:
     """The network and the shape of its samples."""
     if ":" not in name:
-        model = load(name, device="cpu")
+        model = load(name, "cpu", trust_code)
         return model.precond, tuple(model.card.data_shape)
     shape = data_shape or DEFAULT_SHAPE
     network = build(Component(name), {}, "network", data_shape=shape)
@@ -114,9 +117,14 @@ def _inputs(data_shape: tuple[int, ...], generator: torch.Generator) -> tuple[Te
 
 
 def _conditions(network: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random labels and guidance scales (B,), where the network has the attributes num_classes, guidance_input."""
+    """Random labels, guidance scales and second times (B,), where the network's attributes say that it takes them.
+
+    These are num_classes, guidance_input and second_time.
+    """
     num_classes = int(getattr(network, "num_classes", 0) or 0)
     cond = {"labels": torch.randint(num_classes, (batch,), generator=generator)} if num_classes else {}
     if getattr(network, "guidance_input", False):
         cond["guidance"] = 1 + torch.rand(batch, generator=generator, dtype=torch.float64)
+    if getattr(network, "second_time", False):
+        cond["s"] = 0.2 * torch.rand(batch, generator=generator, dtype=torch.float64)  # t is 0.2 at least
     return cond

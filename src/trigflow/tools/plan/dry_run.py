@@ -131,7 +131,8 @@ def dry_run_step(
         UserError: an unknown part, options that do not fit, or a network of the user's that reads values of tensors.
     """
     try:
-        return _footprint_of(recipe, card_of(recipe, data_shape, num_classes, None), checkpointing)
+        card = card_of(recipe, data_shape, num_classes, new_objective(recipe.objective).kind)
+        return _footprint_of(recipe, card, checkpointing)
     except UserError:
         raise
     except Exception as error:  # any that code of the user's raises on tensors without data

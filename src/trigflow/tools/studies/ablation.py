@@ -79,7 +79,7 @@ LENGTHS = {
 
 @dataclass(frozen=True)
 class Ablation(TrainingSettings):
-    """Each stabiliser of the paper off in turn, and all of them; tangent norms over t: data in.
+    """Each stabiliser of the paper off in turn, and all of them; tangent norms over t. Takes data.
 
     Args: see `TrainingSettings`.
     """

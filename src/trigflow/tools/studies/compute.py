@@ -29,7 +29,7 @@ EXPECTATION = (
 
 @dataclass(frozen=True)
 class Compute(TrainingSettings):
-    """Students of different shares of the teacher's training compute, beside the teacher: data in.
+    """Students of different shares of the teacher's training compute, beside the teacher. Takes data.
 
     Args: see `TrainingSettings`, and
         shares: of the teacher's training compute, counted in forward passes.

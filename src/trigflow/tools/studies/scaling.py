@@ -86,7 +86,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Scaling(TrainingSettings):
-    """Teacher and student at four sizes over 8x in parameters: ratio per size, and slopes: data in.
+    """Teacher and student at four sizes over 8x in parameters: ratio per size, and slopes. Takes data.
 
     Args: see `TrainingSettings`.
     """

@@ -111,7 +111,7 @@ def check_setting(setting: Setting) -> dict[str, Any]:
             guided, no such data or features.
     """
     if len(set(setting.steps)) < len(setting.steps):
-        raise UserError(f"steps {list(setting.steps)}: a number stands there twice")
+        raise UserError(f"steps {list(setting.steps)}: a number is repeated")
     student, teacher = _models(setting, "cpu")
     scale = common_scale(student, setting.guidance_scale)
     if scale is not None:

@@ -33,7 +33,7 @@ EXPECTATION = (
 
 @dataclass(frozen=True)
 class Speed(Setting):
-    """The student's time in 1 and 2 steps against its teacher's, guided, unguided, and of equal score: a model in.
+    """The student's time in 1 and 2 steps against its teacher's, guided, unguided, and of equal score. Takes a model.
 
     Args: see `Setting`.
     """

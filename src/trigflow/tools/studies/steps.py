@@ -21,7 +21,7 @@ EXPECTATION = (
 
 @dataclass(frozen=True)
 class Steps(Setting):
-    """A student in 1, 2, 4, 8 steps against its teacher at 9 .. 63 evaluations: a model in.
+    """A student in 1, 2, 4, 8 steps against its teacher at 9 .. 63 evaluations. Takes a model.
 
     Args: see `Setting`; guidance_scale is the teacher's (default: that of a student that takes it, else its card's).
     """
