@@ -206,3 +206,20 @@ def test_flips_of_vectors_are_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["train", "mixture2d-sct", "data.flip=true", "--out", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err
     assert "data.flip = true: " in told and told.count("\n") == 1
+
+
+def points() -> list[int]:
+    return [1, 2]
+
+
+def leaving() -> Dataset:
+    raise SystemExit(1)
+
+
+def test_mistakes_of_own_functions_are_told() -> None:
+    with pytest.raises(
+        UserError, match=r"data 'test_data:points' returns list: return a trigflow\.data\.Dataset"
+    ):
+        load_data("test_data:points")
+    with pytest.raises(UserError, match="data 'test_data:leaving' cannot be made: SystemExit: 1"):
+        load_data("test_data:leaving")

@@ -269,3 +269,26 @@ def test_defaults_are_whole() -> None:
     )
     assert recipe.train == TrainConfig() and recipe.ema == EMAConfig()
     assemble(recipe, CPU)
+
+
+def leaves() -> Recipe:
+    raise SystemExit("done")
+
+
+def test_a_function_that_ends_the_process_is_told() -> None:
+    with pytest.raises(UserError, match="recipe 'test_recipe:leaves' cannot be made: SystemExit: done"):
+        recipes.get("test_recipe:leaves")
+
+
+def test_networks_may_have_the_names_of_keys(tmp_path: Path) -> None:
+    """As a component has: in optimizers, code in either is still not trusted."""
+    own = OptimizerConfig(schedule=Component("module:own"))
+    recipe = replace(
+        recipes.get("mixture2d-sct"), optimizers={"name": OptimizerConfig(), "options": OptimizerConfig()}
+    )
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(to_json(recipe)))
+    assert recipes.get(str(path)) == recipe
+    path.write_text(json.dumps(to_json(replace(recipe, optimizers={**recipe.optimizers, "options": own}))))
+    with pytest.raises(UserError, match=r"optimizers\.options\.schedule 'module:own'"):
+        recipes.get(str(path))

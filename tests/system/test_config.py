@@ -140,6 +140,13 @@ def test_build_names_what_is_missing() -> None:
     assert told(build, Component("part"), TABLE, "part") == "part.size is missing"
 
 
+def test_names_for_a_type_checker_alone() -> None:
+    def made(path: Missing, width: int = 3) -> tuple[object, object]:  # type: ignore[name-defined]  # noqa: F821
+        return path, width
+
+    assert build(Component("made", {"path": "a", "width": 4}), {"made": made}) == ("a", 4)
+
+
 def test_look_up() -> None:
     assert look_up("part", TABLE, "part") is Part
 

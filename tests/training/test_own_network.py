@@ -64,6 +64,15 @@ class Broken(Plain):
         raise RuntimeError("out of order")
 
 
+class Empty(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x
+
+
+def number() -> int:
+    return 5
+
+
 class Drawing(Plain):
     """Draws from torch's own generator, whose state must survive a stop."""
 
@@ -119,6 +128,8 @@ def test_their_own_random_numbers_survive_a_stop(tmp_path: Path) -> None:
         ("Pair", "returns a tuple"),
         ("Short", r"returns a tensor \(2, 1\) for x \(2, 2\)"),
         ("Broken", "RuntimeError: out of order"),
+        ("Empty", "network 'test_own_network:Empty' returns Empty without parameters"),
+        ("number", r"network 'test_own_network:number' returns int: a torch\.nn\.Module is needed"),
     ],
 )
 def test_faults_are_told_first(kind: str, message: str, tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def _opened(data: Component | str, sigma_data: float = 0.5) -> tuple[Dataset | C
     found: Dataset | Collection = build(
         Component(data.name, options), DATASETS, "data", sigma_data=sigma_data
     )
+    if not isinstance(found, Dataset | Collection):
+        raise UserError(f"data '{data.name}' returns {type(found).__name__}: return a trigflow.data.Dataset")
     return found, keep_labels, flip
 
 

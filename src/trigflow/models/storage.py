@@ -23,12 +23,21 @@ def new_precond(card: ModelCard, blank: bool = False) -> TrigFlowPrecond:
     """The preconditioned network of a card, newly initialised; blank: without values, on the device "meta".
 
     Raises:
-        UserError: the network is unknown, or does not take these options.
+        UserError: the network is unknown, does not take these options, or is no nn.Module with parameters.
     """
     with torch.device("meta") if blank else nullcontext():
         network = build(
             card.network, NETWORKS, "network", data_shape=card.data_shape, num_classes=card.num_classes
         )
+        if not isinstance(network, nn.Module):
+            raise UserError(
+                f"network '{card.network.name}' returns {type(network).__name__}: a torch.nn.Module is needed"
+            )
+        if not any(True for _ in network.parameters()):
+            raise UserError(
+                f"network '{card.network.name}' returns {type(network).__name__} without parameters: register what is "
+                "trained as nn.Parameter, or as modules"
+            )
         return TrigFlowPrecond(network, sigma_data=card.precond.sigma_data, c_noise=card.precond.c_noise)
 
 

@@ -10,6 +10,7 @@ from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_
 from trigflow.objectives.diffusion import Diffusion
 from trigflow.objectives.scm import SCM, consistency_tangent, normalize_tangent
 from trigflow.system.config import Component, build
+from trigflow.system.errors import errors_reported
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {
     "diffusion": Diffusion,
@@ -22,9 +23,11 @@ def new_objective(component: Component) -> Objective:
     """The objective of a recipe: a name in OBJECTIVES or "package.module:Class", with its options.
 
     Raises:
-        UserError: unknown name or option, a value out of range, or an object that is no Objective.
+        UserError: unknown name or option, a value out of range, or an object that is no valid Objective.
     """
-    return check_objective(build(component, OBJECTIVES, "objective"), component.name)
+    objective = build(component, OBJECTIVES, "objective")
+    with errors_reported("objective", component.name):  # its attributes may be properties
+        return check_objective(objective, component.name)
 
 
 __all__ = [

@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 from torch import Tensor
 
+from trigflow.core.guidance import GuidanceScale
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
-from trigflow.system.errors import UserError
+from trigflow.system.config import validate
+from trigflow.system.distributed import is_resource_error
+from trigflow.system.errors import UserError, errors_reported
 
 Nets = Mapping[str, TrigFlowPrecond]
 
@@ -125,11 +129,39 @@ class Objective(ABC):
         """
 
 
+def _names(trains: object) -> object:
+    names = trains if isinstance(trains, tuple) and all(isinstance(name, str) for name in trains) else ()
+    if not names or len(set(names)) < len(names) or not {"target", "teacher", "guide"}.isdisjoint(names):
+        raise ValueError(
+            'a tuple of distinct names, such as ("net",), other than "target", "teacher" and "guide"'
+        )
+    return trains
+
+
+def _no_list(scale: object) -> object:
+    if isinstance(scale, list):
+        raise ValueError("a number, or a range as a tuple (low, high)")
+    return scale
+
+
+# What an objective declares.
+_DECLARED: dict[str, Any] = {
+    "is_consistency": StrictBool,
+    "trains": Annotated[object, BeforeValidator(_names)],
+    "needs_teacher": StrictBool,
+    "forwards_per_image": Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)],
+    "target_halflife": Annotated[StrictInt, Field(ge=0)],
+    "guidance_scale": Annotated[GuidanceScale, BeforeValidator(_no_list)],
+    "couples_images": StrictBool,
+    "compile": StrictBool,
+}
+
+
 def check_objective(objective: object, name: str) -> Objective:
     """The objective, if it is one.
 
     Raises:
-        UserError: it is no Objective, or does not say what kind of model it trains.
+        UserError: it is no Objective, does not say what kind of model it trains, or declares what cannot be.
     """
     if not isinstance(objective, Objective):
         raise UserError(
@@ -141,7 +173,76 @@ def check_objective(objective: object, name: str) -> Objective:
             f"objective '{name}' has no is_consistency: say whether it trains a consistency model (True) or a "
             "diffusion model (False)"
         )
+    for attribute, kind in _DECLARED.items():
+        validate(kind, getattr(objective, attribute), f"objective '{name}': {attribute}")
     return objective
+
+
+def losses_of(
+    objective: Objective,
+    name: str,
+    nets: Nets,
+    batch: Batch,
+    nimg: int,
+    random: SampleRandom,
+    kind: type[UserError] = UserError,
+) -> LossOutput:
+    """The checked result of an objective, which may be the user's own.
+
+    Args:
+        objective, name: the objective and its name in the recipe.
+        nets, batch, nimg, random: what it is called with.
+        kind: of the error where the user's code raises one.
+
+    Raises:
+        UserError: the user's code raises an error, or returns something else than the losses of what it trains.
+    """
+    with errors_reported("objective", name, "fails", kind, spared=is_resource_error):
+        output = objective(nets, batch, nimg, random)
+    check_output(output, name, objective.trains, len(batch.x_0))
+    return output
+
+
+def check_output(output: object, name: str, trains: tuple[str, ...], count: int) -> None:
+    """Checks the result of an objective; nothing is read from the device.
+
+    Args:
+        output: the result.
+        name: of the objective in the recipe.
+        trains: names of the networks that it trains.
+        count: images of the batch.
+
+    Raises:
+        UserError: it is no LossOutput, the losses are not one scalar with a graph for each network, or the logs have no
+            "t" and "loss" of each image.
+    """
+    where = f"objective '{name}'"
+    if not isinstance(output, LossOutput):
+        raise UserError(f"{where} returns {_in_words(output)}: return a trigflow.objectives.LossOutput")
+    for what, values in (("losses", output.losses), ("logs", output.logs)):
+        if not isinstance(values, Mapping):
+            raise UserError(f"{where} returns {what} that are {_in_words(values)}: give a dict by name")
+    if output.losses.keys() != set(trains):
+        raise UserError(
+            f"{where} returns losses of {', '.join(map(str, output.losses)) or 'no network'}: give one for each that "
+            f"it trains: {', '.join(trains)}"
+        )
+    for net, loss in output.losses.items():
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+            raise UserError(
+                f"{where} returns {_in_words(loss)} as the loss of '{net}': give a scalar tensor with its graph"
+            )
+    for key in ("t", "loss"):
+        log = output.logs.get(key)
+        if not isinstance(log, Tensor) or log.shape != (count,):
+            found = _in_words(log) if key in output.logs else "nothing"
+            raise UserError(f"{where} logs {found} as '{key}': give one value for each image, ({count},)")
+
+
+def _in_words(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"a tensor {tuple(value.shape)} {'with' if value.requires_grad else 'without'} a graph"
 
 
 def check_batch(batch: Batch, random: SampleRandom) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from trigflow.recipes.schema import Recipe, with_current_names
 from trigflow.system.config import apply_overrides, check_trusted, import_object, to_json, validate
-from trigflow.system.errors import UserError
+from trigflow.system.errors import UserError, errors_reported
 from trigflow.system.files import read_json
 
 
@@ -40,12 +40,8 @@ def recipe_of_function(name: str, overrides: Sequence[str]) -> Recipe:
     Raises:
         UserError: there is no such function, it fails, or it returns something else.
     """
-    try:
+    with errors_reported("recipe", name):
         recipe: Any = import_object(name)()
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's code raises
-        raise UserError(f"recipe '{name}' cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(recipe, Recipe):
         raise UserError(f"recipe '{name}' returns {type(recipe).__name__}: return a trigflow.Recipe")
     return apply_overrides(recipe, overrides)
@@ -55,8 +51,8 @@ def _code(data: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
     """The key and the name of each "package.module:name" in a recipe as JSON."""
     for key, value in data.items():
         where = f"{path}{key}"
-        if isinstance(value, dict) and "name" in value and "options" in value:
-            if ":" in str(value["name"]):
+        if isinstance(value, dict) and isinstance(value.get("name"), str) and "options" in value:
+            if ":" in value["name"]:
                 yield where, value["name"]
         elif isinstance(value, dict):
             yield from _code(value, f"{where}.")

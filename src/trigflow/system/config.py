@@ -18,7 +18,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from trigflow.system.errors import UserError, did_you_mean, one_of
+from trigflow.system.errors import UserError, did_you_mean, errors_reported, one_of
 
 T = TypeVar("T")
 
@@ -141,11 +141,17 @@ def given_what_it_names(function: Callable[..., Any], *args: object, **options: 
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
-    """Types of the factory's arguments (for a dataclass those of its fields, for another class those of `__init__`)."""
+    """Types of the factory's arguments (for a dataclass those of its fields, for another class those of `__init__`).
+
+    None are known where an annotation cannot be evaluated, as of names that are imported for a type checker alone.
+    """
     function = factory.func if isinstance(factory, functools.partial) else factory
     if inspect.isclass(function) and not is_dataclass(function):
         function = function.__init__
-    return get_type_hints(function, include_extras=True)
+    try:
+        return get_type_hints(function, include_extras=True)
+    except (NameError, AttributeError, TypeError):
+        return {}
 
 
 def _argument(hint: Any, value: object, where: str) -> object:
@@ -208,16 +214,8 @@ def build(
         options[key] = _argument(hints.get(key, Any), value, f"{what}.{key}")
     ours = ":" not in component.name
     given = {key: value for key, value in extra.items() if key in parameters or (anything and ours)}
-    if ours:
+    with errors_reported(what, component.name):
         return _call(factory, given | options, what)
-    try:
-        return _call(factory, given | options, what)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's code raises
-        raise UserError(
-            f"{what} '{component.name}' cannot be made: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _parameters(factory: Callable[..., Any], name: str, what: str) -> Mapping[str, inspect.Parameter]:

@@ -219,6 +219,12 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistNetworkError) or any(words in str(error) for words in _LOST)
 
 
+def is_resource_error(error: BaseException) -> bool:
+    """Whether the error is a lost process or too little memory, rather than a mistake in the code that was called."""
+    lack = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return lack or is_lost_connection(error)
+
+
 @contextlib.contextmanager
 def _told_of_a_lost_process() -> Iterator[None]:
     """Turns errors of a lost connection to another process into a LostProcess."""

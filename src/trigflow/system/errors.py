@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -24,6 +25,36 @@ class OwnMistake(UserError):
 
 class LostProcess(OwnMistake):
     """Another process of the run has ended; each remaining one reports it."""
+
+
+@contextlib.contextmanager
+def errors_reported(
+    what: str,
+    name: str,
+    outcome: str = "cannot be made",
+    kind: type[UserError] = UserError,
+    spared: Callable[[BaseException], bool] = lambda error: False,
+) -> Iterator[None]:
+    """Reports in one line what user-defined code raises inside; errors of the parts of this package are unchanged.
+
+    Args:
+        what: the key of the part in a recipe ("network").
+        name: of the part; that of the user's own is "package.module:name".
+        outcome: what its error means.
+        kind: of the error that is raised.
+        spared: whether an error is none of the code's, and unchanged.
+
+    Raises:
+        UserError: of this kind, with the type and the message of the error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if ":" not in name or spared(error):
+            raise
+        raise kind(f"{what} '{name}' {outcome}: {type(error).__name__}: {error}") from error
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

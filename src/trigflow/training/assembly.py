@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,13 +24,15 @@ from trigflow.models.pictures import drawable
 from trigflow.models.shipped import model_folder
 from trigflow.models.storage import load_model, new_precond
 from trigflow.objectives import Objective, new_objective
+from trigflow.objectives.batch import losses_of
 from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import to_json
-from trigflow.system.devices import seed_generators
-from trigflow.system.distributed import SINGLE_PROCESS, World, is_lost_connection
+from trigflow.system.devices import generators_kept, products_in, seed_generators
+from trigflow.system.distributed import SINGLE_PROCESS, World, is_resource_error
 from trigflow.system.errors import UserError, did_you_mean
 from trigflow.system.tensors import load_tensors
+from trigflow.training.batches import Batches
 from trigflow.training.optimisers import learning_rate
 from trigflow.training.sharding import shard
 
@@ -80,6 +83,10 @@ def assemble(
             net.to(device)
     for name in parts.objective.trains:
         _try_forward(parts.nets[name], parts.dataset, device, recipe.network.name)
+    if (
+        ":" in recipe.objective.name and not parts.objective.compile
+    ):  # which would compile for this small batch
+        _try_objective(recipe, parts, device, world)
     return parts
 
 
@@ -308,7 +315,7 @@ def _try_forward(net: TrigFlowPrecond, dataset: Dataset, device: torch.device, n
         try:
             F = net(x, torch.full((len(x),), 0.5, device=device), **cond)
         except Exception as error:  # whatever a foreign network raises
-            if is_lost_connection(error) or isinstance(error, torch.OutOfMemoryError):
+            if is_resource_error(error):
                 raise
             what = f"{type(error).__name__}: {error}"
             raise UserError(
@@ -319,6 +326,25 @@ def _try_forward(net: TrigFlowPrecond, dataset: Dataset, device: torch.device, n
     if not isinstance(F, torch.Tensor) or shape != tuple(x.shape):
         found = f"a tensor {shape}" if isinstance(F, torch.Tensor) else f"a {type(F).__name__}"
         raise UserError(f"network '{name}' returns {found} for x {tuple(x.shape)}; it must have {wanted}")
+
+
+def _try_objective(recipe: Recipe, parts: RunParts, device: torch.device, world: World) -> None:
+    """The losses of two images: an objective of the user's that cannot do it should say so, too."""
+    modules = [part for net in parts.nets.values() if isinstance(net, nn.Module) for part in net.modules()]
+    training = [module.training for module in modules]
+    with (
+        generators_kept(device),
+        closing(Batches(parts.dataset, recipe.train, world)) as batches,
+        products_in(recipe.train.precision, device),
+    ):
+        for module in modules:
+            module.training = False  # statistics of batches stay
+        try:
+            batch, random = batches.of(0, min(recipe.train.batch, 2))
+            losses_of(parts.objective, recipe.objective.name, parts.nets, batch, 0, random)
+        finally:
+            for module, mode in zip(modules, training, strict=True):
+                module.training = mode
 
 
 def _new_network(recipe: Recipe, card: ModelCard, start: Model | None, blank: bool) -> TrigFlowPrecond:

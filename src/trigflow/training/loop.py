@@ -14,12 +14,12 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.models.card import ModelCard
 from trigflow.models.storage import read_card, save_model
 from trigflow.networks.blocks import checkpoint_blocks
-from trigflow.objectives import LossOutput
+from trigflow.objectives.batch import LossOutput, losses_of
 from trigflow.recipes.schema import EMAConfig, Recipe
 from trigflow.system.config import to_json
 from trigflow.system.devices import generators_kept, products_in, seed_generators, true_float32
 from trigflow.system.distributed import SINGLE_PROCESS, Strategy, World, open_world, whole
-from trigflow.system.errors import Diverged, UserError
+from trigflow.system.errors import Diverged, OwnMistake, UserError
 from trigflow.system.signals import interrupt_with_resume_hint, stop_on_signals
 from trigflow.training.assembly import RunParts, assemble
 from trigflow.training.batches import Batches
@@ -287,8 +287,9 @@ class Run:
         They are weighted by the microbatch's part of this share; the mean over the processes is the gradient.
         """
         batch, random = self.batches.of(first, size)
+        objective, name = self.parts.objective, self.recipe.objective.name
         with products_in(self.recipe.train.precision, self.device):
-            output = self.parts.objective(self.parts.nets, batch, self.nimg, random)
+            output = losses_of(objective, name, self.parts.nets, batch, self.nimg, random, OwnMistake)
         share = size * self.world.size / self.recipe.train.batch
         names = [name for name in output.losses if name in due]
         for name in names:

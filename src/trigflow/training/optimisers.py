@@ -13,7 +13,7 @@ from torch import Tensor
 from trigflow.recipes.schema import OptimizerConfig
 from trigflow.system.config import build
 from trigflow.system.distributed import own_part, sharded_like
-from trigflow.system.errors import UserError
+from trigflow.system.errors import UserError, errors_reported
 
 # A schedule gives the factor of the learning rate: (nimg before the step, images in a step, total_nimg) -> [0, 1].
 Schedule = Callable[[int, int, int], float]
@@ -57,9 +57,10 @@ def learning_rate(config: OptimizerConfig, batch: int, total_nimg: int) -> Calla
     """The learning rate of the step that starts at nimg images: lr, times its schedule, times the linear ramp-up.
 
     Raises:
-        UserError: unknown schedule or option.
+        UserError: unknown schedule or option, or one of the user's own that gives no factor.
     """
     schedule: Schedule = build(config.schedule, SCHEDULES, "optimizer.schedule")
+    _check_schedule(schedule, config.schedule.name, batch, total_nimg)
 
     def rate(nimg: int) -> float:
         # The images of the step itself count, so that the first step is not lost on a rate of zero.
@@ -67,6 +68,14 @@ def learning_rate(config: OptimizerConfig, batch: int, total_nimg: int) -> Calla
         return config.lr * schedule(nimg, batch, total_nimg) * rampup
 
     return rate
+
+
+def _check_schedule(schedule: object, name: str, batch: int, total_nimg: int) -> None:
+    needed = "a function (nimg, batch, total_nimg) -> factor of the learning rate is needed"
+    if not callable(schedule):
+        raise UserError(f"optimizer.schedule '{name}' returns {type(schedule).__name__}: {needed}")
+    with errors_reported("optimizer.schedule", name, f"fails ({needed})"):
+        float(schedule(0, batch, total_nimg))
 
 
 class RAdam(torch.optim.Adam):
