@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,16 @@ class Normalised(nn.Module):
         return output
 
 
+class Irreversible(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise ValueError("no way back")
+
+
 @dataclass(frozen=True)
 class Own(Objective):
     """A diffusion that draws from torch's own generator, and has a mistake from `at` images on."""
@@ -57,6 +68,8 @@ class Own(Objective):
             raise IndexError("out of range")
         if self.mistake == "exits":
             raise SystemExit(3)
+        if self.mistake == "turns":
+            return LossOutput({"net": Irreversible.apply(output.losses["net"])}, output.logs)
         if self.mistake == "detaches":
             return LossOutput({"net": output.losses["net"].detach()}, output.logs)
         if self.mistake == "forgets":
@@ -73,6 +86,7 @@ MISTAKES = pytest.mark.parametrize(
     [
         ("raises", "objective 'test_own_objective:Own' fails: IndexError: out of range"),
         ("exits", "fails: SystemExit: 3"),
+        ("turns", "fails: ValueError: no way back"),
         ("detaches", "a tensor () without a graph as the loss of 'net'"),
         ("forgets", "logs nothing as 't'"),
     ],
@@ -105,6 +119,22 @@ def test_the_trial_changes_nothing() -> None:
     assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
     assert all(module.training for module in one.modules())
     assert all(parameter.grad is None for parameter in one.parameters())
+
+
+class Swapped(Own):
+    """Gives each network the loss of the other."""
+
+    trains = ("net", "other")
+
+    def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
+        loss = Diffusion()(nets, batch, nimg, random)
+        other = Diffusion()({"net": nets["other"]}, batch, nimg, random).losses["net"]
+        return LossOutput({"net": other, "other": loss.losses["net"]}, loss.logs)
+
+
+def test_losses_of_each_other_are_told_first() -> None:
+    with pytest.raises(UserError, match="the loss of 'net' does not depend on the weights of 'net'"):
+        assemble(recipe("objective=test_own_objective:Swapped"), torch.device("cpu"))
 
 
 def factor_of_nothing() -> Callable[[int], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -178,6 +179,11 @@ def check_objective(objective: object, name: str) -> Objective:
     return objective
 
 
+def objective_errors_reported(name: str, kind: type[UserError] = UserError) -> AbstractContextManager[None]:
+    """Reports in one line what a user-defined objective of this name raises when it is called or differentiated."""
+    return errors_reported("objective", name, "fails", kind, spared=is_resource_error)
+
+
 def losses_of(
     objective: Objective,
     name: str,
@@ -197,7 +203,7 @@ def losses_of(
     Raises:
         UserError: the user's code raises an error, or returns something else than the losses of what it trains.
     """
-    with errors_reported("objective", name, "fails", kind, spared=is_resource_error):
+    with objective_errors_reported(name, kind):
         output = objective(nets, batch, nimg, random)
     check_output(output, name, objective.trains, len(batch.x_0))
     return output

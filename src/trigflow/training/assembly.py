@@ -24,7 +24,7 @@ from trigflow.models.pictures import drawable
 from trigflow.models.shipped import model_folder
 from trigflow.models.storage import load_model, new_precond
 from trigflow.objectives import Objective, new_objective
-from trigflow.objectives.batch import losses_of
+from trigflow.objectives.batch import LossOutput, losses_of, objective_errors_reported
 from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import to_json
@@ -341,10 +341,23 @@ def _try_objective(recipe: Recipe, parts: RunParts, device: torch.device, world:
             module.training = False  # statistics of batches stay
         try:
             batch, random = batches.of(0, min(recipe.train.batch, 2))
-            losses_of(parts.objective, recipe.objective.name, parts.nets, batch, 0, random)
+            output = losses_of(parts.objective, recipe.objective.name, parts.nets, batch, 0, random)
         finally:
             for module, mode in zip(modules, training, strict=True):
                 module.training = mode
+        if world.is_single:  # shards would keep the gradients
+            _try_backward(output, parts.nets, recipe.objective.name)
+
+
+def _try_backward(output: LossOutput, nets: Mapping[str, TrigFlowPrecond], name: str) -> None:
+    for net, loss in output.losses.items():
+        parameters = [parameter for parameter in nets[net].parameters() if parameter.requires_grad]
+        with objective_errors_reported(name):
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        if all(gradient is None for gradient in gradients):
+            raise UserError(
+                f"objective '{name}': the loss of '{net}' does not depend on the weights of '{net}'"
+            )
 
 
 def _new_network(recipe: Recipe, card: ModelCard, start: Model | None, blank: bool) -> TrigFlowPrecond:

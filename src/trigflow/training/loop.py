@@ -14,7 +14,7 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.models.card import ModelCard
 from trigflow.models.storage import read_card, save_model
 from trigflow.networks.blocks import checkpoint_blocks
-from trigflow.objectives.batch import LossOutput, losses_of
+from trigflow.objectives.batch import LossOutput, losses_of, objective_errors_reported
 from trigflow.recipes.schema import EMAConfig, Recipe
 from trigflow.system.config import to_json
 from trigflow.system.devices import generators_kept, products_in, seed_generators, true_float32
@@ -287,15 +287,18 @@ class Run:
         They are weighted by the microbatch's part of this share; the mean over the processes is the gradient.
         """
         batch, random = self.batches.of(first, size)
-        objective, name = self.parts.objective, self.recipe.objective.name
-        with products_in(self.recipe.train.precision, self.device):
-            output = losses_of(objective, name, self.parts.nets, batch, self.nimg, random, OwnMistake)
-        share = size * self.world.size / self.recipe.train.batch
+        recipe, parts = self.recipe, self.parts
+        with products_in(recipe.train.precision, self.device):
+            output = losses_of(
+                parts.objective, recipe.objective.name, parts.nets, batch, self.nimg, random, OwnMistake
+            )
+        share = size * self.world.size / recipe.train.batch
         names = [name for name in output.losses if name in due]
         for name in names:
             if not self.world.is_single:
                 reduce_over_replicas(due[name].net, last=first + size == end)
-            due[name].backward(output.losses[name] * share, retain_graph=name != names[-1])
+            with objective_errors_reported(recipe.objective.name, OwnMistake):
+                due[name].backward(output.losses[name] * share, retain_graph=name != names[-1])
         return output
 
     def _stop_at_nan(self, name: str, logs: list[dict[str, Tensor]]) -> None:
