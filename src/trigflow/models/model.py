@@ -275,12 +275,11 @@ class Model:
         Raises:
             UserError: labels that are not classes of the model.
         """
-        classes = self.num_classes
-        if classes == 0:
+        if self.num_classes == 0:
             if labels is not None:
                 raise UserError(f"model '{self.name}' has no classes: leave the labels out")
             return None
-        return cycle_labels(n, labels, classes, self.name)
+        return cycle_labels(n, labels, self.num_classes, self.name)
 
     def counter(self) -> CountNFE:
         """A counter of the evaluations of network and guide, for `sample_batches` and `velocity`."""
@@ -299,8 +298,7 @@ class Model:
         Args, Raises: as `sample`.
         """
         must_be_whole(n=n, seed=seed)
-        plan, chosen = self.plan(steps, None, sampler), self.labels(n, labels)
-        counter = self.counter()
+        plan, chosen, counter = self.plan(steps, None, sampler), self.labels(n, labels), self.counter()
         ts: list[float] = []
         states: list[Tensor] = []
 
@@ -389,12 +387,14 @@ def load(
         UserError: the model does not exist, is damaged, or has code that is not trusted; or there is no such device.
     """
     folder = model_folder(name_or_folder)
-    precond, card = load_model(folder, trust_code)
+    with torch.random.fork_rng(devices=[]):  # a new network's weights are drawn, and replaced
+        precond, card = load_model(folder, trust_code)
     place, codec = resolve_device(device), codec_from_json(card.codec)
     decoder = None
     if isinstance(codec, LatentCodec):
-        found = folder / FOLDER if vae is None else find(vae)[0]
-        decoder = Decoder(found, codec.autoencoder, codec.source, place)
+        decoder = Decoder(
+            folder / FOLDER if vae is None else find(vae)[0], codec.autoencoder, codec.source, place
+        )
     elif vae is not None:
         raise UserError(f"model '{name_or_folder}' is no latent model: it does not use the autoencoder {vae}")
     return Model(precond.to(place), codec, card, str(name_or_folder), decoder=decoder)

@@ -92,10 +92,7 @@ def load_model(
         if not trust_code and name not in trusted:
             check_trusted(name, what, folder)
     try:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # its first weights are replaced: the caller's generator stays
-            precond = new_precond(card, blank)
+        precond = new_precond(card, blank)
     except UserError as error:
         raise UserError(f"{folder / 'model.json'}: {error}") from None
     if blank:
