@@ -293,7 +293,6 @@ def test_the_end_of_a_process_is_told_and_the_run_goes_on(tmp_path: Path, number
     [
         ("train.batch=9", "2 processes do not divide the batch of 9 images"),
         ("network.widht=3", "did you mean 'width'"),
-        ("objective=test_loop:Two", "trains 2 networks"),
     ],
 )
 @pytest.mark.slow
