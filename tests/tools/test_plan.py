@@ -268,9 +268,9 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(("name", "cost"), [("cifar10-teacher", 3), ("cifar10-scd", 5)])
 def test_recipes_with_flips_are_planned(name: str, cost: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert recipes.get(name).data.options["flip"] is True
-    assert cli.main(["plan", name]) == 0
+    assert cli.main(["plan", name, "network.channels=16"]) == 0
     shown = capsys.readouterr().out
-    assert "60.1 million parameters; samples of shape (3, 32, 32)" in shown
+    assert "samples of shape (3, 32, 32)" in shown
     forward, training = map(
         float, re.search(r"([\d.]+) GFLOPs per forward pass, ([\d.]+) per", shown).groups()
     )
