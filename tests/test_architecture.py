@@ -1,4 +1,4 @@
-"""The house: packages import only downwards, files without a circle; the floors are computed from the imports.
+"""The layout: packages import only downwards, files without a circle; the floors are computed from the imports.
 
 `python tests/test_architecture.py` prints the floors.
 """
