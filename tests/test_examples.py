@@ -126,6 +126,10 @@ def test_a_recipe_file_is_data(in_examples: None, tmp_path: Path) -> None:
     assert recipes.get(file, ["train.seed=3"]).train.seed == 3
     own = recipes.get(file, ["network=own_flow_map:FlowMap"])  # the user's own words
     assert own.network.name == "own_flow_map:FlowMap"
+    code = tmp_path / "code.json"
+    code.write_text(Path(file).read_text().replace('"mlp"', '"nowhere:Net"'))
+    with pytest.raises(UserError, match="--trust-code"):  # named as something else, it is still the file's
+        recipes.get(str(code), ["name=nowhere:Net"])
     (tmp_path / "list.json").write_text("[]")
     for name, message in (
         (str(tmp_path / "none.json"), "none.json"),

@@ -96,7 +96,7 @@ def evaluate(
     noise_levels: Sequence[float] = (),
     world: World = SINGLE_PROCESS,
 ) -> Row:
-    """Scores a student in several numbers of steps beside its teacher; sample k of a seed has one noise and label.
+    """Scores a student in several numbers of steps beside its teacher, from the same noises and labels.
 
     Args:
         model: a model, its shipped name or its folder.

@@ -82,7 +82,7 @@ def pass_flops(net: TrigFlowPrecond, x: Tensor, cond: Mapping[str, Tensor]) -> i
 
 def _objective(phase: TrainingPhase) -> Objective | None:
     try:
-        component = validate(Component, with_current_names(phase.recipe.get("objective")), "objective")
+        component = validate(Component, with_current_names(phase.recipe).get("objective"), "objective")
         if component.name not in OBJECTIVES:
             return None
         objective = new_objective(component)

@@ -23,13 +23,10 @@ def recipe_of_file(path: Path, overrides: Sequence[str], trust_code: bool) -> Re
     Raises:
         UserError: no such file, no recipe in it, a wrong change, or code that only the file names.
     """
-    stored = read_json(path)
-    if isinstance(stored, dict) and "objective" in stored:
-        stored["objective"] = with_current_names(stored["objective"])
-    recipe = apply_overrides(validate(Recipe, stored, str(path)), overrides)
-    named = {override.partition("=")[2] for override in overrides}
+    recipe = apply_overrides(validate(Recipe, with_current_names(read_json(path)), str(path)), overrides)
+    named = {override.partition("=")[::2] for override in overrides}
     for what, name in _code(to_json(recipe)):
-        if not trust_code and name not in named:
+        if not trust_code and (what, name) not in named:
             check_trusted(name, what, path)
     return recipe
 

@@ -196,13 +196,15 @@ class Recipe:
         return self.optimizers.get(network, self.optimizer)
 
 
-def with_current_names(objective: Any) -> Any:
-    """An objective as a run or a card has stored it, its options named as today; anything else as it is.
+def with_current_names(recipe: Any) -> Any:
+    """A recipe as a run, a card or a file has stored it, its options named as today; anything else as it is.
 
-    `time_distribution` was `proposal`.
+    The objective's `time_distribution` was `proposal`.
     """
+    objective: Any = recipe.get("objective") if isinstance(recipe, dict) else None
     options = objective.get("options") if isinstance(objective, dict) else None
     if not isinstance(options, dict) or "proposal" not in options:
-        return objective
+        return recipe
     others = {name: value for name, value in options.items() if name != "proposal"}
-    return {**objective, "options": {**others, "time_distribution": options["proposal"]}}
+    options = {**others, "time_distribution": options["proposal"]}
+    return {**recipe, "objective": {**objective, "options": options}}

@@ -200,11 +200,9 @@ def _check_free(path: Path, recipe_path: Path, resume: bool) -> None:
 
 def _stored_recipe(path: Path) -> dict[str, Any]:
     """The recipe of a run; fields that an older version did not have get their defaults."""
-    stored = read_json(path)
+    stored = with_current_names(read_json(path))
     if not isinstance(stored, dict):
         raise UserError(f"{path} is damaged, not a recipe: choose another --out")
-    if "objective" in stored:
-        stored["objective"] = with_current_names(stored["objective"])
     try:
         return to_json(validate(Recipe, stored))
     except ValueError:  # no recipe of this version: it is compared as it stands
