@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -82,10 +84,20 @@ def test_an_attribute_that_cannot_be_read() -> None:
 
 LOSS = torch.ones((), requires_grad=True)
 LOGS = {"t": torch.zeros(3), "loss": torch.zeros(3)}
+BATCH = Batch(torch.zeros(3, 2))
 
 
 def test_a_right_result_is_accepted() -> None:
-    check_output(LossOutput({"net": LOSS, "fake": LOSS}, LOGS | {"error": LOSS}), "a:B", ("net", "fake"), 3)
+    trains = ("net", "fake")
+    check_output(LossOutput({"net": LOSS, "fake": LOSS}, LOGS | {"error": LOSS}), "a:B", trains, BATCH)
+
+
+def test_only_what_is_due_needs_a_loss() -> None:
+    trains, due = ("net", "fake"), replace(BATCH, due=frozenset({"fake"}))
+    check_output(LossOutput({"fake": LOSS}, {"t": LOGS["t"]}), "a:B", trains, due)
+    check_output(LossOutput({"net": LOSS, "fake": LOSS}, LOGS), "a:B", trains, due)
+    with pytest.raises(UserError, match="returns losses of net: give one for each that it trains: net, fake"):
+        check_output(LossOutput({"net": LOSS}, LOGS), "a:B", trains, due)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +121,7 @@ def test_a_right_result_is_accepted() -> None:
 )
 def test_a_wrong_result_is_told(output: object, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_output(output, "a:B", ("net",), 3)
+        check_output(output, "a:B", ("net",), BATCH)
     assert message in str(caught.value) and str(caught.value).startswith("objective 'a:B' ")
 
 

@@ -22,7 +22,8 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.models.card import ModelCard, TrainingPhase
 from trigflow.models.model import Model
 from trigflow.objectives import OBJECTIVES, Objective, new_objective
-from trigflow.recipes.schema import with_current_names
+from trigflow.objectives.cost import mean_forwards
+from trigflow.recipes.schema import OptimizerConfig, with_current_names
 from trigflow.system.config import Component, validate
 from trigflow.system.errors import UserError
 from trigflow.training.synthetic import evaluations_per_sample
@@ -97,7 +98,21 @@ def _own_forwards(card: ModelCard) -> float | None:
 
 def _own_forwards_of(phase: TrainingPhase) -> float | None:
     objective = _objective(phase)
-    return None if objective is None or not phase.nimg else phase.nimg * objective.forwards_per_image
+    if objective is None or not phase.nimg:
+        return None
+    try:
+        return phase.nimg * mean_forwards(objective, _update_periods(phase.recipe, objective))
+    except UserError:
+        return None
+
+
+def _update_periods(recipe: Mapping[str, Any], objective: Objective) -> dict[str, int]:
+    """Of the trained networks, from a recipe of any version."""
+    default, named = recipe.get("optimizer", {}), recipe.get("optimizers", {})
+    configs = {
+        name: validate(OptimizerConfig, named.get(name, default), "optimizer") for name in objective.trains
+    }
+    return {name: config.update_period for name, config in configs.items()}
 
 
 def _forwards_of_samples(card: ModelCard, teacher: Model | None) -> float | None:

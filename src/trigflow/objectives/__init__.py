@@ -8,7 +8,9 @@ from typing import Any
 
 from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_objective
 from trigflow.objectives.diffusion import Diffusion
+from trigflow.objectives.scd_vsd import SCDVSD
 from trigflow.objectives.scm import SCM, consistency_tangent, normalize_tangent
+from trigflow.objectives.vsd import VSD
 from trigflow.system.config import Component, build
 from trigflow.system.errors import errors_reported
 
@@ -16,6 +18,8 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
     "diffusion": Diffusion,
     "sct": partial(SCM, velocity="data"),
     "scd": partial(SCM, velocity="teacher"),
+    "vsd": VSD,
+    "scd_vsd": SCDVSD,
 }
 
 
@@ -32,7 +36,9 @@ def new_objective(component: Component) -> Objective:
 
 __all__ = [
     "OBJECTIVES",
+    "SCDVSD",
     "SCM",
+    "VSD",
     "Batch",
     "Diffusion",
     "LossOutput",

@@ -29,11 +29,17 @@ class Batch:
         x_0: clean data with standard deviation sigma_data, (B, ...).
         cond: conditions of each sample, each (B, ...); the objective passes them to the networks unchanged.
         step_images: images in one optimiser step (more than B with gradient accumulation); 0 means B.
+        due: names of the networks that this step updates; the losses of the others need not be computed. None: all.
     """
 
     x_0: Tensor
     cond: Mapping[str, Tensor] = field(default_factory=dict)
     step_images: int = 0
+    due: frozenset[str] | None = None
+
+    def updates(self, name: str) -> bool:
+        """Whether this step updates the network of this name."""
+        return self.due is None or name in self.due
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,9 @@ class LossOutput:
     """The result of an objective.
 
     Args:
-        losses: a scalar with its graph for each network that the objective trains.
-        logs: detached values, one for each sample of the batch (B,): always "t" and "loss".
+        losses: a scalar with its graph for each network that the step updates.
+        logs: detached values, one for each sample of the batch (B,): always "t", and "loss" of the first network that
+            the objective trains if the step updates it. That of another network is logged as "loss_NAME".
     """
 
     losses: dict[str, Tensor]
@@ -69,12 +76,18 @@ class Objective(ABC):
             """Names of the networks that have a loss; the first is saved as the model."""
 
         @property
+        def initial_weights(self) -> Mapping[str, str]:
+            """Where networks start that do not start as the recipe's `init` says, by name: {"fake": "teacher"}."""
+
+        @property
         def needs_teacher(self) -> bool:
             """Whether nets must hold "teacher"."""
 
         @property
         def forwards_per_image(self) -> float:
-            """The training cost per image, in forward passes of the network; a teacher is assumed to be as large.
+            """The training cost per image of a step that updates all networks, in forward passes of the network.
+
+            A teacher is assumed to be as large.
 
             Matrix products and convolutions are counted: a forward pass is 1, the backward pass 2 (gradients of inputs
             and of weights), the tangent of a forward pass 1.
@@ -98,6 +111,7 @@ class Objective(ABC):
 
     else:
         trains = ("net",)
+        initial_weights: Mapping[str, str] = {}
         needs_teacher = False
         forwards_per_image = 3.0
         target_halflife = 0
@@ -114,6 +128,10 @@ class Objective(ABC):
     def kind(self) -> Literal["teacher", "student"]:
         """The kind of model that it trains: a consistency model is a student, a diffusion model a teacher."""
         return "student" if self.is_consistency else "teacher"
+
+    def forwards_of(self, due: frozenset[str]) -> float:
+        """`forwards_per_image` of a step that updates these networks only."""
+        return self.forwards_per_image
 
     @abstractmethod
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
@@ -149,6 +167,7 @@ def _no_list(scale: object) -> object:
 _DECLARED: dict[str, Any] = {
     "is_consistency": StrictBool,
     "trains": Annotated[object, BeforeValidator(_names)],
+    "initial_weights": Mapping[str, str],
     "needs_teacher": StrictBool,
     "forwards_per_image": Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)],
     "target_halflife": Annotated[StrictInt, Field(ge=0)],
@@ -205,22 +224,22 @@ def losses_of(
     """
     with objective_errors_reported(name, kind):
         output = objective(nets, batch, nimg, random)
-    check_output(output, name, objective.trains, len(batch.x_0))
+    check_output(output, name, objective.trains, batch)
     return output
 
 
-def check_output(output: object, name: str, trains: tuple[str, ...], count: int) -> None:
+def check_output(output: object, name: str, trains: tuple[str, ...], batch: Batch) -> None:
     """Checks the result of an objective; nothing is read from the device.
 
     Args:
         output: the result.
         name: of the objective in the recipe.
         trains: names of the networks that it trains.
-        count: images of the batch.
+        batch: what it was called with.
 
     Raises:
-        UserError: it is no LossOutput, the losses are not one scalar with a graph for each network, or the logs have no
-            "t" and "loss" of each image.
+        UserError: it is no LossOutput, the losses are not one scalar with a graph for each network that is updated, or
+            the logs have no "t", or no "loss" where the first is updated, of each image.
     """
     where = f"objective '{name}'"
     if not isinstance(output, LossOutput):
@@ -228,7 +247,8 @@ def check_output(output: object, name: str, trains: tuple[str, ...], count: int)
     for what, values in (("losses", output.losses), ("logs", output.logs)):
         if not isinstance(values, Mapping):
             raise UserError(f"{where} returns {what} that are {_in_words(values)}: give a dict by name")
-    if output.losses.keys() != set(trains):
+    due = {one for one in trains if batch.updates(one)}
+    if not due <= output.losses.keys() <= set(trains):
         raise UserError(
             f"{where} returns losses of {', '.join(map(str, output.losses)) or 'no network'}: give one for each that "
             f"it trains: {', '.join(trains)}"
@@ -238,7 +258,8 @@ def check_output(output: object, name: str, trains: tuple[str, ...], count: int)
             raise UserError(
                 f"{where} returns {_in_words(loss)} as the loss of '{net}': give a scalar tensor with its graph"
             )
-    for key in ("t", "loss"):
+    count = len(batch.x_0)
+    for key in ("t", "loss") if trains[0] in due else ("t",):
         log = output.logs.get(key)
         if not isinstance(log, Tensor) or log.shape != (count,):
             found = _in_words(log) if key in output.logs else "nothing"

@@ -37,10 +37,15 @@ TimeDistribution = Annotated[
 
 
 def sample_times(
-    time_distribution: str, P_mean: float, P_std: float, sigma_data: float, random: SampleRandom
+    time_distribution: str,
+    P_mean: float,
+    P_std: float,
+    sigma_data: float,
+    random: SampleRandom,
+    stream: str = "t",
 ) -> Tensor:
-    """Training times of a batch, (B,) float64 (float32 on a device without)."""
-    u = random.uniform("t", dtype=torch.float32 if random.index.device.type == "mps" else torch.float64)
+    """Training times of a batch, (B,) float64 (float32 on a device without), from a stream of random numbers."""
+    u = random.uniform(stream, dtype=torch.float32 if random.index.device.type == "mps" else torch.float64)
     return TIME_DISTRIBUTIONS[time_distribution](u, P_mean, P_std, sigma_data)
 
 

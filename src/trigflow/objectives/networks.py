@@ -12,18 +12,18 @@ from trigflow.system.errors import UserError
 
 
 def networks_of(
-    objective: Objective, new: Callable[[], TrigFlowPrecond], teacher: Any = None, guide: Any = None
+    objective: Objective, new: Callable[[str], TrigFlowPrecond], teacher: Any = None, guide: Any = None
 ) -> dict[str, Any]:
     """All networks by name: the trained ones and, where the objective uses them, "target", "teacher" and "guide".
 
     Args:
         objective: names the networks that it trains, and whether it needs a teacher or a target network.
-        new: makes a network to be trained, with the same initial weights each time.
+        new: makes the network of a name, with the same initial weights each time.
         teacher, guide: the teacher and its guide, or None.
     """
-    nets: dict[str, Any] = {name: new() for name in objective.trains}
+    nets: dict[str, Any] = {name: new(name) for name in objective.trains}
     if objective.target_halflife:
-        nets["target"] = new().requires_grad_(False)
+        nets["target"] = new(objective.trains[0]).requires_grad_(False)
     if teacher is not None and objective.needs_teacher:
         nets["teacher"] = teacher
     if guide is not None:

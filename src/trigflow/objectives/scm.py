@@ -14,12 +14,13 @@ from torch import Tensor
 
 from trigflow import dual
 from trigflow.core import flow
-from trigflow.core.guidance import GuidanceScale, autoguided, guided, scale_in_words, scales_in
+from trigflow.core.guidance import GuidanceScale, scale_in_words
 from trigflow.core.randomness import SampleRandom
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_batch
 from trigflow.objectives.diffusion import TimeDistribution, per_sample, sample_times, weighted
 from trigflow.objectives.stable_target import stable_velocity
+from trigflow.objectives.teacher import drawn_scale, guided_teacher, student_conditions
 from trigflow.objectives.warmup import Warmup, warmup_at
 from trigflow.system.config import STRICT_KEYS
 from trigflow.system.devices import without_autocast
@@ -167,10 +168,9 @@ class SCM(Objective):
         )
         z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
         x_t = flow.interpolate(x_0, z, t)
-        s = self._guidance(random, x_0.dtype)
+        s = drawn_scale(self.guidance_scale, random, x_0.dtype)
         dx_dt = self._velocity(nets, batch, x_t, z, t, s)
-        # A guidance scale that is an input is constant along the path: it has no tangent.
-        cond = {**batch.cond, "guidance": s} if isinstance(s, Tensor) else batch.cond
+        cond = student_conditions(batch, s)  # a scale is constant along the path: it has no tangent
 
         value, target = self._derivative(nets, x_t, t, dx_dt, cond, random)
         F = target.value
@@ -180,8 +180,12 @@ class SCM(Objective):
             g = g * flow.expand(flow.sigma_from_t(t, net.sigma_data), g)
 
         error = per_sample((value - F - normalize_tangent(g, self.normalization, self.c)).square())
-        loss = weighted(error, net.logvar(t) if self.adaptive_weight else None)
+        u = net.logvar(t) if self.adaptive_weight else None
+        loss = weighted(error, u)
+        # D dL/dF = 2 exp(-u) (F - sg(F) - g/(|g| + c)), as a root mean square.
+        gradient = 2 * error.sqrt() * (1 if u is None else torch.exp(-u))
         logs = {"t": t, "loss": loss.detach(), "tangent_norm": per_sample(g.square()).sqrt()}
+        logs["output_gradient"] = gradient.detach()
         return LossOutput({"net": loss.mean()}, logs)
 
     def _derivative(
@@ -208,12 +212,6 @@ class SCM(Objective):
                 value = net(x_t, t, **cond)
         return value, dual.Dual(output.value.detach(), output.tangent)
 
-    def _guidance(self, random: SampleRandom, dtype: torch.dtype) -> float | Tensor:
-        """The guidance scale of the teacher: the number, or one per image (B,), uniform in the range."""
-        if not isinstance(self.guidance_scale, tuple):
-            return self.guidance_scale
-        return scales_in(*self.guidance_scale, random.uniform("guidance", dtype=dtype))
-
     @torch.no_grad()
     def _velocity(
         self, nets: Nets, batch: Batch, x_t: Tensor, z: Tensor, t: Tensor, s: float | Tensor
@@ -223,9 +221,4 @@ class SCM(Objective):
                 return stable_velocity(batch.x_0, z, t, nets["net"].sigma_data, batch.cond)
         if self.velocity == "data":
             return flow.velocity_target(batch.x_0, z, t)
-        teacher, guide = nets["teacher"], nets.get("guide")
-        if self.guidance_scale == 1:
-            return teacher.velocity(x_t, t, **batch.cond)
-        if guide is None:
-            return guided(teacher.velocity, s, teacher.num_classes)(x_t, t, **batch.cond)
-        return autoguided(teacher.velocity, guide.velocity, s)(x_t, t, **batch.cond)
+        return guided_teacher(nets, s)(x_t, t, **batch.cond)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -171,6 +172,7 @@ class Recipe:
             autoguidance, by objective.guidance_scale; null for none.
         init: initial weights: "teacher" (those of its average, where the teacher has weights), "scratch", a run folder
             or a shipped model.
+        inits: by name of a network, where it starts from something else (`inits.fake=teacher`).
         train, sampling: the loop, and how the model is sampled.
         optimizer, ema: of each trained network; its optimiser, unless `optimizers` names the network.
         optimizers: by name of a network (`optimizers.net.lr=1e-4`); an override of a name that is not there starts from
@@ -185,6 +187,7 @@ class Recipe:
     teacher: str | None = None
     guide: str | None = None
     init: str = "teacher"
+    inits: Annotated[dict[str, str], StartsFrom("init")] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     optimizers: Annotated[dict[str, OptimizerConfig], StartsFrom("optimizer")] = field(default_factory=dict)
@@ -194,6 +197,10 @@ class Recipe:
     def optimizer_of(self, network: str) -> OptimizerConfig:
         """The optimiser of a trained network."""
         return self.optimizers.get(network, self.optimizer)
+
+    def update_periods(self, networks: Iterable[str]) -> dict[str, int]:
+        """Every how many steps each of these networks is updated."""
+        return {name: self.optimizer_of(name).update_period for name in networks}
 
 
 def with_current_names(recipe: Any) -> Any:

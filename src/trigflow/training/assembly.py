@@ -99,7 +99,10 @@ def _built(recipe: Recipe, device: torch.device, blank: bool, trust_code: bool) 
         _check_drawable(recipe, dataset)
     loaded = partial(_loaded, recipe, blank, trust_code)
     teacher, guide = _teacher(recipe, objective, dataset, loaded), _guide(recipe, objective, loaded)
-    initial = _initial(recipe, teacher, dataset, loaded)
+    initials = {
+        name: _initial(recipe, objective, name, teacher, dataset, loaded) for name in objective.trains
+    }
+    initial = initials[objective.trains[0]]
     for other in (initial, teacher):  # the teacher has the last word
         if isinstance(other, Model):
             dataset = replace(dataset, codec=other.codec)
@@ -110,7 +113,7 @@ def _built(recipe: Recipe, device: torch.device, blank: bool, trust_code: bool) 
     card = _card(recipe, objective, dataset, initial)
     nets = networks_of(
         objective,
-        lambda: _new_network(recipe, card, initial, blank),
+        lambda name: _new_network(recipe, card, initials[name], blank),
         teacher.precond if isinstance(teacher, Model) else teacher,
         guide.precond if guide else None,
     )
@@ -160,10 +163,11 @@ def _flow_map_error(
 
 
 def _check_names(recipe: Recipe, objective: Objective) -> None:
-    for name in recipe.optimizers:
+    named = [("optimizers", name) for name in recipe.optimizers] + [("inits", name) for name in recipe.inits]
+    for key, name in named:
         if name not in objective.trains:
             raise UserError(
-                f"optimizers.{name}: objective '{recipe.objective.name}' trains no such network"
+                f"{key}.{name}: objective '{recipe.objective.name}' trains no such network"
                 f"{did_you_mean(name, objective.trains)}; there are: {', '.join(objective.trains)}"
             )
     for config in (recipe.optimizer, *recipe.optimizers.values()):
@@ -290,14 +294,20 @@ def _kind_of_codec(codec: Codec) -> tuple[str, str | None]:
 
 
 def _initial(
-    recipe: Recipe, teacher: Model | Oracle | None, dataset: Dataset, loaded: Callable[[str], Model]
+    recipe: Recipe,
+    objective: Objective,
+    name: str,
+    teacher: Model | Oracle | None,
+    dataset: Dataset,
+    loaded: Callable[[str], Model],
 ) -> Model | None:
-    """Where the initial weights come from, None for fresh ones."""
-    if recipe.init == "scratch":
+    """Where the initial weights of a trained network come from, None for fresh ones."""
+    source = recipe.inits.get(name) or objective.initial_weights.get(name) or recipe.init
+    if source == "scratch":
         return None
-    if recipe.init == "teacher":
+    if source == "teacher":
         return teacher if isinstance(teacher, Model) else None
-    model = loaded(recipe.init)
+    model = loaded(source)
     _check_fit(model, recipe, dataset)
     return model
 

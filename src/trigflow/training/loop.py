@@ -287,6 +287,7 @@ class Run:
         They are weighted by the microbatch's part of this share; the mean over the processes is the gradient.
         """
         batch, random = self.batches.of(first, size)
+        batch = replace(batch, due=frozenset(due))
         recipe, parts = self.recipe, self.parts
         with products_in(recipe.train.precision, self.device):
             output = losses_of(
@@ -304,7 +305,8 @@ class Run:
     def _stop_at_nan(self, name: str, logs: list[dict[str, Tensor]]) -> None:
         """Raises Diverged; the weights are those before the step, and the last checkpoint and model are unchanged."""
         self.folder.checkpoints.save(self.nimg, *self.state.pack(self.nimg), self.world)
-        t, loss = (self.world.joined(torch.cat([values[key] for values in logs])) for key in ("t", "loss"))
+        key = self._of("loss", name) if self._of("loss", name) in logs[0] else "loss"
+        t, loss = (self.world.joined(torch.cat([values[one] for values in logs])) for one in ("t", key))
         worst = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
         where = "largest loss at image" if loss[worst].isfinite() else "image"
         step = self.nimg // self.recipe.train.batch

@@ -24,6 +24,7 @@ from trigflow.models.storage import new_precond
 from trigflow.networks import NETWORKS
 from trigflow.networks.blocks import blocks, checkpoint_blocks
 from trigflow.objectives import Batch, Objective, new_objective
+from trigflow.objectives.cost import mean_forwards
 from trigflow.objectives.networks import check_guidance_input, networks_of
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component, look_up
@@ -178,7 +179,7 @@ class _DryRun:
         if objective.needs_teacher:
             teacher = _new_teacher(card) if recipe.teacher != "exact" else _ZeroVelocity()
         guide = _new_teacher(card) if recipe.guide is not None else None
-        self.nets = networks_of(objective, lambda: new_precond(card).train(), teacher, guide)
+        self.nets = networks_of(objective, lambda name: new_precond(card).train(), teacher, guide)
         self.trained: dict[str, TrigFlowPrecond] = {name: self.nets[name] for name in objective.trains}
         for net in self.trained.values():
             check_guidance_input(net, recipe.objective.name, objective.guidance_range)
@@ -284,6 +285,7 @@ class _DryRun:
         weights = {name: _bytes(net.state_dict().values()) for name, net in self.nets.items()}
         parameters = [parameter for group in self.parameters.values() for parameter in group]
         averages = [tensors for ema in self.averages.values() for tensors in ema.averages]
+        periods = self.recipe.update_periods(self.objective.trains)
         return Footprint(
             parameters=sum(parameter.numel() for parameter in parameters),
             weights=sum(weights[name] for name in self.trained),
@@ -293,7 +295,7 @@ class _DryRun:
             averages=sum(_bytes(tensors.values()) for tensors in averages) + weights.get("target", 0),
             block=max(_bytes(block.parameters()) for block in [*blocks(self.main)] or [self.main]),
             forward_flops=forward_flops,
-            training_flops=(self.objective.forwards_per_image + checkpointing) * forward_flops,
+            training_flops=(mean_forwards(self.objective, periods) + checkpointing) * forward_flops,
             timelines=(one, two),
         )
 

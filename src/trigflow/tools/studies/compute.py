@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from trigflow.objectives import new_objective
+from trigflow.objectives.cost import mean_forwards
 from trigflow.objectives.warmup import scaled_warmup
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
@@ -78,10 +79,12 @@ def _share_name(share: float) -> str:
 
 def forwards(recipe: Recipe, nfe: int = 0) -> float:
     """Forward passes that a training costs, `nfe` for each sample of its teacher that it is trained on."""
-    return (
-        recipe.train.total_nimg * new_objective(recipe.objective).forwards_per_image
-        + nfe * recipe.train.synthetic
-    )
+    return recipe.train.total_nimg * _forwards_per_image(recipe) + nfe * recipe.train.synthetic
+
+
+def _forwards_per_image(recipe: Recipe) -> float:
+    objective = new_objective(recipe.objective)
+    return mean_forwards(objective, recipe.update_periods(objective.trains))
 
 
 def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> Recipe:
@@ -99,7 +102,7 @@ def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> R
     """
     left = share * forwards(teacher) - nfe * student.train.synthetic
     batch, objective = student.train.batch, new_objective(student.objective)
-    total = batch * max(1, round(left / objective.forwards_per_image / batch))
+    total = batch * max(1, round(left / _forwards_per_image(student) / batch))
     if left <= 0:
         raise UserError(
             f"a share of {share:g} is less than the {student.train.synthetic} samples of the teacher cost: "

@@ -1,0 +1,211 @@
+"""Score distillation of the first sampling step (VSD, DMD, SiD), alone and beside sCD (arXiv 2410.11081, "sCD + VSD").
+
+A second network, "fake", is a diffusion model of the student's own samples. Where its denoiser D_fake differs from the
+teacher's D, the student's samples have another density than the teacher's, and they are moved along the difference:
+
+    x_0 = f(sigma_data eps, t_max),   x_t = cos(t) x_0 + sin(t) z,   dL/dx_0 = w (D_fake(x_t, t) - D(x_t, t))
+
+This is the gradient of KL(student || teacher) between the marginals at t (Wang et al., arXiv 2305.16213; Yin et al.,
+arXiv 2311.18828). At its minimum D_fake = D for all x_t, and the student's law is the teacher's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass as plain_dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from trigflow.core import flow
+from trigflow.core.guidance import ConditionalVelocity, GuidanceScale
+from trigflow.core.precond import TrigFlowPrecond
+from trigflow.core.randomness import SampleRandom
+from trigflow.networks.dropout import seeded_dropout
+from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_batch
+from trigflow.objectives.diffusion import per_sample, sample_times, weighted
+from trigflow.objectives.teacher import drawn_scale, guided_teacher, student_conditions
+from trigflow.system.config import STRICT_KEYS
+
+Weighting = Literal["vsd", "dmd", "sid"]
+_SMALLEST_DISTANCE = 1e-5  # of x_0 from the teacher's D, by which DMD and SiD divide
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class VSD(Objective):
+    """Trains "net" by the difference of "fake" and the teacher on its samples of one step, and "fake" on these samples.
+
+    Args:
+        weighting: of the difference. "vsd": F_teacher - F_fake, as in the paper; "dmd": D_fake - D over the mean of
+            |x_0 - D| of the image; "sid": the loss of SiD (arXiv 2404.04057, equation 23) over the same mean, with
+            gradients through both networks.
+        sid_alpha: alpha of "sid".
+        vsd_P_mean, vsd_P_std: times of the difference, log(sigma_data tan t) ~ N(vsd_P_mean, vsd_P_std^2).
+        fake_P_mean, fake_P_std: times at which fake is trained. If they are those of the difference, one pass of fake
+            serves both.
+        guidance_scale: of the teacher, as for scd; with a range both networks take the scale as an input.
+        fake_adaptive_weight: fake learns its weight u(t).
+    """
+
+    is_consistency: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
+    trains: ClassVar[tuple[str, ...]] = ("net", "fake")
+    initial_weights: ClassVar[dict[str, str]] = {"fake": "teacher"}
+
+    weighting: Weighting = "dmd"
+    sid_alpha: float = Field(default=1.0, ge=0, le=10)
+    vsd_P_mean: float = Field(default=0.4, ge=-20, le=20)
+    vsd_P_std: float = Field(default=2.0, gt=0, le=20)
+    fake_P_mean: float = Field(default=-0.8, ge=-20, le=20)
+    fake_P_std: float = Field(default=1.6, gt=0, le=20)
+    guidance_scale: GuidanceScale = 1.0
+    fake_adaptive_weight: bool = True
+
+    @property
+    def forwards_per_image(self) -> float:
+        return self.forwards_of(frozenset(self.trains))
+
+    def forwards_of(self, due: frozenset[str]) -> float:
+        """A sample of net 1 (3 with its backward pass), fake 3, and for the difference fake 1 and the teacher 1 or 2.
+
+        For "sid" there are also the backward passes to the inputs of fake and teacher.
+        """
+        return self._sample_forwards(due) + self._fake_forwards(due) + self._difference_forwards(due)
+
+    def _sample_forwards(self, due: frozenset[str]) -> float:
+        return 3.0 if "net" in due else 1.0
+
+    def _fake_forwards(self, due: frozenset[str]) -> float:
+        return 3.0 if "fake" in due else 0.0
+
+    def _difference_forwards(self, due: frozenset[str]) -> float:
+        if "net" not in due:
+            return 0.0
+        teacher = 1 if self.guidance_scale == 1 else 2
+        fake = 0 if "fake" in due and self._one_pass else 1
+        return 2.0 * (fake + teacher) if self.weighting == "sid" else fake + teacher
+
+    @property
+    def _one_pass(self) -> bool:
+        same = (self.vsd_P_mean, self.vsd_P_std) == (self.fake_P_mean, self.fake_P_std)
+        return same and self.weighting != "sid"
+
+    def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
+        check_batch(batch, random)
+        given = _given(self.guidance_scale, batch, random)
+        losses: dict[str, Tensor] = {}
+        x_0 = self._samples(nets["net"], batch, given, random)
+        noised = _noised("fake", x_0.detach(), self.fake_P_mean, self.fake_P_std, nets["fake"], random)
+        logs, v_fake = {"t": noised.t}, None
+        if batch.updates("fake"):
+            v_fake, loss = self._fake_loss(nets["fake"], noised, given, random)
+            losses["fake"], logs["loss_fake"] = loss.mean(), loss.detach()
+        if batch.updates("net"):
+            if not self._one_pass:
+                noised = _noised("vsd", x_0.detach(), self.vsd_P_mean, self.vsd_P_std, nets["fake"], random)
+                v_fake = None
+            gradient = self._gradient(nets, noised, given, v_fake)
+            # Its gradient is `gradient` / D, its value half the mean square of `gradient`.
+            loss = 0.5 * per_sample((x_0 - (x_0 - gradient).detach()).square())
+            losses["net"], logs["loss"] = loss.mean(), loss.detach()
+            # D dL/dF, as x_0 = cos(t_max) x_T - sin(t_max) sigma_data F.
+            logs["output_gradient"] = nets["net"].sigma_data * per_sample(gradient.square()).sqrt()
+        return LossOutput(losses, logs)
+
+    def _samples(self, net: TrigFlowPrecond, batch: Batch, given: _Given, random: SampleRandom) -> Tensor:
+        """x_0 of one step from noise at t_max, with a graph if the step updates net."""
+        like = batch.x_0
+        x_T = net.sigma_data * random.normal("x_T", tuple(like.shape[1:]), like.dtype)
+        t_max = like.new_full((len(like),), flow.t_from_sigma(flow.SIGMA_MAX, net.sigma_data))
+        with seeded_dropout(net, random), nullcontext() if batch.updates("net") else torch.no_grad():
+            return net.denoised(x_T, t_max, **given.student)
+
+    def _fake_loss(
+        self, fake: TrigFlowPrecond, noised: _Noised, given: _Given, random: SampleRandom
+    ) -> tuple[Tensor, Tensor]:
+        """The velocity of fake, and its diffusion loss of each image, (B,)."""
+        with seeded_dropout(fake, random):
+            v = fake.velocity(noised.x_t, noised.t, **given.student)
+        v_t = flow.velocity_target(noised.x_0, noised.z, noised.t)
+        error = per_sample(((v - v_t) / fake.sigma_data).square())
+        return v, weighted(error, fake.logvar(noised.t) if self.fake_adaptive_weight else None)
+
+    def _gradient(self, nets: Nets, noised: _Noised, given: _Given, v_fake: Tensor | None) -> Tensor:
+        """w (D_fake - D), (B, ...): D times the gradient of the loss of an image of D elements, without a graph.
+
+        Args:
+            nets: networks by name.
+            noised: the samples at the times of the difference.
+            given: their conditions.
+            v_fake: the velocity of fake there, if it is known.
+        """
+        teacher = guided_teacher(nets, given.s)
+        if self.weighting == "sid":
+            return _sid_gradient(nets["fake"], teacher, noised, given, self.sid_alpha)
+        x_t, t = noised.x_t, noised.t
+        with torch.no_grad():
+            v = nets["fake"].velocity(x_t, t, **given.student) if v_fake is None else v_fake.detach()
+            v_teacher = teacher(x_t, t, **given.teacher)
+        if self.weighting == "vsd":
+            return (v_teacher - v) / nets["net"].sigma_data
+        D_teacher = flow.denoised(x_t, v_teacher, t)
+        return (flow.denoised(x_t, v, t) - D_teacher) / _distance(noised.x_0, D_teacher)
+
+
+@plain_dataclass(frozen=True)
+class _Given:
+    """What the images of a batch are made under: s, and the conditions of net and fake and of the teacher."""
+
+    s: float | Tensor
+    student: Mapping[str, Tensor]
+    teacher: Mapping[str, Tensor]
+
+
+def _given(guidance_scale: float | tuple[float, float], batch: Batch, random: SampleRandom) -> _Given:
+    s = drawn_scale(guidance_scale, random, batch.x_0.dtype)
+    return _Given(s, student_conditions(batch, s), batch.cond)
+
+
+@plain_dataclass(frozen=True)
+class _Noised:
+    """Samples x_0 and their x_t = cos(t) x_0 + sin(t) z, without a graph."""
+
+    x_0: Tensor
+    z: Tensor
+    t: Tensor
+
+    @property
+    def x_t(self) -> Tensor:
+        return flow.interpolate(self.x_0, self.z, self.t)
+
+
+def _noised(
+    name: str, x_0: Tensor, P_mean: float, P_std: float, net: TrigFlowPrecond, random: SampleRandom
+) -> _Noised:
+    t = sample_times("lognormal", P_mean, P_std, net.sigma_data, random, f"{name} t").to(x_0.dtype)
+    z = net.sigma_data * random.normal(f"{name} z", tuple(x_0.shape[1:]), x_0.dtype)
+    return _Noised(x_0, z, t)
+
+
+def _distance(x_0: Tensor, D: Tensor) -> Tensor:
+    """mean |x_0 - D| of each image, without a graph, (B, 1, ...)."""
+    return flow.expand(per_sample((x_0 - D).abs()).detach().clamp_min(_SMALLEST_DISTANCE), x_0)
+
+
+def _sid_gradient(
+    fake: TrigFlowPrecond, teacher: ConditionalVelocity, noised: _Noised, given: _Given, alpha: float
+) -> Tensor:
+    """D times the gradient of SiD's loss: (D_T - D_fake) . [(D_T - x_0) - alpha (D_T - D_fake)] / mean |x_0 - D_T|."""
+    x_0 = noised.x_0.detach().requires_grad_()
+    with torch.enable_grad():
+        x_t = flow.interpolate(x_0, noised.z, noised.t)
+        D_fake = fake.denoised(x_t, noised.t, **given.student)
+        D_teacher = flow.denoised(x_t, teacher(x_t, noised.t, **given.teacher), noised.t)
+        difference = D_teacher - D_fake
+        loss = difference * ((D_teacher - x_0) - alpha * difference) / _distance(x_0, D_teacher)
+        (gradient,) = torch.autograd.grad(loss.sum(), x_0)
+    return gradient
