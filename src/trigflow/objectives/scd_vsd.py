@@ -36,7 +36,7 @@ class SCDVSD(VSD, SCM):
 
     @property
     def couples_images(self) -> bool:
-        return self.matched
+        return self.matched or self.adversarial_weight > 0
 
     def forwards_of(self, due: frozenset[str]) -> float:
         scd = super(VSD, self).forwards_per_image if "net" in due else 0.0
