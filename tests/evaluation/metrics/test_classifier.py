@@ -18,7 +18,7 @@ from trigflow.evaluation.metrics.classifier_training import AUGMENTATIONS, train
 from trigflow.system.errors import UserError
 
 SHIPPED = Path(trigflow.__path__[0]) / "models" / "pretrained"
-JUDGES = [("digits-judge", 1_797)]
+JUDGES = [("digits-judge", 1_797), ("mnist-judge", 60_000)]
 
 
 def few_digits(n: int = 500) -> Dataset:

@@ -125,6 +125,9 @@ FEATURES: dict[str, Callable[[torch.device | str], Features]] = {
         "digits-judge", "The 96 features of a second, residual classifier of scikit-learn's 8x8 digits"
     ),
     "mnist-classifier": shipped_classifier("mnist-classifier", "The 64 features of the classifier of MNIST"),
+    "mnist-judge": shipped_classifier(
+        "mnist-judge", "The 96 features of a second, residual classifier of MNIST"
+    ),
     "efficientnet-lite0": efficientnet_lite0,
 }
 
