@@ -26,7 +26,7 @@ from trigflow.evaluation.cached_scores import cached_scores, score_key
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.measure import draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.evaluation.metrics import METRICS, Features, load_features
-from trigflow.evaluation.real import with_noise
+from trigflow.evaluation.real import default_features, default_judges, with_noise
 from trigflow.models.model import load
 from trigflow.models.storage import save_model
 from trigflow.system.errors import UserError
@@ -462,8 +462,9 @@ def test_a_folder_without_permission_is_told_before_the_work(
 
 
 def test_digits_are_scored_in_the_classifiers_features() -> None:
-    assert evaluate_module.default_features(digits()) == "digits-classifier"
-    assert evaluate_module.default_features(gaussian_data()) == "pixels"
+    assert default_judges(digits()) == ("digits-classifier", "digits-judge")
+    assert default_features(digits()) == "digits-classifier"
+    assert default_features(gaussian_data()) == "pixels"
 
 
 def test_the_machine_is_described() -> None:

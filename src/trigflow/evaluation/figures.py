@@ -32,7 +32,7 @@ def in_steps(steps: int) -> str:
 
 
 def draw_pictures(
-    report: Report, samples: Mapping[str, Tensor], nearest: Mapping[str, Tensor]
+    report: Report, samples: Mapping[str, Tensor], nearest: Mapping[str, Tensor] | None = None
 ) -> dict[str, bytes]:
     """File name -> PNG; `nearest` has two equal rows of images for each name."""
     pictures = {"samples.png": png(panels(samples))} if samples else {}

@@ -16,12 +16,11 @@ from trigflow.system.files import make_folder, write_atomically, write_json
 
 Report = Mapping[str, Any]
 REPORT = "report.json"
-_NONE: Mapping[str, Tensor] = {}
 Row = list[str]
 
 
 def write_report(
-    report: Report, samples: Mapping[str, Tensor], folder: Path, nearest: Mapping[str, Tensor] = _NONE
+    report: Report, samples: Mapping[str, Tensor], folder: Path, nearest: Mapping[str, Tensor] | None = None
 ) -> None:
     """Writes report.md, report.html, their pictures and, last, report.json, each atomically.
 

@@ -25,7 +25,7 @@ def _compute(real: SampleSet, own: SampleSet) -> float | None:
     """Share of the images' pixel values strictly between 4 and 59 of 255: grey between background and stroke."""
     if own.levels is None:
         return None
-    return float(own.levels[DARKEST + 1 : BRIGHTEST].sum() / own.levels.sum())
+    return int(own.levels[DARKEST + 1 : BRIGHTEST].sum()) / int(own.levels.sum())
 
 
 HAZE = Metric(
