@@ -18,6 +18,7 @@ from typing import Any
 import trigflow
 from trigflow.commands import cli
 from trigflow.evaluation.figures import in_steps
+from trigflow.evaluation.metrics.classifier_net import DEFAULT_CLASSIFIER, load_classifier
 from trigflow.evaluation.page import markdown_table
 from trigflow.models.shipped import SHIPPED
 
@@ -247,13 +248,14 @@ _DATA = {
 
 
 def cards() -> str:
-    """A card for each shipped model."""
+    """A card for each shipped model, and for each shipped classifier."""
     parts = [
         "# The models in this package",
         "Made by `make docs` from the models' own files and from results/. Weights: Apache-2.0.\n"
         "They show the method at the size of a toy: for research and teaching, nothing else.",
     ]
-    return "\n\n".join([*parts, *map(_card, SHIPPED)]) + "\n"
+    judges = sorted(path.parent for path in CARDS.parent.glob("*/classifier.json"))
+    return "\n\n".join([*parts, *map(_card, SHIPPED), *map(_classifier_card, judges)]) + "\n"
 
 
 def _card(name: str) -> str:
@@ -284,6 +286,25 @@ def _card(name: str) -> str:
     ]
     lines = [f"- **{head}**: {text}" for head, text in facts]
     return "\n".join([f"## {name}", "", *lines])
+
+
+def _classifier_card(folder: Path) -> str:
+    """Of a classifier in whose features samples are scored."""
+    net, card = load_classifier(folder)
+    training, score = card["training"], card["score"]
+    command = f"trigflow train-classifier {training['data']} --epochs {training['epochs']} --seed {training['seed']}"
+    if "augment" in training:  # a newer one's
+        command += f" --network {card['architecture']} --augment {training['augment']}"
+    size = sum(parameter.numel() for parameter in net.parameters())
+    facts = [
+        ("What", f"{net.head.in_features} features of images, and their labels: `--features {folder.name}`"),
+        ("Network", f"{card.get('architecture', DEFAULT_CLASSIFIER)}, {size:,} parameters"),
+        ("Training", f"`{command}`, on {training['num_train']:,} images"),
+        ("Data", _DATA[training["data"]][0]),
+        ("Accuracy", f"{score['held_out_accuracy']:.2%} of {score['num_held_out']:,} images held out"),
+    ]
+    lines = [f"- **{head}**: {text}" for head, text in facts]
+    return "\n".join([f"## {folder.name}", "", *lines])
 
 
 # Which command wrote which file; those that hold their command need no entry.

@@ -83,7 +83,16 @@ FLAGS = {
         *("--trust-code", "--device"),
     },
     "doctor": {"--trust-code", "model", "--shape", "--device"},
-    "train-classifier": {"data", "overrides", "--epochs", "--out", "--seed", "--device"},
+    "train-classifier": {
+        "data",
+        "overrides",
+        "--epochs",
+        "--network",
+        "--augment",
+        "--out",
+        "--seed",
+        "--device",
+    },
 }
 
 

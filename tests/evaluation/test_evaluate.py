@@ -26,7 +26,7 @@ from trigflow.evaluation.cached_scores import cached_scores, score_key
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.measure import draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.evaluation.metrics import METRICS, Features, load_features
-from trigflow.evaluation.real import with_noise
+from trigflow.evaluation.real import default_features, default_judges, with_noise
 from trigflow.models.model import load
 from trigflow.models.storage import save_model
 from trigflow.system.errors import UserError
@@ -118,8 +118,8 @@ def test_evaluations_are_counted_while_the_samples_are_drawn(monkeypatch: pytest
         return forward(*args, **cond)
 
     monkeypatch.setattr(Teacher, "forward", seen)
-    trial = new_trial(gaussian_data(), load_features("pixels"), num=20, seeds=1, batch=10)
-    (scores,) = score_all(trial, [gaussian_model(Teacher)], progress=False)
+    trial = new_trial(gaussian_data(), [load_features("pixels")], num=20, seeds=1, batch=10)
+    ((scores,),) = score_all(trial, [gaussian_model(Teacher)], progress=False)
     assert len(calls) == 2 * 63 and scores.nfe == 63
 
 
@@ -131,7 +131,7 @@ def test_all_but_the_model_is_named() -> None:
 
 def test_labels_follow_the_data() -> None:
     data, model = gaussian_data(num_classes=2), gaussian_model(Student, num_classes=2)
-    trial = new_trial(data, load_features("pixels"), num=4000, seeds=1, batch=1000)
+    trial = new_trial(data, [load_features("pixels")], num=4000, seeds=1, batch=1000)
     labels = draw_labels(trial, model, seed=0)
     assert labels is not None
     assert labels.double().mean().item() == pytest.approx(0.25, abs=0.02)
@@ -153,8 +153,8 @@ def test_label_agreement_counts_the_requested_label() -> None:
     )
     model = gaussian_model(Student, num_classes=2)
     for features, expected in ((always_one, 0.25), (nearest, 1.0)):
-        trial = new_trial(gaussian_data(num_classes=2), features, num=1000, seeds=2, batch=300)
-        (scores,) = score_all(trial, [model.with_plan(1)], progress=False)
+        trial = new_trial(gaussian_data(num_classes=2), [features], num=1000, seeds=2, batch=300)
+        ((scores,),) = score_all(trial, [model.with_plan(1)], progress=False)
         assert scores.of("label_agreement") == pytest.approx([expected] * 2, abs=0.05)
 
 
@@ -307,7 +307,7 @@ def test_files_of_others_are_left_alone(student_folder: Path, tmp_path: Path) ->
     evaluate(str(student_folder), out=tmp_path, **few)
     evaluate(str(student_folder), out=tmp_path, resume=True, **few)
     assert (tmp_path / "scores" / "league.json").read_text() == "[]"
-    assert len(list((tmp_path / "scores").iterdir())) == 2
+    assert len(list((tmp_path / "scores").iterdir())) == 3  # that file, and one of each judge
 
 
 NUMBERS: dict[str, float | None] = dict.fromkeys(METRICS) | {"fd": 2.0, "kernel_distance": 3.0, "nfe": 2.0}
@@ -326,11 +326,11 @@ NUMBERS: dict[str, float | None] = dict.fromkeys(METRICS) | {"fd": 2.0, "kernel_
     ],
 )
 def test_scores_that_are_not_whole_are_measured_again(damaged: Any, tmp_path: Path) -> None:
-    assert cached_scores(tmp_path, "key", 0, lambda: NUMBERS) == (NUMBERS, False)
-    assert cached_scores(tmp_path, "key", 0, lambda: {}) == (NUMBERS, True)
+    assert cached_scores(tmp_path, ["key"], 0, lambda _: [NUMBERS]) == ([NUMBERS], False)
+    assert cached_scores(tmp_path, ["key"], 0, lambda _: []) == ([NUMBERS], True)
     (file,) = tmp_path.iterdir()
     file.write_text(json.dumps(damaged))
-    assert cached_scores(tmp_path, "key", 0, lambda: NUMBERS) == (NUMBERS, False)
+    assert cached_scores(tmp_path, ["key"], 0, lambda _: [NUMBERS]) == ([NUMBERS], False)
 
 
 def test_data_that_is_not_here_can_be_named(student_folder: Path, tmp_path: Path) -> None:
@@ -422,6 +422,7 @@ def test_the_teacher_of_the_recipe_is_found(tmp_path: Path) -> None:
         ({"steps": [2, 2]}, "is repeated"),
         ({"features": "digits-classifer"}, "did you mean 'digits-classifier'"),
         ({"features": "digits-classifier"}, r"are for data \(1, 8, 8\)"),
+        ({"features": ["pixels", "pixels"]}, "'pixels' is there twice"),
         ({"data": digits()}, "has the shape"),
         ({"data": gaussian_data(3)}, "too few"),
         ({"teacher": "nobody"}, "no model 'nobody'"),
@@ -461,8 +462,9 @@ def test_a_folder_without_permission_is_told_before_the_work(
 
 
 def test_digits_are_scored_in_the_classifiers_features() -> None:
-    assert evaluate_module.default_features(digits()) == "digits-classifier"
-    assert evaluate_module.default_features(gaussian_data()) == "pixels"
+    assert default_judges(digits()) == ("digits-classifier", "digits-judge")
+    assert default_features(digits()) == "digits-classifier"
+    assert default_features(gaussian_data()) == "pixels"
 
 
 def test_the_machine_is_described() -> None:

@@ -103,6 +103,7 @@ def test_scores_that_were_kept_without_a_metric_are_measured_again(
     student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few: dict[str, Any] = {"steps": [1], "num": 20, "seeds": 1, "progress": False, "teacher": "none"}
+    few["features"] = "digits-classifier"
     first = evaluate(str(student_folder), out=tmp_path, **few)["students"][0]
     asked: list[SampleSet] = []
 

@@ -40,9 +40,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--features",
-        help="the features in which samples are scored: a name or NAME=FILE (`trigflow list features`), a "
-        "classifier's folder, or package.module:Class "
-        "(default: the shipped classifier for digits and MNIST, pixels elsewhere)",
+        type=several(str),
+        metavar="FEATURES",
+        help="the features in which samples are scored, separated by commas; the first give the main score. Each is a "
+        "name or NAME=FILE (`trigflow list features`), a classifier's folder, or package.module:Class "
+        "(default: the shipped classifiers for digits and MNIST, pixels elsewhere)",
     )
     parser.add_argument(
         "--teacher", help="the model to compare with, or none (default: the one it was distilled from)"

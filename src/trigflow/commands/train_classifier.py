@@ -23,6 +23,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_data_options(parser)
     parser.add_argument("--epochs", type=integer(1), default=40, help="passes over the data (default: 40)")
+    parser.add_argument(
+        "--network", default="convolutions", help="convolutions or residual (default: convolutions)"
+    )
+    parser.add_argument(
+        "--augment",
+        default="normal",
+        help="how the images are rotated, resized and shifted at random: normal (a little, some more) or uniform (up "
+        "to 10 degrees, 10 %% and 2 pixels in 28); never mirrored (default: normal)",
+    )
     add_out_folder(parser, "runs/classifier")
     add_seed(parser)
     add_device(parser)
@@ -35,7 +44,8 @@ def _run(args: argparse.Namespace) -> int:
 
     device = resolve_device(args.device)
     data = load_data(named_data(args.data, args.overrides))
-    accuracy = train_classifier(data, args.out, args.seed, args.epochs, device)
+    options = {"network": args.network, "augment": args.augment}
+    accuracy = train_classifier(data, args.out, args.seed, args.epochs, device, **options)
     print(f"accuracy on held-out images: {accuracy:.2%}")
     print(f"use it: trigflow evaluate MODEL --features {args.out} --out report")
     return 0

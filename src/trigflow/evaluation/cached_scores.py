@@ -1,4 +1,5 @@
-"""Scores of an evaluation as they are measured, so that a stopped one goes on: a small file for each model and seed.
+"""Scores of an evaluation as they are measured, so that a stopped one goes on: a small file for each model,
+seed and judge.
 
 The name of a file is a hash of all that the numbers depend on: the real data in its features, the model's weights and
 how it is sampled, seed and number of samples, the names of the metrics (their code is not looked at), the version of
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,34 +70,40 @@ def _weights_key(model: Model) -> str | None:
 
 def cached_scores(
     folder: Path | None,
-    key: str | None,
+    keys: Sequence[str | None],
     seed: int,
-    measure: Callable[[], Numbers],
+    measure: Callable[[list[int]], list[Numbers]],
     world: World = SINGLE_PROCESS,
-) -> tuple[Numbers, bool]:
-    """The numbers of a seed, and whether they had been kept; else they are measured, and kept in the folder.
+) -> tuple[list[Numbers], bool]:
+    """The numbers of a seed by each judge, and whether all had been kept; the others are measured, and kept.
 
     Args:
         folder: exists; None: nothing is kept.
-        key: see `score_key`; None: nothing is kept.
+        keys: one for each judge, see `score_key`; None: nothing is kept of it.
         seed: of the samples.
-        measure: gives the numbers.
+        measure: gives the numbers by those judges whose places in `keys` it gets.
         world: processes that ask alike; the first, which alone has a folder, decides for all.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    path = None
-    if folder is not None and key is not None:
-        path = folder / f"{hashlib.sha256(f'{key} {seed}'.encode()).hexdigest()[:32]}.json"
-    found = _whole(path) if path is not None and path.exists() else None
-    if not world.any(world.is_main and found is None):
-        return found or {}, True
-    numbers = measure()
+    paths = [_path(folder, key, seed) for key in keys]
+    kept = [_whole(path) if path is not None and path.exists() else None for path in paths]
+    missing = [place for place, one in enumerate(kept) if world.any(world.is_main and one is None)]
+    if not missing:
+        return [one or {} for one in kept], True
+    measured = dict(zip(missing, measure(missing), strict=True))
     with world.together():
-        if path is not None:
-            write_json(path, numbers)
-    return numbers, False
+        for place, numbers in measured.items():
+            if (path := paths[place]) is not None:
+                write_json(path, numbers)
+    return [measured.get(place, one or {}) for place, one in enumerate(kept)], False
+
+
+def _path(folder: Path | None, key: str | None, seed: int) -> Path | None:
+    if folder is None or key is None:
+        return None
+    return folder / f"{hashlib.sha256(f'{key} {seed}'.encode()).hexdigest()[:32]}.json"
 
 
 def _whole(path: Path) -> Numbers | None:

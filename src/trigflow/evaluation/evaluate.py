@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trigflow.core.flow_map import FlowMapError
 from trigflow.data import Dataset
 from trigflow.evaluation.cached_scores import SCORES, holds_scores
+from trigflow.evaluation.contents import Compared, contents, held_out_rows
 from trigflow.evaluation.figures import in_steps
 from trigflow.evaluation.guidance import common_scale, student_in_steps
 from trigflow.evaluation.measure import (
-    SPLITS,
-    TIMING_BATCH,
-    TIMING_REPEATS,
     Scores,
     Trial,
     must_be_held_out,
+    nearest_data,
     new_trial,
     samples_alone,
     score_all,
-    score_held_out,
-    seconds_per_sample,
 )
-from trigflow.evaluation.metrics import METRICS, Features, SampleSet, load_features, measured
+from trigflow.evaluation.metrics import Features, load_features
 from trigflow.evaluation.real import (
     check_features,
-    default_features,
+    default_judges,
     held_out_data,
     real_data_of,
     reference_notes,
-    what_is_real,
     with_noise,
 )
 from trigflow.evaluation.report import REPORT, write_report
-from trigflow.evaluation.rows import Row, beside, quality, row_of, spread
+from trigflow.evaluation.rows import Row
 from trigflow.evaluation.teacher import reference_teacher
-from trigflow.evaluation.training_compute import training_forwards, training_share
 from trigflow.models.model import Model, load
 from trigflow.models.pictures import drawable
 from trigflow.system.config import Component
@@ -49,12 +43,10 @@ from trigflow.system.devices import true_float32
 from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError, must_be_whole
 from trigflow.system.files import LOCK, is_leftover, is_occupied, locked, make_folder, must_be_writable
-from trigflow.system.machine import describe_machine
 from trigflow.system.signals import interrupt_with_resume_hint
 
 STEPS = (1, 2, 4)
-LEAST_AGREEMENT = 0.9  # below it, a classifier was trained on other data (Fashion-MNIST has MNIST's form)
-GRID_SAMPLES, SCATTER_SAMPLES = 50, 2000
+GRID_SAMPLES, SCATTER_SAMPLES, NEAREST_SAMPLES = 50, 2000, 10
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ def evaluate(
     steps: Sequence[int] | None = None,
     num: int = 5000,
     seeds: int = 3,
-    features: str | None = None,
+    features: str | Sequence[str] | None = None,
     teacher: Model | str | Path | None = None,
     data: Dataset | Component | str | None = None,
     out: Path | str | None = None,
@@ -102,7 +94,8 @@ def evaluate(
         model: a model, its shipped name or its folder.
         steps: of a student (default: 1, 2, 4); a teacher is sampled as its card says.
         num, seeds, batch, progress: samples of a score, >= 2; seeds 0, 1, ... (median counts); samples at once; bar.
-        features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
+        features: as in `load_features`, one or several: judges of the same samples, the first of which gives the main
+            score (default: the shipped classifiers for digits and MNIST, else pixels).
         teacher: to compare with; "none" for no comparison (default: the one that the student was distilled from).
         data: the real data, for a latent model images or latents (default: what the model was trained on).
         out: folder for report.json, report.md, report.html, pictures; a new one, unless `resume`.
@@ -127,66 +120,45 @@ def evaluate(
         dataset = real_data_of(model, data, trust_code)
         held_out = held_out_data(model, data, test_data, trust_code)
         sets = _held_out_sets(dataset, held_out, noise_levels) if world.is_main else []
-        known = _features(features, dataset, model.device)
+        known = _judges(features, dataset, model.device)
         models = _teacher_and_students(model, reference, steps, guidance_scale, guide is not None)
         notes += reference_notes(model, dataset)
-        compared = _Compared(model, *models, dataset, sets, known, notes)
+        compared = Compared(model, *models, dataset, sets, known, notes)
     with _report_folder(settings, world) as cached:
         return _measured_and_written(compared, settings, cached, world)
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """What an evaluation compares.
-
-    Args:
-        model: the subject.
-        teacher: it is compared with, sampled by its `default_plan`; a subject that is a teacher itself; None for none.
-        students: the subject in each number of steps.
-        dataset, held_out_sets, features: the real data, what is a row of its own, and what the distances are taken in.
-        notes: on the choice of teacher and data.
-    """
-
-    model: Model
-    teacher: Model | None
-    students: list[Model]
-    dataset: Dataset
-    held_out_sets: list[Dataset]
-    features: Features
-    notes: list[str]
-
-    @property
-    def everyone(self) -> list[Model]:
-        """The teacher, where there is one, and the students."""
-        return [*([self.teacher] if self.teacher else []), *self.students]
-
-
-def _measured_and_written(compared: _Compared, settings: _Settings, cached: Path | None, world: World) -> Row:
+def _measured_and_written(compared: Compared, settings: _Settings, cached: Path | None, world: World) -> Row:
     """The report, written beside the cached scores; nothing in all processes but the main one."""
     with world.together():
         trial = _trial(compared, settings, world)
-        sets = compared.held_out_sets
-        real_test = _real_test(trial, sets, settings.progress) if sets else None
+        tests = held_out_rows(trial, compared.held_out_sets, settings.progress)
     scores = score_all(trial, compared.everyone, settings.progress, cached, world)
     if not world.is_main:
         return {}
-    report = _report(trial, compared, scores, real_test)
+    report = contents(trial, compared, scores, tests)
     if cached is not None:
-        write_report(report, _panels(compared.everyone, scores), cached.parent)
+        samples = _panels(compared.everyone, scores[0])
+        write_report(report, samples, cached.parent, _beside_nearest(trial, samples))
     return report
 
 
 # Preparation
 
 
-def _features(name: str | None, dataset: Dataset, device: torch.device) -> Features:
-    """The named ones, or those that suit the data."""
-    known = load_features(name or default_features(dataset), device)
-    check_features(known, dataset)
+def _judges(names: str | Sequence[str] | None, dataset: Dataset, device: torch.device) -> list[Features]:
+    """The named features, or those that suit the data."""
+    names = [names] if isinstance(names, str) else names or default_judges(dataset)
+    known = [load_features(name, device) for name in names]
+    for one in known:
+        check_features(one, dataset)
+    called = [one.name for one in known]
+    if twice := sorted({name for name in called if called.count(name) > 1}):
+        raise UserError(f"features {', '.join(names)}: '{twice[0]}' is there twice, give each once")
     return known
 
 
-def _trial(compared: _Compared, settings: _Settings, world: World) -> Trial:
+def _trial(compared: Compared, settings: _Settings, world: World) -> Trial:
     """What all models are compared with; the processes other than the main one only draw samples for it."""
     about = (compared.dataset, compared.features, settings.num, settings.seeds, settings.batch)
     return new_trial(*about, settings.progress) if world.is_main else samples_alone(*about)
@@ -290,95 +262,7 @@ def _check_numbers(settings: _Settings) -> None:
         raise UserError(f"steps {list(steps)}: a number is repeated")
 
 
-def _notes(trial: Trial) -> list[str]:
-    notes = []
-    num_features = trial.real.moments.mean.numel()
-    if min(trial.num, trial.real.moments.num) <= num_features:
-        notes.append(f"Fewer samples than features ({num_features}): the distance is dominated by its bias.")
-    if trial.features.name == "pixels":
-        notes.append(
-            "Pixels are weak features: samples of a plain Gaussian with the right covariance score well."
-        )
-    agreement = measured("label_agreement", trial.real, trial.real)
-    if agreement is not None and agreement < LEAST_AGREEMENT:
-        notes.append(
-            f"{trial.features.name} gives only {agreement:.1%} of the real data its own label: it knows other data, "
-            "and neither its labels nor its distances mean much here. Choose others with --features."
-        )
-    return notes
-
-
-# The report
-
-
-def _report(trial: Trial, compared: _Compared, scores: list[Scores], real_test: Row | None) -> Row:
-    everyone, teacher, real = compared.everyone, compared.teacher, trial.real
-    times = zip(seconds_per_sample(everyone), seconds_per_sample(everyone, batch=1), strict=True)
-    rows = [row_of(*measured) for measured in zip(everyone, scores, times, strict=True)]
-    for row, one in zip(rows, everyone, strict=True):
-        row.update(_flow_map_error(trial, one) | _training(one, teacher))
-        if real_test and real_test["fd"] > 0:
-            row["test_ratio"] = row["fd"] / real_test["fd"]
-    teachers = rows[:1] if teacher else []
-    students = rows[len(teachers) :]
-    return {
-        "model": compared.model.name,
-        "data": trial.dataset.name,
-        "features": trial.features.name,
-        "score": trial.score_name,
-        "num_samples": trial.num,
-        "seeds": trial.seeds,
-        "reference_teacher": teacher.name if teacher else None,
-        "teachers": teachers,
-        "students": [row | beside(row, teachers[0] if teachers else None) for row in students],
-        "reference": {
-            "num": real.moments.num,
-            "num_features": real.moments.mean.numel(),
-            "what": what_is_real(trial.dataset),
-        },
-        "real_vs_real": spread(trial.halves)
-        | {"splits": SPLITS, "num": real.moments.num // 2}
-        | _of_real(real),
-        **({} if real_test is None else {"real_test": real_test}),
-        "timing": {"batch": TIMING_BATCH, "repeats": TIMING_REPEATS},
-        "machine": describe_machine(compared.model.device),
-        "notes": compared.notes + _notes(trial),
-    }
-
-
-def _of_real(real: SampleSet) -> Row:
-    """The metrics of all real data that look at nothing else, to read those of the samples beside."""
-    found = {name: measured(name, real, real) for name, metric in METRICS.items() if metric.of_real}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _real_test(trial: Trial, held_out_sets: list[Dataset], progress: bool) -> Row:
-    """The row of held-out data, and in it one for each level of noise."""
-    first, *noised = [_real_row(trial, one, progress) for one in held_out_sets]
-    return first | {"noised": noised}
-
-
-def _real_row(trial: Trial, held_out: Dataset, progress: bool) -> Row:
-    scores = score_held_out(trial, held_out, progress)
-    about = {"data": held_out.name, "num": len(held_out.data), "what": what_is_real(held_out)}
-    return about | {"fd": scores.fds[0]} | quality(scores)
-
-
-def _training(model: Model, teacher: Model | None) -> Row:
-    """What the training cost, and for a student beside a teacher its share of the teacher's."""
-    cost: Row = {"training_forwards": training_forwards(model, teacher if model.is_student else None)}
-    if model.is_student:
-        cost["training_share"] = None if teacher is None else training_share(model, teacher)
-    return cost
-
-
-def _flow_map_error(trial: Trial, model: Model) -> dict[str, float]:
-    """Of a student in one step, on data whose flow map is known."""
-    oracle = trial.dataset.oracle
-    if oracle is None or not model.is_student or model.default_plan.steps != 1 or model.guidance_range:
-        return {}
-    shape, sigma_data = model.card.data_shape, model.precond.sigma_data
-    return FlowMapError.measure(oracle, shape, sigma_data, trial.num, model.device)(model.precond.denoised)
+# The pictures
 
 
 def _panels(models: Sequence[Model], scores: Sequence[Scores]) -> dict[str, Tensor]:
@@ -394,3 +278,13 @@ def _panels(models: Sequence[Model], scores: Sequence[Scores]) -> dict[str, Tens
         )
         for model, own in zip(models, scores, strict=True)
     }
+
+
+def _beside_nearest(trial: Trial, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first images of each panel, and then, for each, the training image that the main judge finds nearest."""
+    found = {}
+    for name, images in samples.items():
+        if images.ndim == 4:
+            some = images[:NEAREST_SAMPLES]
+            found[name] = torch.cat([some.cpu(), nearest_data(trial, some)])
+    return found

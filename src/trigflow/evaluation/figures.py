@@ -19,6 +19,7 @@ TEACHER_COLOUR, STUDENT_COLOUR, REAL_COLOUR = "#2563a8", "#d1495b", "#777777"
 # What each file shows, in the order of the report.
 CAPTIONS = {
     "samples.png": "Samples from the same noises and labels: the same place is the same noise.",
+    "nearest.png": "Samples (above), and the training image nearest to each (below) in the main judge's features.",
     "fd-compute.png": "Quality against effective sampling compute (billions of parameters x evaluations).",
     "fd-steps.png": "Quality against sampling steps.",
     "latency.png": "Time of a sample: in a batch, and alone (a whole call for one sample).",
@@ -30,9 +31,13 @@ def in_steps(steps: int) -> str:
     return f"{steps} step{'s' if steps > 1 else ''}"
 
 
-def draw_pictures(report: Report, samples: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """File name -> PNG."""
+def draw_pictures(
+    report: Report, samples: Mapping[str, Tensor], nearest: Mapping[str, Tensor] | None = None
+) -> dict[str, bytes]:
+    """File name -> PNG; `nearest` has two equal rows of images for each name."""
     pictures = {"samples.png": png(panels(samples))} if samples else {}
+    if nearest:
+        pictures["nearest.png"] = png(panels(nearest, len(next(iter(nearest.values()))) // 2))
     if report["students"]:
         pictures["fd-compute.png"] = png(_fd_against_compute(report))
         pictures["fd-steps.png"] = png(_fd_against_steps(report))

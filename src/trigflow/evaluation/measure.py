@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from trigflow.core.samplers import CountNFE
 from trigflow.data import Dataset, labels_like
 from trigflow.evaluation.cached_scores import Numbers, cached_scores, score_key
 from trigflow.evaluation.metrics import METRICS, SCORE, Features, SampleSet, extract_features, measured
+from trigflow.evaluation.metrics.haze import levels_of_each
 from trigflow.evaluation.metrics.metric import Moments, sample_set
-from trigflow.evaluation.reference import data_digest, reference, reference_key
+from trigflow.evaluation.metrics.nearest import nearest
+from trigflow.evaluation.reference import data_digest, pool_rows, reference, reference_key
 from trigflow.models.model import Model
 from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError
@@ -29,50 +31,72 @@ TIMING_BATCH, TIMING_REPEATS = 64, 5
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What all models of an evaluation are scored on: the real data, the features, and the number of samples.
+class Judge:
+    """Features in which samples are scored, and the real data in them.
 
     Attributes:
-        dataset, features: the real data, and what the distances are taken in.
-        num: samples of each seed.
-        seeds: repetitions, seeds 0 .. seeds - 1.
-        batch: samples computed at once.
+        features: what the distances are taken in.
         real: the real data as metrics see it.
         halves: FD between two random halves of the real data, for several splits.
     """
 
-    dataset: Dataset
     features: Features
-    num: int
-    seeds: int
-    batch: int
     real: SampleSet
     halves: list[float]
 
+
+@dataclass(frozen=True)
+class Trial:
+    """What all models of an evaluation are scored on: the real data, the judges, and the number of samples.
+
+    Attributes:
+        dataset: the real data.
+        judges: one or several, which all look at the same samples; the first gives the main score.
+        num: samples of each seed.
+        seeds: repetitions, seeds 0 .. seeds - 1.
+        batch: samples computed at once.
+    """
+
+    dataset: Dataset
+    judges: Sequence[Judge]
+    num: int
+    seeds: int
+    batch: int
+
+    @property
+    def features(self) -> Features:
+        """What the main score is taken in."""
+        return self.judges[0].features
+
     @property
     def score_name(self) -> str:
-        """What the distance is called: a distance to decoded latents is not one to real images."""
+        """What the main score is called."""
+        return self.name_of(self.judges[0])
+
+    def name_of(self, judge: Judge) -> str:
+        """What a judge's distance is called: a distance to decoded latents is not one to real images."""
         decoded = " to decoded latents" if self.dataset.decoder is not None else ""
-        return self.features.score_name + decoded
+        return judge.features.score_name + decoded
 
 
 def new_trial(
-    dataset: Dataset, features: Features, num: int, seeds: int, batch: int, progress: bool = False
+    dataset: Dataset, features: Sequence[Features], num: int, seeds: int, batch: int, progress: bool = False
 ) -> Trial:
     """A trial with all of the data, whose moments and so on come from the cache if they were computed before.
 
     Raises:
         UserError: features for data of another shape, or fewer than four real samples.
     """
-    found = reference(dataset, features, SPLITS, progress)
-    return Trial(dataset, features, num, seeds, batch, found.data, found.halves)
+    found = [reference(dataset, one, SPLITS, progress) for one in features]
+    judges = [Judge(one, own.data, own.halves) for one, own in zip(features, found, strict=True)]
+    return Trial(dataset, judges, num, seeds, batch)
 
 
-def samples_alone(dataset: Dataset, features: Features, num: int, seeds: int, batch: int) -> Trial:
+def samples_alone(dataset: Dataset, features: Sequence[Features], num: int, seeds: int, batch: int) -> Trial:
     """The trial of a process that draws samples and computes no metric: the real data is left out."""
     nothing = torch.empty(0)
-    real = SampleSet(features, Moments(nothing, nothing, 0), nothing)
-    return Trial(dataset, features, num, seeds, batch, real, [])
+    judges = [Judge(one, SampleSet(one, Moments(nothing, nothing, 0), nothing), []) for one in features]
+    return Trial(dataset, judges, num, seeds, batch)
 
 
 @dataclass(frozen=True)
@@ -121,14 +145,14 @@ def must_be_held_out(held_out: Dataset, dataset: Dataset) -> None:
         raise UserError(f"the test data is {dataset.name} itself: give data that is held out")
 
 
-def score_held_out(trial: Trial, held_out: Dataset, progress: bool = False) -> Scores:
-    """All of other real data than the trial's, in the place of samples: what a perfect model would get.
+def score_held_out(judge: Judge, held_out: Dataset, progress: bool = False) -> Scores:
+    """All of other real data than the judge's, in the place of samples: what a perfect model would get.
 
     Raises:
         UserError: fewer than four samples.
     """
-    found = reference(held_out, trial.features, splits=0, progress=progress)
-    return Scores([numbers_of(trial.real, found.data)])
+    found = reference(held_out, judge.features, splits=0, progress=progress)
+    return Scores([numbers_of(judge.real, found.data)])
 
 
 def score_all(
@@ -137,8 +161,8 @@ def score_all(
     progress: bool = True,
     folder: Path | None = None,
     world: World = SINGLE_PROCESS,
-) -> list[Scores]:
-    """Scores of each model over all seeds; the bar counts the steps of all samples.
+) -> list[list[Scores]]:
+    """By each judge, the scores of each model over all seeds; the bar counts the steps of all samples.
 
     Args:
         trial: what they are compared with.
@@ -148,38 +172,64 @@ def score_all(
         world: processes that all draw samples; the first scores them, those of the others are nothing.
     """
     total = sum(model.default_plan.steps for model in models) * trial.num * trial.seeds
-    trial_key = (
-        reference_key(trial.dataset, trial.features, SPLITS) if folder and trial.features.identity else ""
-    )
+    known = [judge.features for judge in trial.judges]
+    keys = [reference_key(trial.dataset, one, SPLITS) if folder and one.identity else "" for one in known]
     with tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress) as bar:
-        return [_score(trial, model, bar, folder, trial_key, world) for model in models]
+        by_model = [_score(trial, model, bar, folder, keys, world) for model in models]
+    return [list(scores) for scores in zip(*by_model, strict=True)]
 
 
 def _score(
-    trial: Trial, model: Model, bar: tqdm[Any], folder: Path | None, trial_key: str, world: World
-) -> Scores:
+    trial: Trial, model: Model, bar: tqdm[Any], folder: Path | None, trial_keys: list[str], world: World
+) -> list[Scores]:
+    """By each judge."""
     bar.set_description(f"{model.name}, {model.default_plan.sampler}, steps {model.default_plan.steps}")
-    key = score_key(trial_key, model, trial.num) if folder else None
-    scores = Scores()
+    keys = [score_key(one, model, trial.num) if folder else None for one in trial_keys]
+    found = [Scores() for _ in trial.judges]
     for seed in range(trial.seeds):
         measure = partial(_score_seed, trial, model, seed, bar, world)
-        numbers, was_kept = cached_scores(folder, key, seed, measure, world)
+        numbers, were_kept = cached_scores(folder, keys, seed, measure, world)
         if world.is_main:
-            scores.seeds.append(numbers)
-        bar.update(model.default_plan.steps * trial.num if was_kept else 0)
-    return scores
+            for scores, own in zip(found, numbers, strict=True):
+                scores.seeds.append(own)
+        bar.update(model.default_plan.steps * trial.num if were_kept else 0)
+    return found
 
 
-def _score_seed(trial: Trial, model: Model, seed: int, bar: tqdm[Any], world: World) -> Numbers:
+def _score_seed(
+    trial: Trial, model: Model, seed: int, bar: tqdm[Any], world: World, places: list[int]
+) -> list[Numbers]:
+    """By the judges of these places, from the same samples; nothing in all processes but the main one."""
     labels = draw_labels(trial, model, seed)
     counter = model.counter()
-    features, points = _generate(trial, model, seed, labels, bar, world, counter)
-    numbers: Numbers = {}
+    judges = [trial.judges[place] for place in places]
+    drawn = _generate(replace(trial, judges=judges), model, seed, labels, bar, world, counter)
     with world.together():
         if world.is_main:
-            own = sample_set(trial.features, features, points, labels, seed)
-            numbers = numbers_of(trial.real, own) | {"nfe": float(counter.nfe)}
-    return numbers
+            evaluations: Numbers = {"nfe": float(counter.nfe)}
+            return [
+                numbers_of(judge.real, drawn.seen_by(judge.features, vectors, labels, seed)) | evaluations
+                for judge, vectors in zip(judges, drawn.vectors, strict=True)
+            ]
+    return [{} for _ in judges]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What is kept of one seed's samples, on the CPU.
+
+    Attributes:
+        vectors: for each judge, the features (num, D).
+        points: (num, d), the samples where they are vectors; None for images.
+        levels: (256,), `haze.levels` of all; None for vectors.
+    """
+
+    vectors: list[Tensor]
+    points: Tensor | None
+    levels: Tensor | None
+
+    def seen_by(self, features: Features, vectors: Tensor, labels: Tensor | None, seed: int) -> SampleSet:
+        return sample_set(features, vectors, self.points, labels, seed, self.levels)
 
 
 def _generate(
@@ -190,23 +240,41 @@ def _generate(
     bar: tqdm[Any],
     world: World,
     counter: CountNFE,
-) -> tuple[Tensor, Tensor | None]:
-    """The features (num, D) of one seed's samples, and the samples where they are vectors; both on the CPU.
-
-    Each process looks at the samples that it draws, where they are: images never leave the device.
-    """
-    samples: list[Tensor] = []
-    features: list[Tensor] = []
+) -> _Drawn:
+    """One seed's samples. Each process looks at those that it draws, where they are: images never leave the device."""
+    points: list[Tensor] = []
+    levels: list[Tensor] = []
+    vectors: list[list[Tensor]] = [[] for _ in trial.judges]
     left = trial.num
     for part in model.sample_batches(
         trial.num, labels=labels, seed=seed, batch=trial.batch, world=world, counter=counter, on_device=True
     ):
-        features.append(world.joined(extract_features(trial.features, part))[:left])
+        for own, judge in zip(vectors, trial.judges, strict=True):
+            own.append(world.joined(extract_features(judge.features, part))[:left])
         if len(trial.dataset.data_shape) == 1:
-            samples.append(world.joined(part)[:left])
-        left -= len(features[-1])
-        bar.update(model.default_plan.steps * len(features[-1]))
-    return torch.cat(features), torch.cat(samples) if samples else None
+            points.append(world.joined(part)[:left])
+        elif part.dtype == torch.uint8:
+            levels.append(world.joined(levels_of_each(part))[:left].sum(0))
+        left -= len(vectors[0][-1])
+        bar.update(model.default_plan.steps * len(vectors[0][-1]))
+    return _Drawn(
+        [torch.cat(own) for own in vectors],
+        torch.cat(points) if points else None,
+        torch.stack(levels).sum(0) if levels else None,
+    )
+
+
+def nearest_data(trial: Trial, images: Tensor) -> Tensor:
+    """For each of some images (B, C, H, W), the real one that lies nearest in the main judge's features: as many.
+
+    It is looked for among the data whose vectors are kept (`reference.pool_rows`).
+    """
+    judge, data = trial.judges[0], trial.dataset
+    pool = judge.real.vectors if judge.real.pool is None else judge.real.pool
+    rows = pool_rows(len(data.data), pool.shape[1])[
+        nearest(extract_features(judge.features, images), pool).rows
+    ]
+    return data.samples(data.data[rows]).cpu()
 
 
 def draw_labels(trial: Trial, model: Model, seed: int) -> Tensor | None:

@@ -13,9 +13,9 @@ from trigflow.models.model import Model
 from trigflow.system.config import Component, check_trusted, validate
 from trigflow.system.errors import UserError
 
-DEFAULT_FEATURES: dict[tuple[str, tuple[int, ...]], str] = {
-    ("digits", (1, 8, 8)): "digits-classifier",
-    ("mnist", (1, 28, 28)): "mnist-classifier",
+DEFAULT_JUDGES: dict[tuple[str, tuple[int, ...]], tuple[str, ...]] = {
+    ("digits", (1, 8, 8)): ("digits-classifier", "digits-judge"),
+    ("mnist", (1, 28, 28)): ("mnist-classifier", "mnist-judge"),
 }
 MOST_PIXELS = 2**14  # numbers of a sample whose covariance can still be taken: a matrix of 2 GiB
 _AT_ONCE = 1000  # images that get their noise together
@@ -107,9 +107,14 @@ def what_is_real(dataset: Dataset) -> str:
     return REAL if dataset.decoder is None else DECODED
 
 
+def default_judges(dataset: Dataset) -> tuple[str, ...]:
+    """The shipped classifiers for the data that they were trained on, pixels for anything else."""
+    return DEFAULT_JUDGES.get((dataset.name, dataset.sample_shape), ("pixels",))
+
+
 def default_features(dataset: Dataset) -> str:
-    """The shipped classifier for the data that it was trained on, pixels for anything else."""
-    return DEFAULT_FEATURES.get((dataset.name, dataset.sample_shape), "pixels")
+    """The first of them: the main score's."""
+    return default_judges(dataset)[0]
 
 
 def check_features(features: Features, dataset: Dataset) -> None:

@@ -28,14 +28,16 @@ from trigflow.evaluation.metrics import (
     moments,
 )
 from trigflow.evaluation.metrics.features import class_logits
-from trigflow.evaluation.metrics.metric import MOST_PAIRED, Moments
+from trigflow.evaluation.metrics.haze import levels
+from trigflow.evaluation.metrics.metric import MOST_PAIRED, MOST_POOLED, Moments
+from trigflow.evaluation.metrics.nearest import spacing
 from trigflow.evaluation.metrics.neighbours import NEIGHBOURS, radii
 from trigflow.system.errors import UserError
 from trigflow.system.files import DamagedFile, make_folder
 from trigflow.system.tensors import read_state, tensors_digest, write_state
 from trigflow.system.version import __version__
 
-_FORMAT = 2
+_FORMAT = 3
 _CHUNK_BYTES = 2**24
 
 
@@ -98,21 +100,34 @@ def reference_key(dataset: Dataset, features: Features, splits: int) -> str:
     """The name of what is measured of this data in these features; another one as soon as anything of it changes."""
     tensors = {} if features.network is None else features.network.state_dict()
     origin = (
-        *(_FORMAT, __version__, splits, MOST_PAIRED),
+        *(_FORMAT, __version__, splits, MOST_PAIRED, MOST_POOLED),
         *(data_digest(dataset), features.name, features.checks_labels, _alone()),
         tensors_digest(tensors, features.identity),
     )
     return hashlib.sha256(repr(origin).encode()).hexdigest()[:32]
 
 
+def pool_rows(count: int, width: int) -> Tensor:
+    """Rows of the data, of `count`, whose vectors of `width` numbers are kept: int64, in random order.
+
+    The first MOST_PAIRED of them are those that metrics take all pairs of.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return order[: max(MOST_PAIRED, MOST_POOLED // width)]
+
+
 def _measured(dataset: Dataset, features: Features, splits: int, progress: bool) -> Reference:
-    vectors = _vectors(dataset, features, progress)
-    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:MOST_PAIRED]
-    logits, some, halves = class_logits(features, vectors), vectors[order], halves_distance(vectors, splits)
+    vectors, grey = _looked_at(dataset, features, progress)
+    pool = vectors[pool_rows(*vectors.shape)]
+    logits, some, halves = (
+        class_logits(features, vectors),
+        pool[:MOST_PAIRED],
+        halves_distance(vectors, splits),
+    )
     balls = radii(some) if len(some) > NEIGHBOURS else torch.zeros(0, dtype=torch.float64)
-    data = replace(_sample_set(dataset, features, moments(vectors), some, balls), logits=logits)
-    alone = {name: measured(name, data, data) for name in _alone()}
-    return Reference(replace(data, logits=None, alone=alone), halves)
+    data = _sample_set(dataset, features, moments(vectors), pool, balls, grey, spacing(some, pool))
+    seen = replace(data, logits=logits)
+    return Reference(replace(data, alone={name: measured(name, seen, seen) for name in _alone()}), halves)
 
 
 def _alone() -> list[str]:
@@ -120,28 +135,47 @@ def _alone() -> list[str]:
 
 
 def _sample_set(
-    dataset: Dataset, features: Features, known: Moments, some: Tensor, balls: Tensor
+    dataset: Dataset,
+    features: Features,
+    known: Moments,
+    pool: Tensor,
+    balls: Tensor,
+    grey: Tensor | None,
+    apart: float,
 ) -> SampleSet:
     points = dataset.data if dataset.data.ndim == 2 else None
-    return SampleSet(features, known, some, None, dataset.labels, points, balls)
+    some = pool[:MOST_PAIRED]
+    return SampleSet(features, known, some, None, dataset.labels, points, balls, grey, pool, apart)
 
 
-def _vectors(dataset: Dataset, features: Features, progress: bool) -> Tensor:
+def _looked_at(dataset: Dataset, features: Features, progress: bool) -> tuple[Tensor, Tensor | None]:
+    """The features (N, D) of all samples, and the levels (256,) of all their pixels, if they are images of 8 bits."""
     parts = torch.split(dataset.data, features.batch)
     bar = tqdm(parts, f"features of {dataset.name}", unit="batch", delay=1, disable=not progress)
-    return torch.cat([extract_features(features, dataset.samples(part)) for part in bar])
+    vectors, grey = [], []
+    for part in bar:
+        samples = dataset.samples(part)
+        vectors.append(extract_features(features, samples))
+        if samples.dtype == torch.uint8:
+            grey.append(levels(samples).cpu())
+    return torch.cat(vectors), torch.stack(grey).sum(0) if grey else None
 
 
 def _packed(found: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
     data = found.data
-    tensors = {"mean": data.moments.mean, "cov": data.moments.cov, "some": data.vectors, "radii": data.radii}
-    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    return present, {"halves": found.halves, "num": data.moments.num, "alone": dict(data.alone)}
+    tensors = {"mean": data.moments.mean, "cov": data.moments.cov, "pool": data.pool, "radii": data.radii}
+    present = {
+        name: tensor for name, tensor in (tensors | {"levels": data.levels}).items() if tensor is not None
+    }
+    state = {"num": data.moments.num, "spacing": data.spacing, "alone": dict(data.alone)}
+    return present, {"halves": found.halves, **state}
 
 
 def _unpacked(
     dataset: Dataset, features: Features, tensors: dict[str, Tensor], state: dict[str, Any]
 ) -> Reference:
     known = Moments(tensors["mean"], tensors["cov"], state["num"])
-    data = _sample_set(dataset, features, known, tensors["some"], tensors["radii"])
-    return Reference(replace(data, alone=state["alone"]), state["halves"])
+    own = (tensors["pool"], tensors["radii"], tensors.get("levels"), state["spacing"])
+    return Reference(
+        replace(_sample_set(dataset, features, known, *own), alone=state["alone"]), state["halves"]
+    )

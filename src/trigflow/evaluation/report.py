@@ -19,19 +19,22 @@ REPORT = "report.json"
 Row = list[str]
 
 
-def write_report(report: Report, samples: Mapping[str, Tensor], folder: Path) -> None:
+def write_report(
+    report: Report, samples: Mapping[str, Tensor], folder: Path, nearest: Mapping[str, Tensor] | None = None
+) -> None:
     """Writes report.md, report.html, their pictures and, last, report.json, each atomically.
 
     Args:
         report: what `evaluate` measured.
         samples: name -> samples as stored, from equal noises.
         folder: made if it is not there; former reports in it are replaced.
+        nearest: name -> some samples, then as many real images, the nearest to each.
 
     Raises:
         UserError: the folder cannot be made or written.
     """
     make_folder(folder)
-    pictures = draw_pictures(report, samples)
+    pictures = draw_pictures(report, samples, nearest)
     for name, content in pictures.items():
         write_atomically(folder / name, content)
     write_atomically(folder / "report.md", to_markdown(report, list(pictures)).encode())
@@ -43,16 +46,30 @@ def write_report(report: Report, samples: Mapping[str, Tensor], folder: Path) ->
 
 
 def headline(report: Report) -> str:
-    """One sentence: the student with the most steps up to two, against its teacher."""
+    """A sentence: the student with the most steps up to two, against its teacher; and one for each other judge."""
+    return " ".join([_main_line(report), *(_line_of(judge) for judge in report.get("judges", []))])
+
+
+def _row_of_headline(report: Report) -> Mapping[str, Any]:
+    few = [row for row in report["students"] if row["steps"] <= 2]
+    return max(few, key=lambda one: one["steps"]) if few else (report["students"] or report["teachers"])[-1]
+
+
+def _line_of(judge: Report) -> str:
+    """The same model by another judge."""
+    row = _row_of_headline(judge)
+    beside = f", {row['fd_ratio']:.2f} times its teacher's" if row.get("fd_ratio") is not None else ""
+    return f"{judge['score']}: {row['fd']:.4g}{beside}."
+
+
+def _main_line(report: Report) -> str:
     score, num = report["score"], report["num_samples"]
     setting = (
         f"{score} of {num} samples, median of {report['seeds']} seed{'s' if report['seeds'] > 1 else ''}"
     )
-    few = [row for row in report["students"] if row["steps"] <= 2]
-    if not few:
-        row = (report["students"] or report["teachers"])[-1]
+    row = _row_of_headline(report)
+    if row not in report["students"] or row["steps"] > 2:
         return f"{row['name']}: {row['fd']:.4g} with {row['nfe']} evaluations a sample ({setting})."
-    row = max(few, key=lambda one: one["steps"])
     steps = in_steps(row["steps"])
     if row["fd_ratio"] is None:
         return f"{row['method']} in {steps}: {row['fd']:.4g} ({setting}). No teacher: no ratios."
@@ -131,6 +148,11 @@ def quality_table(report: Report) -> list[Row]:
     return _table(_quality(report["score"]), rows)
 
 
+def quality_tables(report: Report) -> list[list[Row]]:
+    """The quality table of each judge, the main one's first."""
+    return [quality_table(report), *(quality_table(judge) for judge in report.get("judges", []))]
+
+
 def cost_table(report: Report) -> list[Row]:
     """Head and rows: teachers, students."""
     return _table(_COST, [*report["teachers"], *report["students"]])
@@ -165,6 +187,7 @@ def facts(report: Report) -> list[str]:
         " each seed.",
         f"{report['score']} is a Frechet distance in these features, the median over the seeds; smaller is better."
         " It is biased upwards by about 1/n: compare only at the same number of samples and in the same features.",
+        *_judge_facts(report),
         *_metric_facts(report),
         "The row of halves compares two random halves of the real data; with fewer samples, its bias is larger.",
         *_test_facts(report),
@@ -212,6 +235,16 @@ def _training_facts(report: Report) -> list[str]:
     ]
 
 
+def _judge_facts(report: Report) -> list[str]:
+    if not report.get("judges"):
+        return []
+    others = [f"{one['score']} ({one['reference']['num_features']} numbers)" for one in report["judges"]]
+    return [
+        f"Other judges of the same samples: {', '.join(others)}. Distances of different judges cannot be compared,"
+        " their ratios can: a gain that shows in one judge only is no gain."
+    ]
+
+
 def _metric_facts(report: Report) -> list[str]:
     """Of the metrics that some row holds; several metrics may have one fact."""
     rows = [*report["teachers"], *report["students"], *_held_out(report), report["real_vs_real"]]
@@ -231,7 +264,7 @@ def _flow_map_facts(report: Report) -> list[str]:
 def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
     """The report as Markdown, with links to pictures beside it."""
     parts = [f"# {title(report)}", headline(report)]
-    parts += [markdown_table(table) for table in (quality_table(report), cost_table(report))]
+    parts += [markdown_table(table) for table in (*quality_tables(report), cost_table(report))]
     parts += [f"![{CAPTIONS[name]}]({name})" for name in pictures]
     return "\n\n".join([*parts, "\n".join(f"- {fact}" for fact in facts(report))]) + "\n"
 
@@ -248,6 +281,11 @@ def title(report: Report) -> str:
 
 def to_html(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The report as one HTML file: pictures are embedded, nothing is fetched."""
-    parts = [html_table(quality_table(report), "Quality"), html_table(cost_table(report), "Cost")]
+    names = [
+        "Quality",
+        *(f"Quality by another judge: {judge['score']}" for judge in report.get("judges", [])),
+    ]
+    parts = [html_table(*table) for table in zip(quality_tables(report), names, strict=True)]
+    parts.append(html_table(cost_table(report), "Cost"))
     parts += [html_figure(CAPTIONS[name], content) for name, content in pictures.items()]
     return html_page(title(report), [headline(report)], parts, facts(report))

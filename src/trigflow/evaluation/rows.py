@@ -13,8 +13,8 @@ Row = dict[str, Any]
 METHODS = {"scd": "sCD", "sct": "sCT"}
 
 
-def row_of(model: Model, scores: Scores, seconds: tuple[float, float]) -> Row:
-    """Of a model sampled in one way; seconds of a sample in a batch, and alone."""
+def row_of(model: Model, scores: Scores) -> Row:
+    """Of a model sampled in one way, by one judge."""
     own = {"name": model.name, "method": METHODS.get(model.card.objective, model.card.objective)}
     plan: Row = {
         "sampler": model.default_plan.sampler,
@@ -23,12 +23,15 @@ def row_of(model: Model, scores: Scores, seconds: tuple[float, float]) -> Row:
     }
     if model.default_plan.sampler == "consistency" and model.default_plan.steps > 1:
         plan["t_mid"] = model.default_plan.t_mid
-    figures = spread(scores.fds) | {"fds": scores.fds} | quality(scores)
-    cost = {"seconds_per_sample": seconds[0], "latency_seconds": seconds[1]}
-    cost |= {"params": model.num_parameters, "esc": effective_sampling_compute(model, scores.nfe)}
     if model.guide is not None:
         own["guide"] = model.guide.name
-    return own | plan | {"nfe": scores.nfe} | figures | cost
+    return own | plan | {"nfe": scores.nfe} | spread(scores.fds) | {"fds": scores.fds} | quality(scores)
+
+
+def cost_of(model: Model, nfe: int, seconds: tuple[float, float]) -> Row:
+    """What a sample costs with so many evaluations; seconds of one in a batch, and alone."""
+    cost = {"seconds_per_sample": seconds[0], "latency_seconds": seconds[1]}
+    return cost | {"params": model.num_parameters, "esc": effective_sampling_compute(model, nfe)}
 
 
 def effective_sampling_compute(model: Model, nfe: int) -> float:
@@ -59,12 +62,16 @@ def spread(fds: list[float]) -> Row:
     return {"fd": statistics.median(fds), "fd_range": [min(fds), max(fds)]}
 
 
-def beside(student: Row, teacher: Row | None) -> Row:
+def fd_ratio(student: Row, teacher: Row | None) -> float | None:
+    """Of their distances by one judge; None without a reference teacher, or where its distance is 0."""
+    return None if teacher is None or teacher["fd"] == 0 else float(student["fd"] / teacher["fd"])
+
+
+def cost_ratios(student: Row, teacher: Row | None) -> Row:
     """Ratios to the reference teacher, None without one."""
     if teacher is None:
-        return dict.fromkeys(("fd_ratio", "speedup", "latency_speedup", "esc_ratio"))
+        return dict.fromkeys(("speedup", "latency_speedup", "esc_ratio"))
     return {
-        "fd_ratio": student["fd"] / teacher["fd"] if teacher["fd"] > 0 else None,
         "speedup": teacher["seconds_per_sample"] / student["seconds_per_sample"],
         "latency_speedup": teacher["latency_seconds"] / student["latency_seconds"],
         "esc_ratio": student["esc"] / teacher["esc"],

@@ -4,9 +4,11 @@ from trigflow.core.flow_map import FlowMapError
 from trigflow.evaluation.metrics.diversity import CLASSIFIER_SCORE, INCEPTION_SCORE, classifier_score
 from trigflow.evaluation.metrics.features import FEATURES, Features, extract_features, load_features
 from trigflow.evaluation.metrics.frechet import FRECHET_DISTANCE, frechet_distance, halves_distance
+from trigflow.evaluation.metrics.haze import HAZE
 from trigflow.evaluation.metrics.kernel import KID, kernel_distance
 from trigflow.evaluation.metrics.labels import LABEL_ACCURACY, label_agreement
 from trigflow.evaluation.metrics.metric import Metric, SampleSet, moments
+from trigflow.evaluation.metrics.nearest import NEAREST
 from trigflow.evaluation.metrics.neighbours import PRECISION, RECALL, PrecisionRecall, precision_recall
 from trigflow.evaluation.metrics.published import PUBLISHED
 from trigflow.evaluation.metrics.sliced_wasserstein import SLICED_WASSERSTEIN, sliced_wasserstein
@@ -17,10 +19,12 @@ METRICS: dict[str, Metric] = {
     "kernel_distance": KID,
     "precision": PRECISION,
     "recall": RECALL,
+    "nearest": NEAREST,
     "inception_score": INCEPTION_SCORE,
     "classifier_score": CLASSIFIER_SCORE,
     "label_agreement": LABEL_ACCURACY,
     "sliced_wasserstein": SLICED_WASSERSTEIN,
+    "haze": HAZE,
 }
 """By their keys in report.json, in the order of the report's columns."""
 

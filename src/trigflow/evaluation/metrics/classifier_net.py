@@ -1,22 +1,21 @@
-"""A small convolutional classifier: its pooled features measure images, its top class checks their labels."""
+"""Small classifiers: their pooled features measure images, their top class checks labels."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from trigflow.evaluation.metrics.classifier_base import Count, ImageClassifier, Level, Spread
+from trigflow.evaluation.metrics.classifier_residual import ResidualClassifier
 from trigflow.system.config import Component, build
-from trigflow.system.errors import UserError
+from trigflow.system.errors import UserError, one_of
 from trigflow.system.files import read_json, sha256_of
 
-Count = Annotated[int, Field(ge=1, le=2**20)]
-Level = Annotated[float, Field(ge=0, le=255)]  # of grey
 WEIGHTS, CARD = "classifier.safetensors", "classifier.json"
 
 
@@ -28,7 +27,7 @@ def _block(channels_in: int, channels_out: int) -> nn.Sequential:
     )
 
 
-class Classifier(nn.Module):
+class Classifier(ImageClassifier):
     """uint8 images -> 64 pooled features -> class logits.
 
     Args:
@@ -44,11 +43,9 @@ class Classifier(nn.Module):
         num_classes: Count,
         width: Count = 32,
         mean: Level = 127.5,
-        std: Annotated[Level, Field(gt=0)] = 127.5,
+        std: Spread = 127.5,
     ) -> None:
-        super().__init__()
-        self.data_shape, self.num_classes, self.width = tuple(data_shape), num_classes, width
-        self.pixel_mean, self.pixel_std = mean, std
+        super().__init__(data_shape, num_classes, mean, std, width=width)
         self.body = nn.Sequential(
             _block(data_shape[0], width),
             _block(width, 2 * width),
@@ -59,32 +56,19 @@ class Classifier(nn.Module):
         )
         self.head = nn.Linear(2 * width, num_classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 (or float in 0..255) -> (B, 2 * width), averages over the last feature map."""
-        pooled: Tensor = self.body((images.float() - self.pixel_mean) / self.pixel_std).mean((2, 3))
-        return pooled
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 (or float in 0..255) -> logits (B, num_classes)."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
-    def to_json(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "data_shape": list(self.data_shape),
-            "num_classes": self.num_classes,
-            "width": self.width,
-            "mean": self.pixel_mean,
-            "std": self.pixel_std,
-        }
+# Each maps uint8 images to features and logits; all have the arguments of ImageClassifier.
+CLASSIFIERS: dict[str, type[ImageClassifier]] = {"convolutions": Classifier, "residual": ResidualClassifier}
+DEFAULT_CLASSIFIER = "convolutions"  # what a card without a name has
 
 
-def load_classifier(folder: Path, device: torch.device | str = "cpu") -> tuple[Classifier, dict[str, Any]]:
+def load_classifier(
+    folder: Path, device: torch.device | str = "cpu"
+) -> tuple[ImageClassifier, dict[str, Any]]:
     """The classifier in a folder that `train_classifier` wrote, in evaluation mode, and its card.
 
     Raises:
-        UserError: no classifier there, or a damaged one.
+        UserError: no classifier there, a damaged one, or one of an unknown network.
     """
     if not (folder / CARD).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(
@@ -94,10 +78,10 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> tuple[C
     network = card.get("network") if isinstance(card, dict) else None
     if not isinstance(network, dict):
         raise UserError(f"{folder / CARD} is damaged (it holds no 'network'): train the classifier again")
+    name = str(card.get("architecture", DEFAULT_CLASSIFIER))
+    one_of("architecture", name, CLASSIFIERS, f"{folder / CARD}: ")
     with torch.random.fork_rng(devices=[]):  # its first weights are replaced: the caller's generator stays
-        net: Classifier = build(
-            Component("classifier", network), {"classifier": Classifier}, f"{folder / CARD}: network"
-        )
+        net: ImageClassifier = build(Component(name, network), CLASSIFIERS, f"{folder / CARD}: network")
     if card.get("sha256", digest := sha256_of(folder / WEIGHTS)) != digest:
         raise UserError(
             f"{folder / WEIGHTS} is damaged (its digest is not that in {CARD}): train the classifier again"

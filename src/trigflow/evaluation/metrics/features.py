@@ -12,7 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trigflow.evaluation.metrics.classifier_net import CARD, WEIGHTS, Classifier, load_classifier
+from trigflow.evaluation.metrics.classifier_base import ImageClassifier
+from trigflow.evaluation.metrics.classifier_net import CARD, WEIGHTS, load_classifier
 from trigflow.evaluation.metrics.efficientnet import EfficientNetLite0
 from trigflow.evaluation.metrics.published import PUBLISHED
 from trigflow.system.config import look_up
@@ -67,7 +68,7 @@ def pixels(device: torch.device | str = "cpu") -> Features:
     return Features("pixels", extract, identity="pixels: bytes / 255")
 
 
-def of_classifier(name: str, net: Classifier, device: torch.device | str = "cpu") -> Features:
+def of_classifier(name: str, net: ImageClassifier, device: torch.device | str = "cpu") -> Features:
     """The pooled features of a trained classifier."""
 
     def extract(samples: Tensor) -> Tensor:
@@ -80,19 +81,19 @@ def of_classifier(name: str, net: Classifier, device: torch.device | str = "cpu"
     return Features(name, extract, classify, net.data_shape, identity=identity, network=net)
 
 
-def shipped_classifier(name: str, images: str) -> Callable[[torch.device | str], Features]:
+def shipped_classifier(name: str, words: str) -> Callable[[torch.device | str], Features]:
     """The features of a classifier that comes with the package, as an entry of FEATURES.
 
     Args:
         name: of the features, and of the folder pretrained/<name>.
-        images: what it knows, in words.
+        words: how many features they are, and what the classifier knows.
     """
 
     def features(device: torch.device | str = "cpu") -> Features:
         with resources.as_file(resources.files("trigflow") / "models" / "pretrained" / name) as folder:
             return of_classifier(name, load_classifier(folder, device)[0], device)
 
-    features.__doc__ = f"The 64 features of the classifier of {images} that comes with the package."
+    features.__doc__ = f"{words} that comes with the package."
     return features
 
 
@@ -117,8 +118,16 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> Features:
 # Features that need nothing but their name; those of metrics/published.py need a file.
 FEATURES: dict[str, Callable[[torch.device | str], Features]] = {
     "pixels": pixels,
-    "digits-classifier": shipped_classifier("digits-classifier", "scikit-learn's 8x8 digits"),
-    "mnist-classifier": shipped_classifier("mnist-classifier", "MNIST"),
+    "digits-classifier": shipped_classifier(
+        "digits-classifier", "The 64 features of the classifier of scikit-learn's 8x8 digits"
+    ),
+    "digits-judge": shipped_classifier(
+        "digits-judge", "The 96 features of a second, residual classifier of scikit-learn's 8x8 digits"
+    ),
+    "mnist-classifier": shipped_classifier("mnist-classifier", "The 64 features of the classifier of MNIST"),
+    "mnist-judge": shipped_classifier(
+        "mnist-judge", "The 96 features of a second, residual classifier of MNIST"
+    ),
     "efficientnet-lite0": efficientnet_lite0,
 }
 

@@ -15,6 +15,9 @@ from trigflow.evaluation.metrics.features import Features, class_logits
 from trigflow.system.errors import UserError
 
 MOST_PAIRED = 10_000  # vectors of a set for metrics whose cost grows with the square of their number
+MOST_POOLED = (
+    2**24
+)  # numbers of the vectors of data that are kept, where these are more vectors than MOST_PAIRED
 Found = TypeVar("Found")
 
 
@@ -54,6 +57,9 @@ class SampleSet:
         labels: (N,) int64, the samples' requested labels or the data's own; None for none.
         points: (N, d), samples that are vectors themselves, as stored; None for images.
         radii: (n,) float64, `neighbours.radii` of the vectors where they were computed before.
+        levels: (256,) int64, how often each pixel value occurs in all N images of 8 bits; None for other samples.
+        pool: (m, D) float32, of data: as many vectors as are kept, the first of which are `vectors`; None for samples.
+        spacing: `nearest.spacing` of the vectors in the pool where it was computed before.
         seed: of the samples, for metrics that draw at random; 0 for data.
         alone: of real data, the metrics that look at it alone, by their names.
     """
@@ -65,6 +71,9 @@ class SampleSet:
     labels: Tensor | None = None
     points: Tensor | None = None
     radii: Tensor | None = None
+    levels: Tensor | None = None
+    pool: Tensor | None = None
+    spacing: float | None = None
     seed: int = 0
     alone: Mapping[str, float | None] = field(default_factory=dict)
 
@@ -75,6 +84,7 @@ def sample_set(
     points: Tensor | None,
     labels: Tensor | None = None,
     seed: int = 0,
+    levels: Tensor | None = None,
 ) -> SampleSet:
     """A model's samples as metrics see them.
 
@@ -84,12 +94,14 @@ def sample_set(
         points: (N, d), the samples as stored where they are vectors themselves; None for images.
         labels: (N,) that were requested.
         seed: of the samples.
+        levels: (256,) of all pixel values of images; None for other samples.
 
     Raises:
         UserError: fewer than two samples, or features that are not finite.
     """
     known, logits = moments(vectors), class_logits(features, vectors)
-    return SampleSet(features, known, vectors[:MOST_PAIRED], logits, labels, points, seed=seed)
+    paired = vectors[:MOST_PAIRED]
+    return SampleSet(features, known, paired, logits, labels, points, levels=levels, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Scored:
         trial = self.trial if seeds is None else replace(self.trial, seeds=seeds)
 
         def measure() -> Cell:
-            (scores,) = score_all(trial, [way], self.bench.progress)
+            ((scores,),) = score_all(trial, [way], self.bench.progress)
             settings = {"sampler": way.default_plan.sampler, "steps": way.default_plan.steps}
             settings |= {"guidance_scale": way.default_plan.guidance_scale, "params": way.num_parameters}
             return {"name": name, **settings, **score_cell(scores)}
@@ -163,7 +163,7 @@ def scored(setting: Setting, bench: StudyContext) -> Scored:
     """
     student, teacher = _models(setting, bench.device)
     dataset, features = _data_and_features(setting, student)
-    trial = new_trial(dataset, features, setting.num, setting.seeds, BATCH)
+    trial = new_trial(dataset, [features], setting.num, setting.seeds, BATCH)
     return Scored(student, teacher, trial, bench, common_scale(student, setting.guidance_scale))
 
 

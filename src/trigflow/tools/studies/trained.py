@@ -157,7 +157,7 @@ class TrainAndScore:
     def _scored(self, model: Model) -> Cell:
         trial = self._trial(model)
         ways = [model.with_plan(steps) for steps in (STEPS if model.is_student else (None,))]
-        scores = score_all(trial, ways, progress=False)
+        (scores,) = score_all(trial, ways, progress=False)
         return {
             "params": model.num_parameters,
             "nimg": model.card.nimg,
@@ -170,7 +170,7 @@ class TrainAndScore:
     def _trial(self, model: Model) -> Trial:
         dataset = real_data(model, self.recipe.data)
         features = load_features(self.features or default_features(dataset), model.device)
-        return new_trial(dataset, features, self.num, 1, BATCH)
+        return new_trial(dataset, [features], self.num, 1, BATCH)
 
 
 def score_name(trial: Trial) -> str:
