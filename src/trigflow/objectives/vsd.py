@@ -11,6 +11,7 @@ arXiv 2311.18828). At its minimum D_fake = D for all x_t, and the student's law 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass as plain_dataclass
@@ -108,19 +109,21 @@ class VSD(Objective):
             if not self._one_pass:
                 noised = _noised("vsd", x_0.detach(), self.vsd_P_mean, self.vsd_P_std, nets["fake"], random)
                 v_fake = None
-            gradient = self._gradient(nets, noised, given, v_fake)
+            with seeded_dropout(nets["fake"], random):
+                gradient = self._gradient(nets, noised, given, v_fake)
             # Its gradient is `gradient` / D, its value half the mean square of `gradient`.
-            loss = 0.5 * per_sample((x_0 - (x_0 - gradient).detach()).square())
+            loss = 0.5 * per_sample((gradient + x_0 - x_0.detach()).square())
             losses["net"], logs["loss"] = loss.mean(), loss.detach()
             # D dL/dF, as x_0 = cos(t_max) x_T - sin(t_max) sigma_data F.
-            logs["output_gradient"] = nets["net"].sigma_data * per_sample(gradient.square()).sqrt()
+            scale = math.sin(_t_max(nets["net"])) * nets["net"].sigma_data
+            logs["output_gradient"] = scale * per_sample(gradient.square()).sqrt()
         return LossOutput(losses, logs)
 
     def _samples(self, net: TrigFlowPrecond, batch: Batch, given: _Given, random: SampleRandom) -> Tensor:
         """x_0 of one step from noise at t_max, with a graph if the step updates net."""
         like = batch.x_0
         x_T = net.sigma_data * random.normal("x_T", tuple(like.shape[1:]), like.dtype)
-        t_max = like.new_full((len(like),), flow.t_from_sigma(flow.SIGMA_MAX, net.sigma_data))
+        t_max = like.new_full((len(like),), _t_max(net))
         with seeded_dropout(net, random), nullcontext() if batch.updates("net") else torch.no_grad():
             return net.denoised(x_T, t_max, **given.student)
 
@@ -154,6 +157,10 @@ class VSD(Objective):
             return (v_teacher - v) / nets["net"].sigma_data
         D_teacher = flow.denoised(x_t, v_teacher, t)
         return (flow.denoised(x_t, v, t) - D_teacher) / _distance(noised.x_0, D_teacher)
+
+
+def _t_max(net: TrigFlowPrecond) -> float:
+    return flow.t_from_sigma(flow.SIGMA_MAX, net.sigma_data)
 
 
 @plain_dataclass(frozen=True)
