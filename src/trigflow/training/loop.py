@@ -60,7 +60,7 @@ def train(
         parallel: the layout of the networks over several processes (`distributed.open_world`).
         checkpointing: activation checkpointing of the networks' blocks: less memory for a third more compute, with the
             same result.
-        trust_code: import the code "package.module:name" that the folders of `teacher`, `guide`, `init` and `inits` name.
+        trust_code: import the code "package.module:name" that the folders of `teacher`, `guide`, `init`, `inits` name.
 
     Returns:
         The folder.
