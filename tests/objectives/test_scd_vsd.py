@@ -87,7 +87,8 @@ def test_the_warm_up_counts_steps_of_all_images() -> None:
         ).logs["tangent_norm"][:3]
         for share, images in ((1.0, 0), (0.6, 0), (0.6, 5), (0.6, 10))
     ]
-    assert torch.equal(norms[0], norms[1]) and torch.equal(norms[1], norms[2])
+    for norm in norms[1:3]:
+        torch.testing.assert_close(norm, norms[0], rtol=1e-10, atol=0)
     assert not torch.allclose(norms[2], norms[3])
 
 
@@ -99,7 +100,7 @@ def test_while_fake_is_the_teacher_sCD_trains_alone(weighting: Any) -> None:
     found = SCDVSD(weighting=weighting, warmup=10)(nets, batch, 20, random).losses["net"]
     expected = SCM(velocity="teacher", warmup=10)(nets, batch, 20, random).losses["net"]
     for one, other in zip(*(gradients(loss, nets["net"]) for loss in (found, expected)), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_its_cost_is_that_of_both() -> None:
