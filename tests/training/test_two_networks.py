@@ -72,11 +72,14 @@ def test_initial_weights_of_no_network(teachers: tuple[Path, Path]) -> None:
         assemble(recipe, CPU)
 
 
-def test_both_networks_take_the_guidance_scale() -> None:
-    guided = ("objective.guidance_scale=[1,2]", "teacher=digits-teacher", "train.synthetic=0")
-    recipe = small_recipe("digits-scd", MLP, "objective=vsd", *guided)
+def test_both_networks_take_the_guidance_scale(teacher_folder: Path) -> None:
+    guided = ("objective=vsd", "objective.guidance_scale=[1,2]", f"teacher={teacher_folder}", "init=scratch")
+    recipe = small_recipe("digits-scd", MLP, *guided, "inits.fake=scratch")
     with pytest.raises(UserError, match="a range needs a network that takes the scale as an input"):
         assemble(recipe, CPU)
+    network = replace(MLP, options={**MLP.options, "guidance_input": True})
+    nets = assemble(replace(recipe, network=network), CPU).nets
+    assert nets["net"].guidance_input and nets["fake"].guidance_input
 
 
 @pytest.mark.parametrize("objective", ["vsd", "scd_vsd"])
