@@ -33,6 +33,9 @@ def flops(run: Any) -> int:
         *((name, {}) for name in OBJECTIVES),
         ("scd", {"guidance_scale": 2.0}),
         ("sct", {"derivative": "finite_difference"}),
+        ("vsd", {"weighting": "sid", "guidance_scale": 2.0}),
+        ("vsd", {"vsd_P_mean": -0.8, "vsd_P_std": 1.6}),
+        ("scd_vsd", {"scd_share": 0.5, "target_halflife": 100}),
     ],
 )
 def test_the_cost_of_an_image_is_that_of_counted_flops(
@@ -43,12 +46,12 @@ def test_the_cost_of_an_image_is_that_of_counted_flops(
     sizes = {"dit": {"width": 96, "depth": 4}, "unet": {"channels": 16}}[network]
     nets = {
         role: TrigFlowPrecond(NETWORKS[network]((3, 8, 8), num_classes=2, **sizes))
-        for role in ("net", "teacher")
+        for role in ("net", "fake", "target", "teacher")
     }
     batch = Batch(torch.randn(4, 3, 8, 8), {"labels": torch.arange(4) % 2})
 
     def step() -> None:
-        objective(nets, batch, 0, SampleRandom(0, torch.arange(4))).losses["net"].backward()
+        sum(objective(nets, batch, 0, SampleRandom(0, torch.arange(4))).losses.values()).backward()
 
     forward = flops(lambda: nets["net"](batch.x_0, torch.ones(4), **batch.cond))
     assert flops(step) / forward == pytest.approx(objective.forwards_per_image, rel=0.05)
@@ -100,6 +103,23 @@ def test_a_teacher_that_cannot_have_made_the_samples_does_not_tell() -> None:
     teacher = load("digits-teacher", "cpu")
     teacher.card.recipe["train"]["label_dropout"] = 0
     assert training_forwards(student, teacher) is None and training_share(student, teacher) is None
+
+
+def test_steps_that_update_fewer_networks_cost_less() -> None:
+    """vsd: 8 passes for an image of a step that updates both, 4 of one that updates fake alone."""
+    student = trained(Student, 100, "vsd")
+    periods: dict[str, Any]
+    for periods, mean in (
+        ({}, 8),
+        ({"optimizers": {"net": {"update_period": 5}}}, (8 + 4 * 4) / 5),
+        ({"optimizers": {"net": {"update_period": 5}}, "optimizer": {"update_period": 2}}, None),
+        ({"optimizers": "none", "optimizer": None}, 8),
+    ):
+        recipe = {**student.card.recipe, **periods}
+        model = dataclasses.replace(student, card=dataclasses.replace(student.card, recipe=recipe))
+        # net in turns 0, 5; fake in 0, 2, 4, 6, 8 of ten.
+        expected = 100 * (mean or (8 + 4 * 4 + 5 + 4 * 1) / 10)
+        assert training_forwards(model) == pytest.approx(expected)
 
 
 def test_networks_without_products_have_no_share() -> None:

@@ -212,7 +212,10 @@ def test_each_sample_is_independent_of_its_batch(name: str) -> None:
     net, teacher = small_precond("unet", 3, dropout=0.3), small_precond("unet", 3)
     x_0, random = points((2, 8, 8))
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
-    nets, objective = {"net": net, "teacher": teacher.eval()}, OBJECTIVES[name]()
+    fake = small_precond("unet", 3, dropout=0.3, normalization="adagn")
+    nets = {"net": net, "fake": fake, "teacher": teacher.eval()}
+    objective = OBJECTIVES[name](**({"matched": False} if name == "scd_vsd" else {}))
+    assert not objective.couples_images
     whole = objective(nets, Batch(x_0, {"labels": labels}), 7, random).logs
     half = SampleRandom(3, torch.arange(3, 6))
     part = objective(nets, Batch(x_0[3:], {"labels": labels[3:]}, step_images=6), 7, half).logs
@@ -246,8 +249,8 @@ def test_as_many_conditions_as_there_are_images(name: str) -> None:
 def test_seeds_of_dropout_end_with_the_call(name: str) -> None:
     """A later pass in train mode takes any batch size, and draws a new mask each time."""
     net, (x_0, random) = small_precond("mlp", dropout=0.5), points((6,), 4)
-    nets = {"net": net, "teacher": small_precond("mlp")}
-    OBJECTIVES[name](**({} if name == "diffusion" else {"target_halflife": 100}))(
+    nets = {"net": net, "fake": copy.deepcopy(net), "teacher": small_precond("mlp")}
+    OBJECTIVES[name](**({} if name in ("diffusion", "vsd") else {"target_halflife": 100}))(
         nets | {"target": copy.deepcopy(net)}, Batch(x_0), 0, random
     )
     x, t = points((6,), 4)[0], torch.full((4,), 0.5, dtype=torch.float64)

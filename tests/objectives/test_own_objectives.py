@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trigflow.core.randomness import SampleRandom
-from trigflow.objectives import Batch, LossOutput, Nets, Objective, new_objective
+from trigflow.objectives import VSD, Batch, LossOutput, Nets, Objective, new_objective
 from trigflow.objectives.batch import check_objective, check_output, losses_of
 from trigflow.system.config import Component
 from trigflow.system.errors import Diverged, LostProcess, OwnMistake, UserError
@@ -163,3 +163,10 @@ def test_errors_of_other_kinds_are_not_changed(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
         called(error)
     assert caught.value is error
+
+
+def test_initial_weights_of_a_network_that_it_does_not_train() -> None:
+    objective = VSD()
+    check_objective(objective, "vsd")
+    with pytest.raises(UserError, match="initial_weights of 'score': it trains net, fake only"):
+        check_objective(type("Own", (VSD,), {"initial_weights": {"score": "teacher"}})(), "a:B")

@@ -23,7 +23,7 @@ from trigflow.models.card import ModelCard, TrainingPhase
 from trigflow.models.model import Model
 from trigflow.objectives import OBJECTIVES, Objective, new_objective
 from trigflow.objectives.cost import mean_forwards
-from trigflow.recipes.schema import OptimizerConfig, with_current_names
+from trigflow.recipes.schema import with_current_names
 from trigflow.system.config import Component, validate
 from trigflow.system.errors import UserError
 from trigflow.training.synthetic import evaluations_per_sample
@@ -100,19 +100,19 @@ def _own_forwards_of(phase: TrainingPhase) -> float | None:
     objective = _objective(phase)
     if objective is None or not phase.nimg:
         return None
-    try:
-        return phase.nimg * mean_forwards(objective, _update_periods(phase.recipe, objective))
-    except UserError:
-        return None
+    return phase.nimg * mean_forwards(objective, _update_periods(phase.recipe, objective))
 
 
 def _update_periods(recipe: Mapping[str, Any], objective: Objective) -> dict[str, int]:
-    """Of the trained networks, from a recipe of any version."""
-    default, named = recipe.get("optimizer", {}), recipe.get("optimizers", {})
-    configs = {
-        name: validate(OptimizerConfig, named.get(name, default), "optimizer") for name in objective.trains
-    }
-    return {name: config.update_period for name, config in configs.items()}
+    """Of the trained networks, from a recipe of any version; 1 where it does not tell."""
+    named = recipe.get("optimizers")
+    configs = {name: named.get(name) if isinstance(named, dict) else None for name in objective.trains}
+    return {name: _update_period(config or recipe.get("optimizer")) for name, config in configs.items()}
+
+
+def _update_period(config: Any) -> int:
+    period = config.get("update_period") if isinstance(config, dict) else None
+    return period if isinstance(period, int) and period > 0 else 1
 
 
 def _forwards_of_samples(card: ModelCard, teacher: Model | None) -> float | None:

@@ -47,7 +47,7 @@ class LossOutput:
     """The result of an objective.
 
     Args:
-        losses: a scalar with its graph for each network that the step updates.
+        losses: a scalar with its graph for each network that the step updates; others are not differentiated.
         logs: detached values, one for each sample of the batch (B,): always "t", and "loss" of the first network that
             the objective trains if the step updates it. That of another network is logged as "loss_NAME".
     """
@@ -195,6 +195,11 @@ def check_objective(objective: object, name: str) -> Objective:
         )
     for attribute, kind in _DECLARED.items():
         validate(kind, getattr(objective, attribute), f"objective '{name}': {attribute}")
+    for net in objective.initial_weights:
+        if net not in objective.trains:
+            raise UserError(
+                f"objective '{name}': initial_weights of '{net}': it trains {', '.join(objective.trains)} only"
+            )
     return objective
 
 

@@ -14,6 +14,9 @@ from trigflow.objectives.scm import SCM
 from trigflow.objectives.vsd import VSD
 from trigflow.system.config import STRICT_KEYS
 
+# Of the VSD term's gradient, in k: fake starts as the teacher, and what differs then is nothing, or rounding.
+_SMALLEST_GRADIENT = 1e-4
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
 class SCDVSD(VSD, SCM):
@@ -21,12 +24,13 @@ class SCDVSD(VSD, SCM):
 
     sCD spreads the samples as the teacher does, VSD sharpens those of one step. k makes the gradients of both with
     respect to the network's output equally large, as root mean squares over the batch, so that vsd_weight compares
-    like with like.
+    like with like. The logged "loss" is that of VSD, "loss_scd" that of sCD.
 
     Args:
         vsd_weight: lambda, the weight of the VSD term.
         matched: multiply it by k; if false, k = 1.
-        scd_share: share of the batch's images that have the sCD term, which costs about as much as the other.
+        scd_share: share of the images that have the sCD term, which costs about as much as the other: the first ones
+            of each microbatch, one at least.
     """
 
     velocity: Literal["teacher"] = "teacher"
@@ -36,7 +40,7 @@ class SCDVSD(VSD, SCM):
 
     @property
     def couples_images(self) -> bool:
-        return self.matched or self.adversarial_weight > 0
+        return self.matched or self.scd_share < 1
 
     def forwards_of(self, due: frozenset[str]) -> float:
         scd = super(VSD, self).forwards_per_image if "net" in due else 0.0
@@ -50,7 +54,7 @@ class SCDVSD(VSD, SCM):
         scd = SCM.__call__(self, nets, *_first(images, batch, random, nimg))
         gradients = [scd.logs["output_gradient"], vsd.logs["output_gradient"]]
         own, other = (gradient.square().mean().sqrt() for gradient in gradients)
-        k = own / other if self.matched else 1.0
+        k = own / other.clamp_min(_SMALLEST_GRADIENT) if self.matched else 1.0
         losses = {**vsd.losses, "net": scd.losses["net"] + self.vsd_weight * k * vsd.losses["net"]}
         logs = {f"{name}_scd": scd.logs[name] for name in ("loss", "output_gradient")}
         return LossOutput(losses, {**vsd.logs, **logs, "tangent_norm": scd.logs["tangent_norm"]})

@@ -11,6 +11,7 @@ arXiv 2311.18828). At its minimum D_fake = D for all x_t, and the student's law 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass as plain_dataclass
@@ -26,7 +27,6 @@ from trigflow.core.guidance import ConditionalVelocity, GuidanceScale
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.networks.dropout import seeded_dropout
-from trigflow.objectives.adversarial import critic_loss
 from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_batch
 from trigflow.objectives.diffusion import per_sample, sample_times, weighted
 from trigflow.objectives.teacher import drawn_scale, guided_teacher, student_conditions
@@ -50,13 +50,12 @@ class VSD(Objective):
             serves both.
         guidance_scale: of the teacher, as for scd; with a range both networks take the scale as an input.
         fake_adaptive_weight: fake learns its weight u(t).
-        adversarial_weight: above 0 a third network, "critic", is trained (`adversarial.critic_loss`); its gradient,
-            made as large as that of the difference, is added with this weight.
     """
 
     is_consistency: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = True
-    initial_weights: ClassVar[dict[str, str]] = {"fake": "teacher", "critic": "teacher"}
+    trains: ClassVar[tuple[str, ...]] = ("net", "fake")
+    initial_weights: ClassVar[dict[str, str]] = {"fake": "teacher"}
 
     weighting: Weighting = "dmd"
     sid_alpha: float = Field(default=1.0, ge=0, le=10)
@@ -66,15 +65,6 @@ class VSD(Objective):
     fake_P_std: float = Field(default=1.6, gt=0, le=20)
     guidance_scale: GuidanceScale = 1.0
     fake_adaptive_weight: bool = True
-    adversarial_weight: float = Field(default=0.0, ge=0)
-
-    @property
-    def trains(self) -> tuple[str, ...]:
-        return ("net", "fake", "critic") if self.adversarial_weight else ("net", "fake")
-
-    @property
-    def couples_images(self) -> bool:
-        return self.adversarial_weight > 0
 
     @property
     def forwards_per_image(self) -> float:
@@ -83,11 +73,9 @@ class VSD(Objective):
     def forwards_of(self, due: frozenset[str]) -> float:
         """A sample of net 1 (3 with its backward pass), fake 3, and for the difference fake 1 and the teacher 1 or 2.
 
-        For "sid" there are also the backward passes to the inputs of fake and teacher. A critic takes 2 and their
-        backward pass, and 1 for the gradient to its input.
+        For "sid" there are also the backward passes to the inputs of fake and teacher.
         """
-        own = self._sample_forwards(due) + self._fake_forwards(due) + self._difference_forwards(due)
-        return own + self._critic_forwards(due)
+        return self._sample_forwards(due) + self._fake_forwards(due) + self._difference_forwards(due)
 
     def _sample_forwards(self, due: frozenset[str]) -> float:
         return 3.0 if "net" in due else 1.0
@@ -101,11 +89,6 @@ class VSD(Objective):
         teacher = 1 if self.guidance_scale == 1 else 2
         fake = 0 if "fake" in due and self._one_pass else 1
         return 2.0 * (fake + teacher) if self.weighting == "sid" else fake + teacher
-
-    def _critic_forwards(self, due: frozenset[str]) -> float:
-        if not self.adversarial_weight or due.isdisjoint({"net", "critic"}):
-            return 0.0
-        return 3.0 + (4.0 if "critic" in due else 0.0)
 
     @property
     def _one_pass(self) -> bool:
@@ -122,32 +105,25 @@ class VSD(Objective):
         if batch.updates("fake"):
             v_fake, loss = self._fake_loss(nets["fake"], noised, given, random)
             losses["fake"], logs["loss_fake"] = loss.mean(), loss.detach()
-        adversarial = None
-        if self.adversarial_weight and (batch.updates("net") or batch.updates("critic")):
-            loss, adversarial = critic_loss(
-                nets["critic"], batch.x_0, noised.x_0, noised.z, noised.t, given.student, random
-            )
-            losses["critic"], logs["loss_critic"] = loss.mean(), loss.detach()
         if batch.updates("net"):
             if not self._one_pass:
                 noised = _noised("vsd", x_0.detach(), self.vsd_P_mean, self.vsd_P_std, nets["fake"], random)
                 v_fake = None
-            gradient = self._gradient(nets, noised, given, v_fake)
-            if adversarial is not None:
-                k = gradient.square().mean().sqrt() / adversarial.square().mean().sqrt()
-                gradient = gradient + self.adversarial_weight * k * adversarial
+            with seeded_dropout(nets["fake"], random):
+                gradient = self._gradient(nets, noised, given, v_fake)
             # Its gradient is `gradient` / D, its value half the mean square of `gradient`.
-            loss = 0.5 * per_sample((x_0 - (x_0 - gradient).detach()).square())
+            loss = 0.5 * per_sample((gradient + x_0 - x_0.detach()).square())
             losses["net"], logs["loss"] = loss.mean(), loss.detach()
             # D dL/dF, as x_0 = cos(t_max) x_T - sin(t_max) sigma_data F.
-            logs["output_gradient"] = nets["net"].sigma_data * per_sample(gradient.square()).sqrt()
+            scale = math.sin(_t_max(nets["net"])) * nets["net"].sigma_data
+            logs["output_gradient"] = scale * per_sample(gradient.square()).sqrt()
         return LossOutput(losses, logs)
 
     def _samples(self, net: TrigFlowPrecond, batch: Batch, given: _Given, random: SampleRandom) -> Tensor:
         """x_0 of one step from noise at t_max, with a graph if the step updates net."""
         like = batch.x_0
         x_T = net.sigma_data * random.normal("x_T", tuple(like.shape[1:]), like.dtype)
-        t_max = like.new_full((len(like),), flow.t_from_sigma(flow.SIGMA_MAX, net.sigma_data))
+        t_max = like.new_full((len(like),), _t_max(net))
         with seeded_dropout(net, random), nullcontext() if batch.updates("net") else torch.no_grad():
             return net.denoised(x_T, t_max, **given.student)
 
@@ -181,6 +157,10 @@ class VSD(Objective):
             return (v_teacher - v) / nets["net"].sigma_data
         D_teacher = flow.denoised(x_t, v_teacher, t)
         return (flow.denoised(x_t, v, t) - D_teacher) / _distance(noised.x_0, D_teacher)
+
+
+def _t_max(net: TrigFlowPrecond) -> float:
+    return flow.t_from_sigma(flow.SIGMA_MAX, net.sigma_data)
 
 
 @plain_dataclass(frozen=True)

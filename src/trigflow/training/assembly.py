@@ -69,7 +69,7 @@ def assemble(
 
     Args:
         recipe, device, world: of the run.
-        trust_code: import the code that the folders of `teacher`, `guide` and `init` name.
+        trust_code: import the code that the folders of `teacher`, `guide`, `init` and `inits` name.
 
     Raises:
         UserError: something in the recipe does not exist, does not fit, or is missing.

@@ -53,13 +53,14 @@ def train(
             larger train.total_nimg).
         resume: resume from the newest intact checkpoint. The result is bit for bit that of an uninterrupted run. The
             recipe must be the same, except for fields that do not affect the result (`run_folder.FREE`) and
-            train.microbatch, which changes it by rounding (and is an error with objective.stable_target).
+            train.microbatch, which changes it by rounding (and is an error where the loss of an image depends
+            on its microbatch: objective.stable_target, or scd_vsd with matched).
         device: the device for training.
         progress: show a progress bar on stderr.
         parallel: the layout of the networks over several processes (`distributed.open_world`).
         checkpointing: activation checkpointing of the networks' blocks: less memory for a third more compute, with the
             same result.
-        trust_code: import the code "package.module:name" that the folders of `teacher`, `guide` and `init` name.
+        trust_code: import the code "package.module:name" that the folders of `teacher`, `guide`, `init`, `inits` name.
 
     Returns:
         The folder.
@@ -306,7 +307,11 @@ class Run:
         """Raises Diverged; the weights are those before the step, and the last checkpoint and model are unchanged."""
         self.folder.checkpoints.save(self.nimg, *self.state.pack(self.nimg), self.world)
         key = self._of("loss", name) if self._of("loss", name) in logs[0] else "loss"
-        t, loss = (self.world.joined(torch.cat([values[one] for values in logs])) for one in ("t", key))
+        nowhere = torch.full_like(
+            logs[0]["t"], torch.nan
+        )  # of an objective that does not log this network's loss
+        t = self.world.joined(torch.cat([values["t"] for values in logs]))
+        loss = self.world.joined(torch.cat([values.get(key, nowhere) for values in logs]))
         worst = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
         where = "largest loss at image" if loss[worst].isfinite() else "image"
         step = self.nimg // self.recipe.train.batch
