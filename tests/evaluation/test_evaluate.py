@@ -18,11 +18,12 @@ from gaussian_models import S_0, SIGMA_DATA, Student, Teacher, gaussian_model
 from test_idx import idx
 
 from trigflow.commands import cli
+from trigflow.core.samplers import SAMPLERS
 from trigflow.data import Dataset, digits, load_data
 from trigflow.data.codecs import IdentityCodec, ImageCodec
 from trigflow.evaluation import evaluate as evaluate_module
 from trigflow.evaluation import measure
-from trigflow.evaluation.cached_scores import cached_scores, score_key
+from trigflow.evaluation.cached_scores import Store, cached_scores, score_key
 from trigflow.evaluation.evaluate import evaluate
 from trigflow.evaluation.measure import draw_labels, new_trial, score_all, seconds_per_sample
 from trigflow.evaluation.metrics import METRICS, Features, load_features
@@ -249,6 +250,7 @@ def test_a_stopped_evaluation_goes_on(
         return original(*arguments)
 
     monkeypatch.setattr(measure, "_generate", counting)
+    monkeypatch.setenv("TRIGFLOW_CACHE", str(tmp_path / "cache"))
     few: dict[str, Any] = {"steps": [1], "num": 20, "seeds": 2, "progress": False, "out": out}
     stops[0] = True
     with pytest.raises(KeyboardInterrupt, match="add --resume to the same command to continue"):
@@ -261,7 +263,7 @@ def test_a_stopped_evaluation_goes_on(
     assert sampled[0] == 4
     alone = evaluate(str(teacher_folder), resume=True, **few | {"steps": None})
     assert sampled[0] == 4 and alone["teachers"][0]["fds"] == report["teachers"][0]["fds"]
-    for path in (out / "scores").iterdir():
+    for path in (*(out / "scores").iterdir(), *(tmp_path / "cache" / "scores").iterdir()):
         path.write_text(path.read_text()[:-9])  # damaged: measured again
     again = evaluate(str(student_folder), teacher=str(teacher_folder), resume=True, **few)
     assert sampled[0] == 8 and again["students"][0]["fds"] == report["students"][0]["fds"]
@@ -326,11 +328,38 @@ NUMBERS: dict[str, float | None] = dict.fromkeys(METRICS) | {"fd": 2.0, "kernel_
     ],
 )
 def test_scores_that_are_not_whole_are_measured_again(damaged: Any, tmp_path: Path) -> None:
-    assert cached_scores(tmp_path, ["key"], 0, lambda _: [NUMBERS]) == ([NUMBERS], False)
-    assert cached_scores(tmp_path, ["key"], 0, lambda _: []) == ([NUMBERS], True)
+    stores = [Store(tmp_path)]
+    assert cached_scores(stores, ["key"], 0, lambda _: [NUMBERS]) == ([NUMBERS], False)
+    assert cached_scores(stores, ["key"], 0, lambda _: []) == ([NUMBERS], True)
     (file,) = tmp_path.iterdir()
     file.write_text(json.dumps(damaged))
-    assert cached_scores(tmp_path, ["key"], 0, lambda _: [NUMBERS]) == ([NUMBERS], False)
+    assert cached_scores(stores, ["key"], 0, lambda _: [NUMBERS]) == ([NUMBERS], False)
+
+
+def test_scores_of_a_teacher_are_kept_for_all_evaluations(
+    teacher_folder: Path, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIGFLOW_CACHE", str(tmp_path / "cache"))
+    few: dict[str, Any] = {
+        "steps": [1],
+        "num": 8,
+        "seeds": 1,
+        "progress": False,
+        "teacher": str(teacher_folder),
+    }
+    first = evaluate(str(student_folder), **few)
+    scores = tmp_path / "cache" / "scores"
+    kept = sorted(scores.iterdir())
+    assert len(kept) == 1 + len(first["judges"])  # of the teacher by each judge, and none of the student
+    for file in kept:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"fd": 123.0}))
+    again = evaluate(str(student_folder), out=tmp_path / "out", **few)
+    assert again["teachers"][0]["fds"] == [123.0]
+    assert again["students"][0]["fds"] == first["students"][0]["fds"]
+    monkeypatch.setattr("trigflow.evaluation.cached_scores._code_digest", lambda: "another code")
+    anew = evaluate(str(student_folder), **few)
+    assert anew["teachers"][0]["fds"] == first["teachers"][0]["fds"]
+    assert len(list(scores.iterdir())) == 2 * len(kept)
 
 
 def test_data_that_is_not_here_can_be_named(student_folder: Path, tmp_path: Path) -> None:
@@ -475,12 +504,15 @@ def test_the_machine_is_described() -> None:
     assert found is None or len(found.removesuffix("-dirty")) == 40
 
 
+own_heun = dataclasses.replace(SAMPLERS["heun"])
+
+
 def test_scores_of_a_sampler_of_the_user_s_own_are_not_kept() -> None:
     """Its code may change; and the precision of a model is a part of what its scores depend on."""
     model = load("digits-teacher", "cpu")
     assert score_key("data", model, 8) != score_key("data", model.in_precision("bfloat16"), 8)
     assert score_key("data", model, 8) is not None
-    assert score_key("data", model.with_plan(sampler="test_samplers:half_way"), 8) is None
+    assert score_key("data", model.with_plan(sampler="test_evaluate:own_heun"), 8) is None
 
 
 @pytest.mark.parametrize(

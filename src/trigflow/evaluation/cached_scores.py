@@ -5,25 +5,32 @@ The name of a file is a hash of all that the numbers depend on: the real data in
 how it is sampled, seed and number of samples, the names of the metrics (their code is not looked at), the version of
 this package. Nothing is kept of what has no such hash: networks and features whose code is the user's own and cannot be
 read.
+
+Teachers take a hundred evaluations a sample and are scored again beside every student. Their scores are kept in the
+cache folder as well, for all evaluations, under a name that depends on this package's code, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import trigflow
+from trigflow.data.cache import cache_folder
 from trigflow.data.codecs import codec_to_json
 from trigflow.evaluation.metrics import METRICS, SCORE
 from trigflow.models.model import Model
 from trigflow.system.config import to_json
 from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError
-from trigflow.system.files import is_occupied, read_json, write_json
+from trigflow.system.files import is_occupied, make_folder, read_json, write_json
 from trigflow.system.tensors import tensors_digest
 from trigflow.system.version import __version__
 
@@ -68,8 +75,41 @@ def _weights_key(model: Model) -> str | None:
     return guide and f"{weights} guided by {guide}"
 
 
+@dataclass(frozen=True)
+class Store:
+    """A folder of scores, which exists, and what their names depend on besides all else."""
+
+    folder: Path
+    prefix: str = ""
+
+    def path(self, key: str | None, seed: int) -> Path | None:
+        if key is None:
+            return None
+        name = hashlib.sha256(f"{self.prefix}{key} {seed}".encode()).hexdigest()[:32]
+        return self.folder / f"{name}.json"
+
+
+def common_store() -> Store | None:
+    """Of all evaluations, in the cache folder; None where that cannot be written."""
+    folder = cache_folder() / SCORES
+    with contextlib.suppress(UserError):
+        make_folder(folder)
+        return Store(folder, f"{_code_digest()} ")
+    return None
+
+
+@cache
+def _code_digest() -> str:
+    """Of this package's code: numbers that another code has measured are not taken for its own."""
+    digest = hashlib.sha256()
+    root = Path(trigflow.__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 def cached_scores(
-    folder: Path | None,
+    stores: Sequence[Store],
     keys: Sequence[str | None],
     seed: int,
     measure: Callable[[list[int]], list[Numbers]],
@@ -78,7 +118,7 @@ def cached_scores(
     """The numbers of a seed by each judge, and whether all had been kept; the others are measured, and kept.
 
     Args:
-        folder: exists; None: nothing is kept.
+        stores: where numbers are looked for, in turn, and kept; none: nothing is kept.
         keys: one for each judge, see `score_key`; None: nothing is kept of it.
         seed: of the samples.
         measure: gives the numbers by those judges whose places in `keys` it gets.
@@ -87,27 +127,23 @@ def cached_scores(
     Raises:
         UserError: the folder cannot be written.
     """
-    paths = [_path(folder, key, seed) for key in keys]
-    kept = [_whole(path) if path is not None and path.exists() else None for path in paths]
+    paths = [[path for store in stores if (path := store.path(key, seed))] for key in keys]
+    kept = [next(filter(None, map(_whole, own)), None) for own in paths]
     missing = [place for place, one in enumerate(kept) if world.any(world.is_main and one is None)]
     if not missing:
         return [one or {} for one in kept], True
     measured = dict(zip(missing, measure(missing), strict=True))
     with world.together():
         for place, numbers in measured.items():
-            if (path := paths[place]) is not None:
+            for path in paths[place]:
                 write_json(path, numbers)
     return [measured.get(place, one or {}) for place, one in enumerate(kept)], False
 
 
-def _path(folder: Path | None, key: str | None, seed: int) -> Path | None:
-    if folder is None or key is None:
-        return None
-    return folder / f"{hashlib.sha256(f'{key} {seed}'.encode()).hexdigest()[:32]}.json"
-
-
 def _whole(path: Path) -> Numbers | None:
-    """None for a damaged file, or one without a number of every metric: it is measured again."""
+    """None for no file, a damaged one, or one without a number of every metric: it is measured again."""
+    if not path.exists():
+        return None
     try:
         data: Any = read_json(path)
     except UserError:

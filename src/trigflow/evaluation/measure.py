@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from trigflow.core.samplers import CountNFE
 from trigflow.data import Dataset, labels_like
-from trigflow.evaluation.cached_scores import Numbers, cached_scores, score_key
+from trigflow.evaluation.cached_scores import Numbers, Store, cached_scores, common_store, score_key
 from trigflow.evaluation.metrics import METRICS, SCORE, Features, SampleSet, extract_features, measured
 from trigflow.evaluation.metrics.haze import levels_of_each
 from trigflow.evaluation.metrics.metric import Moments, sample_set
@@ -168,12 +168,14 @@ def score_all(
         trial: what they are compared with.
         models: each is sampled by its `default_plan`.
         progress: draw the bar.
-        folder: exists; keeps the scores of every seed, and those that it has are not measured again.
+        folder: exists; keeps the scores of every seed, and those that it has are not measured again. Those of teachers
+            are kept in the cache folder, too.
         world: processes that all draw samples; the first scores them, those of the others are nothing.
     """
     total = sum(model.default_plan.steps for model in models) * trial.num * trial.seeds
     known = [judge.features for judge in trial.judges]
-    keys = [reference_key(trial.dataset, one, SPLITS) if folder and one.identity else "" for one in known]
+    keep = folder is not None or (world.is_main and any(not model.is_student for model in models))
+    keys = [reference_key(trial.dataset, one, SPLITS) if keep and one.identity else "" for one in known]
     with tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress) as bar:
         by_model = [_score(trial, model, bar, folder, keys, world) for model in models]
     return [list(scores) for scores in zip(*by_model, strict=True)]
@@ -184,11 +186,14 @@ def _score(
 ) -> list[Scores]:
     """By each judge."""
     bar.set_description(f"{model.name}, {model.default_plan.sampler}, steps {model.default_plan.steps}")
-    keys = [score_key(one, model, trial.num) if folder else None for one in trial_keys]
+    stores = [Store(folder)] if folder else []
+    if world.is_main and not model.is_student and (common := common_store()):
+        stores.append(common)
+    keys = [score_key(one, model, trial.num) if stores else None for one in trial_keys]
     found = [Scores() for _ in trial.judges]
     for seed in range(trial.seeds):
         measure = partial(_score_seed, trial, model, seed, bar, world)
-        numbers, were_kept = cached_scores(folder, keys, seed, measure, world)
+        numbers, were_kept = cached_scores(stores, keys, seed, measure, world)
         if world.is_main:
             for scores, own in zip(found, numbers, strict=True):
                 scores.seeds.append(own)
