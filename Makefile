@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train a teacher on digits, distil it, score the student (about 5 minutes) -> demo/
 	$(BIN)/trigflow demo --out demo
 
-test: $(READY)  ## the tests (under 6 minutes on two quiet cores)
+test: $(READY)  ## the tests (about 7 minutes on two quiet cores)
 	$(PYTEST) -m "not slow"
 
 coverage: $(READY)  ## the tests once more, with the share of src that they run, which takes half as long again
