@@ -20,7 +20,7 @@ from trigflow.evaluation.metrics import METRICS, SCORE, Features, SampleSet, ext
 from trigflow.evaluation.metrics.haze import levels_of_each
 from trigflow.evaluation.metrics.metric import Moments, sample_set
 from trigflow.evaluation.metrics.nearest import nearest
-from trigflow.evaluation.reference import data_digest, pool_rows, reference, reference_key
+from trigflow.evaluation.reference import data_digest, pool_rows, reference
 from trigflow.models.model import Model
 from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError
@@ -38,11 +38,13 @@ class Judge:
         features: what the distances are taken in.
         real: the real data as metrics see it.
         halves: FD between two random halves of the real data, for several splits.
+        key: of the real data in the features, see `reference.Reference`.
     """
 
     features: Features
     real: SampleSet
     halves: list[float]
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def new_trial(
         UserError: features for data of another shape, or fewer than four real samples.
     """
     found = [reference(dataset, one, SPLITS, progress) for one in features]
-    judges = [Judge(one, own.data, own.halves) for one, own in zip(features, found, strict=True)]
+    judges = [Judge(one, own.data, own.halves, own.key) for one, own in zip(features, found, strict=True)]
     return Trial(dataset, judges, num, seeds, batch)
 
 
@@ -173,23 +175,18 @@ def score_all(
         world: processes that all draw samples; the first scores them, those of the others are nothing.
     """
     total = sum(model.default_plan.steps for model in models) * trial.num * trial.seeds
-    known = [judge.features for judge in trial.judges]
-    keep = folder is not None or (world.is_main and any(not model.is_student for model in models))
-    keys = [reference_key(trial.dataset, one, SPLITS) if keep and one.identity else "" for one in known]
     with tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress) as bar:
-        by_model = [_score(trial, model, bar, folder, keys, world) for model in models]
+        by_model = [_score(trial, model, bar, folder, world) for model in models]
     return [list(scores) for scores in zip(*by_model, strict=True)]
 
 
-def _score(
-    trial: Trial, model: Model, bar: tqdm[Any], folder: Path | None, trial_keys: list[str], world: World
-) -> list[Scores]:
+def _score(trial: Trial, model: Model, bar: tqdm[Any], folder: Path | None, world: World) -> list[Scores]:
     """By each judge."""
     bar.set_description(f"{model.name}, {model.default_plan.sampler}, steps {model.default_plan.steps}")
     stores = [Store(folder)] if folder else []
     if world.is_main and not model.is_student and (common := common_store()):
         stores.append(common)
-    keys = [score_key(one, model, trial.num) if stores else None for one in trial_keys]
+    keys = [score_key(judge.key, model, trial.num) if stores else None for judge in trial.judges]
     found = [Scores() for _ in trial.judges]
     for seed in range(trial.seeds):
         measure = partial(_score_seed, trial, model, seed, bar, world)

@@ -48,10 +48,12 @@ class Reference:
     Attributes:
         data: as metrics see it.
         halves: FD between two random halves of the data, for several splits.
+        key: its `reference_key`; "" for features whose identity is not known.
     """
 
     data: SampleSet
     halves: list[float]
+    key: str = ""
 
 
 def reference(dataset: Dataset, features: Features, splits: int, progress: bool = False) -> Reference:
@@ -72,10 +74,11 @@ def reference(dataset: Dataset, features: Features, splits: int, progress: bool 
         )
     if not features.identity:
         return _measured(dataset, features, splits, progress)
-    path = cache_folder() / f"reference-{reference_key(dataset, features, splits)}.safetensors"
+    key = reference_key(dataset, features, splits)
+    path = cache_folder() / f"reference-{key}.safetensors"
     with contextlib.suppress(DamagedFile, UserError, LookupError):  # none yet, or a damaged one
-        return _unpacked(dataset, features, *read_state(path))
-    found = _measured(dataset, features, splits, progress)
+        return replace(_unpacked(dataset, features, *read_state(path)), key=key)
+    found = replace(_measured(dataset, features, splits, progress), key=key)
     with contextlib.suppress(UserError):  # without room for it, it is measured again next time
         make_folder(path.parent)
         write_state(path, *_packed(found))

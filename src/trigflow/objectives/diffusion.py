@@ -30,6 +30,22 @@ def weighted(error: Tensor, logvar: Tensor | None) -> Tensor:
     return error if logvar is None else error * torch.exp(-logvar) + logvar
 
 
+def diffusion_loss(
+    net: TrigFlowPrecond, F: Tensor, x_0: Tensor, z: Tensor, t: Tensor, adaptive_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """exp(-u(t)) / D |F - v_t/sigma_data|^2 + u(t) of each image, and its error without weight, both (B,).
+
+    Args:
+        net: the network, of which u(t) is taken.
+        F: its output at x_t = cos(t) x_0 + sin(t) z, (B, ...).
+        x_0, z, t: of x_t.
+        adaptive_weight: if false, u = 0.
+    """
+    # Divided by sigma_data, so that F is compared with a target of unit variance.
+    error = per_sample((F - flow.velocity_target(x_0, z, t) / net.sigma_data).square())
+    return weighted(error, net.logvar(t) if adaptive_weight else None), error
+
+
 # A name in TIME_DISTRIBUTIONS.
 TimeDistribution = Annotated[
     str, AfterValidator(lambda name: one_of("time distribution", name, TIME_DISTRIBUTIONS))
@@ -90,12 +106,10 @@ class Diffusion(Objective):
             x_0.dtype
         )
         z = net.sigma_data * random.normal("z", tuple(x_0.shape[1:]), x_0.dtype)
-        x_t, v_t = flow.interpolate(x_0, z, t), flow.velocity_target(x_0, z, t)
+        x_t = flow.interpolate(x_0, z, t)
         forward = _compiled_forward(net) if self.compile else _forward
         with seeded_dropout(net, random):
             F = forward(net, x_t, t, **batch.cond)
-        # Divided by sigma_data, so that F is compared with a target of unit variance.
-        error = per_sample((F - v_t / net.sigma_data).square())
-        loss = weighted(error, net.logvar(t) if self.adaptive_weight else None)
+        loss, error = diffusion_loss(net, F, x_0, z, t, self.adaptive_weight)
         logs = {"t": t, "loss": loss.detach(), "error": error.detach()}
         return LossOutput({"net": loss.mean()}, logs)

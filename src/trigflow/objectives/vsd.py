@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass as plain_dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -28,7 +29,7 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.networks.dropout import seeded_dropout
 from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_batch
-from trigflow.objectives.diffusion import per_sample, sample_times, weighted
+from trigflow.objectives.diffusion import diffusion_loss, per_sample, sample_times
 from trigflow.objectives.teacher import drawn_scale, guided_teacher, student_conditions
 from trigflow.system.config import STRICT_KEYS
 
@@ -132,10 +133,9 @@ class VSD(Objective):
     ) -> tuple[Tensor, Tensor]:
         """The velocity of fake, and its diffusion loss of each image, (B,)."""
         with seeded_dropout(fake, random):
-            v = fake.velocity(noised.x_t, noised.t, **given.student)
-        v_t = flow.velocity_target(noised.x_0, noised.z, noised.t)
-        error = per_sample(((v - v_t) / fake.sigma_data).square())
-        return v, weighted(error, fake.logvar(noised.t) if self.fake_adaptive_weight else None)
+            F = fake(noised.x_t, noised.t, **given.student)
+        loss, _ = diffusion_loss(fake, F, noised.x_0, noised.z, noised.t, self.fake_adaptive_weight)
+        return fake.sigma_data * F, loss
 
     def _gradient(self, nets: Nets, noised: _Noised, given: _Given, v_fake: Tensor | None) -> Tensor:
         """w (D_fake - D), (B, ...): D times the gradient of the loss of an image of D elements, without a graph.
@@ -185,7 +185,7 @@ class _Noised:
     z: Tensor
     t: Tensor
 
-    @property
+    @cached_property
     def x_t(self) -> Tensor:
         return flow.interpolate(self.x_0, self.z, self.t)
 

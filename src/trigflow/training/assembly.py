@@ -99,10 +99,12 @@ def _built(recipe: Recipe, device: torch.device, blank: bool, trust_code: bool) 
         _check_drawable(recipe, dataset)
     loaded = partial(_loaded, recipe, blank, trust_code)
     teacher, guide = _teacher(recipe, objective, dataset, loaded), _guide(recipe, objective, loaded)
+    sources = {name: _source(recipe, objective, name) for name in objective.trains}
+    # Each is loaded once, however many networks start from it.
     initials = {
-        name: _initial(recipe, objective, name, teacher, dataset, loaded) for name in objective.trains
+        one: _initial(one, recipe, teacher, dataset, loaded) for one in dict.fromkeys(sources.values())
     }
-    initial = initials[objective.trains[0]]
+    initial = initials[sources[objective.trains[0]]]
     for other in (initial, teacher):  # the teacher has the last word
         if isinstance(other, Model):
             dataset = replace(dataset, codec=other.codec)
@@ -113,7 +115,7 @@ def _built(recipe: Recipe, device: torch.device, blank: bool, trust_code: bool) 
     card = _card(recipe, objective, dataset, initial)
     nets = networks_of(
         objective,
-        lambda name: _new_network(recipe, card, initials[name], blank),
+        lambda name: _new_network(recipe, card, initials[sources[name]], blank),
         teacher.precond if isinstance(teacher, Model) else teacher,
         guide.precond if guide else None,
     )
@@ -293,16 +295,19 @@ def _kind_of_codec(codec: Codec) -> tuple[str, str | None]:
     return name, getattr(codec, "autoencoder", None)
 
 
+def _source(recipe: Recipe, objective: Objective, name: str) -> str:
+    """What a trained network starts from, as `Recipe.init` names it."""
+    return recipe.inits.get(name) or objective.initial_weights.get(name) or recipe.init
+
+
 def _initial(
+    source: str,
     recipe: Recipe,
-    objective: Objective,
-    name: str,
     teacher: Model | Oracle | None,
     dataset: Dataset,
     loaded: Callable[[str], Model],
 ) -> Model | None:
-    """Where the initial weights of a trained network come from, None for fresh ones."""
-    source = recipe.inits.get(name) or objective.initial_weights.get(name) or recipe.init
+    """The model whose weights a network starts from, None for fresh ones."""
     if source == "scratch":
         return None
     if source == "teacher":

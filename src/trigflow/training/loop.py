@@ -307,9 +307,8 @@ class Run:
         """Raises Diverged; the weights are those before the step, and the last checkpoint and model are unchanged."""
         self.folder.checkpoints.save(self.nimg, *self.state.pack(self.nimg), self.world)
         key = self._of("loss", name) if self._of("loss", name) in logs[0] else "loss"
-        nowhere = torch.full_like(
-            logs[0]["t"], torch.nan
-        )  # of an objective that does not log this network's loss
+        # An objective may not log the loss of this network.
+        nowhere = torch.full_like(logs[0]["t"], torch.nan)
         t = self.world.joined(torch.cat([values["t"] for values in logs]))
         loss = self.world.joined(torch.cat([values.get(key, nowhere) for values in logs]))
         worst = torch.where(loss.isfinite(), loss.abs(), torch.inf).argmax()
