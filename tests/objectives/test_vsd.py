@@ -120,6 +120,30 @@ def test_training_ends_at_the_teacher(weighting: Any, start: float) -> None:
     assert float(nets["net"].network.std.detach()) == pytest.approx(S_0, rel=0.02)  # type: ignore[operator]
 
 
+def test_the_second_step_starts_from_samples_of_the_first() -> None:
+    """With f = x_t std / sigma_data: x_0 = (std / sigma_data) (cos(t_mid) std eps + sin(t_mid) z), and dx_0/dstd takes
+    the start of the second step as given."""
+    std, t_mid = 0.45, 0.7
+    nets, (batch, random) = gaussian(std, std), many(400)
+    objective = VSD(weighting="vsd", second_share=0.25, t_mid=t_mid)
+    output = objective(nets, batch, 0, random)
+
+    eps, z_mid, z = (random.normal(name, (6,), torch.float64) for name in ("x_T", "z_mid", "vsd z"))
+    start = eps.clone()  # x_t / sigma_data
+    start[:100] = (math.cos(t_mid) * std / SIGMA_DATA * eps + math.sin(t_mid) * z_mid)[:100]
+    t = log_normal(random, "vsd t", objective.vsd_P_mean, objective.vsd_P_std)[:, None]
+    cos, sin = t.cos(), t.sin()
+    x_t = cos * std * start + sin * SIGMA_DATA * z
+    of_fake, of_teacher = (cos * s**2 / (cos**2 * s**2 + sin**2 * SIGMA_DATA**2) for s in (std, S_0))
+    gradient = (of_fake - of_teacher) * x_t / (sin * SIGMA_DATA)
+    found = of_std(output.losses["net"], nets["net"])
+    assert found == pytest.approx(float((gradient * start).mean()), rel=1e-10)
+    t_start = torch.full((400,), T_MAX, dtype=torch.float64)
+    t_start[:100] = t_mid
+    of_F = t_start.sin() * SIGMA_DATA * gradient.square().mean(1).sqrt()
+    torch.testing.assert_close(output.logs["output_gradient"], of_F)
+
+
 # A slow reference, image by image
 
 
@@ -147,6 +171,10 @@ def F_of(net: TrigFlowPrecond, x: Tensor, t: Tensor, label: Tensor, s: Tensor | 
     return F
 
 
+def f_of(net: TrigFlowPrecond, x: Tensor, t: Tensor, label: Tensor, s: Tensor | None) -> Tensor:
+    return t.cos() * x - t.sin() * SIGMA_DATA * F_of(net, x, t, label, s)
+
+
 def D_teacher_of(net: TrigFlowPrecond, x: Tensor, t: Tensor, label: Tensor, s: float | Tensor) -> Tensor:
     own, null = F_of(net, x, t, label), F_of(net, x, t, torch.full_like(label, 3))
     return t.cos() * x - t.sin() * SIGMA_DATA * (null + s * (own - null))
@@ -162,7 +190,7 @@ def reference(
     }
     shared = times["vsd"] == times["fake"] and objective.weighting != "sid"
     at = "fake" if shared else "vsd"
-    x_T = SIGMA_DATA * random.normal("x_T", (6,), torch.float64)
+    x_T, z_mid = (SIGMA_DATA * random.normal(name, (6,), torch.float64) for name in ("x_T", "z_mid"))
     zs = {name: SIGMA_DATA * random.normal(f"{name} z", (6,), torch.float64) for name in times}
     ts = {name: log_normal(random, f"{name} t", *values) for name, values in times.items()}
     u = random.uniform("guidance", dtype=torch.float64)
@@ -173,9 +201,11 @@ def reference(
         label, scale, inputs = batch.cond["labels"][i], objective.guidance_scale, None
         if isinstance(scale, tuple):
             scale = inputs = scale[0] + (scale[1] - scale[0]) * u[i]
-        x_0 = t_max.cos() * x_T[i] - t_max.sin() * SIGMA_DATA * F_of(
-            nets["net"], x_T[i], t_max, label, inputs
-        )
+        x_0 = f_of(nets["net"], x_T[i], t_max, label, inputs)
+        if i < round(objective.second_share * count):
+            t_mid = torch.tensor(objective.t_mid, dtype=torch.float64)
+            x_mid = t_mid.cos() * x_0.detach() + t_mid.sin() * z_mid[i]
+            x_0 = f_of(nets["net"], x_mid, t_mid, label, inputs)
         t, z, x = ts["fake"][i], zs["fake"][i], x_0.detach()
         error = F_of(nets["fake"], t.cos() * x + t.sin() * z, t, label, inputs)
         error = (error - (t.cos() * z - t.sin() * x) / SIGMA_DATA).square().mean()
@@ -212,11 +242,15 @@ def reference(
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("scale", [1.0, 2.0, (1.0, 2.0)], ids=["unguided", "one", "range"])
 @pytest.mark.parametrize("one_pass", [False, True], ids=["two", "one-pass"])
-def test_gradients_are_those_of_a_slow_reference(weighting: Any, scale: Any, one_pass: bool) -> None:
+@pytest.mark.parametrize("second_share", [0.0, 0.6])
+def test_gradients_are_those_of_a_slow_reference(
+    weighting: Any, scale: Any, one_pass: bool, second_share: float
+) -> None:
     nets = networks(**({"guidance_input": True} if isinstance(scale, tuple) else {}))
     batch, random = given()
     times = {"vsd_P_mean": -0.8, "vsd_P_std": 1.6} if one_pass else {}
-    objective = VSD(weighting=weighting, guidance_scale=scale, sid_alpha=1.2, **times)
+    second = {"second_share": second_share, "t_mid": 0.9}
+    objective = VSD(weighting=weighting, guidance_scale=scale, sid_alpha=1.2, **second, **times)
     losses = objective(nets, batch, 0, random).losses
     parameters = {"net": [*nets["net"].network.parameters()], "fake": [*nets["fake"].parameters()]}
     for name, expected in reference(objective, nets, batch, random).items():
@@ -232,7 +266,8 @@ def test_gradients_are_those_of_a_slow_reference(weighting: Any, scale: Any, one
 
 
 @pytest.mark.parametrize(
-    "objective", [VSD(), VSD(weighting="sid"), VSD(vsd_P_mean=-0.8, vsd_P_std=1.6), SCDVSD()]
+    "objective",
+    [VSD(), VSD(weighting="sid"), VSD(vsd_P_mean=-0.8, vsd_P_std=1.6), VSD(second_share=0.4), SCDVSD()],
 )
 def test_a_step_of_one_network_has_its_loss_of_a_full_step(objective: VSD) -> None:
     nets, (batch, random) = networks(), given()
@@ -250,11 +285,14 @@ def test_a_step_of_one_network_has_its_loss_of_a_full_step(objective: VSD) -> No
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("one_pass", [False, True])
-def test_the_cost_is_that_of_the_calls(weighting: Any, scale: float, one_pass: bool) -> None:
+@pytest.mark.parametrize("second_share", [0.0, 0.6])
+def test_the_cost_is_that_of_the_calls(
+    weighting: Any, scale: float, one_pass: bool, second_share: float
+) -> None:
     """A call without a graph is 1, with one 3, and 2 where only the gradient of its input is taken."""
     nets, (batch, random) = networks(), given()
     times = {"vsd_P_mean": -0.8, "vsd_P_std": 1.6} if one_pass else {}
-    objective = VSD(weighting=weighting, guidance_scale=scale, **times)
+    objective = VSD(weighting=weighting, guidance_scale=scale, second_share=second_share, **times)
     cost = 0.0
 
     def count(module: object, args: tuple[Tensor, ...]) -> None:
@@ -267,7 +305,7 @@ def test_the_cost_is_that_of_the_calls(weighting: Any, scale: float, one_pass: b
     for due in map(frozenset, (("net", "fake"), ("net",), ("fake",), ())):
         cost = 0.0
         objective(nets, Batch(batch.x_0, batch.cond, due=due), 0, random)
-        assert cost == objective.forwards_of(due), due
+        assert cost == pytest.approx(objective.forwards_of(due), rel=1e-12), due
     assert objective.forwards_per_image == objective.forwards_of(frozenset({"net", "fake"}))
 
 

@@ -51,6 +51,9 @@ class VSD(Objective):
             serves both.
         guidance_scale: of the teacher, as for scd; with a range both networks take the scale as an input.
         fake_adaptive_weight: fake learns its weight u(t).
+        second_share: share of the images whose samples are those of two steps: the sample of one step, noised to t_mid,
+            is mapped to x_0 once more, and the second step is trained. They are the first images of each microbatch.
+        t_mid: where the second step starts; that of the recipe's sampling.
     """
 
     is_consistency: ClassVar[bool] = True
@@ -66,6 +69,12 @@ class VSD(Objective):
     fake_P_std: float = Field(default=1.6, gt=0, le=20)
     guidance_scale: GuidanceScale = 1.0
     fake_adaptive_weight: bool = True
+    second_share: float = Field(default=0.0, ge=0, lt=1)
+    t_mid: float = Field(default=flow.T_MID, gt=0, lt=math.pi / 2)
+
+    @property
+    def couples_images(self) -> bool:
+        return self.second_share > 0
 
     @property
     def forwards_per_image(self) -> float:
@@ -74,12 +83,12 @@ class VSD(Objective):
     def forwards_of(self, due: frozenset[str]) -> float:
         """A sample of net 1 (3 with its backward pass), fake 3, and for the difference fake 1 and the teacher 1 or 2.
 
-        For "sid" there are also the backward passes to the inputs of fake and teacher.
+        A sample of two steps has 1 more; for "sid" there are also the backward passes to the inputs of fake and teacher.
         """
         return self._sample_forwards(due) + self._fake_forwards(due) + self._difference_forwards(due)
 
     def _sample_forwards(self, due: frozenset[str]) -> float:
-        return 3.0 if "net" in due else 1.0
+        return self.second_share + (3.0 if "net" in due else 1.0)
 
     def _fake_forwards(self, due: frozenset[str]) -> float:
         return 3.0 if "fake" in due else 0.0
@@ -100,7 +109,7 @@ class VSD(Objective):
         check_batch(batch, random)
         given = _given(self.guidance_scale, batch, random)
         losses: dict[str, Tensor] = {}
-        x_0 = self._samples(nets["net"], batch, given, random)
+        x_0, t_start = self._samples(nets["net"], batch, given, random)
         noised = _noised("fake", x_0.detach(), self.fake_P_mean, self.fake_P_std, nets["fake"], random)
         logs, v_fake = {"t": noised.t}, None
         if batch.updates("fake"):
@@ -115,18 +124,31 @@ class VSD(Objective):
             # Its gradient is `gradient` / D, its value half the mean square of `gradient`.
             loss = 0.5 * per_sample((gradient + x_0 - x_0.detach()).square())
             losses["net"], logs["loss"] = loss.mean(), loss.detach()
-            # D dL/dF, as x_0 = cos(t_max) x_T - sin(t_max) sigma_data F.
-            scale = math.sin(_t_max(nets["net"])) * nets["net"].sigma_data
-            logs["output_gradient"] = scale * per_sample(gradient.square()).sqrt()
+            # D dL/dF, as x_0 = cos(t) x_t - sin(t) sigma_data F at the start of the step.
+            logs["output_gradient"] = (
+                nets["net"].sigma_data * t_start.sin() * per_sample(gradient.square()).sqrt()
+            )
         return LossOutput(losses, logs)
 
-    def _samples(self, net: TrigFlowPrecond, batch: Batch, given: _Given, random: SampleRandom) -> Tensor:
-        """x_0 of one step from noise at t_max, with a graph if the step updates net."""
-        like = batch.x_0
-        x_T = net.sigma_data * random.normal("x_T", tuple(like.shape[1:]), like.dtype)
-        t_max = like.new_full((len(like),), _t_max(net))
-        with seeded_dropout(net, random), nullcontext() if batch.updates("net") else torch.no_grad():
-            return net.denoised(x_T, t_max, **given.student)
+    def _samples(
+        self, net: TrigFlowPrecond, batch: Batch, given: _Given, random: SampleRandom
+    ) -> tuple[Tensor, Tensor]:
+        """x_0 of one or two steps, with a graph of the last one if this training step updates net, and its start t."""
+        size, dtype = tuple(batch.x_0.shape[1:]), batch.x_0.dtype
+        x_t = net.sigma_data * random.normal("x_T", size, dtype)
+        t = x_t.new_full((len(x_t),), flow.t_from_sigma(flow.SIGMA_MAX, net.sigma_data))
+        images = round(self.second_share * len(x_t))
+        with seeded_dropout(net, random):
+            if images > 0:
+                cond = {name: values[:images] for name, values in given.student.items()}
+                with torch.no_grad():
+                    x_0 = net.denoised(x_t[:images], t[:images], **cond)
+                z = net.sigma_data * random.normal("z_mid", size, dtype)[:images]
+                t_mid = t.new_full((images,), self.t_mid)
+                x_t = torch.cat([flow.interpolate(x_0, z, t_mid), x_t[images:]])
+                t = torch.cat([t_mid, t[images:]])
+            with nullcontext() if batch.updates("net") else torch.no_grad():
+                return net.denoised(x_t, t, **given.student), t
 
     def _fake_loss(
         self, fake: TrigFlowPrecond, noised: _Noised, given: _Given, random: SampleRandom
@@ -157,10 +179,6 @@ class VSD(Objective):
             return (v_teacher - v) / nets["net"].sigma_data
         D_teacher = flow.denoised(x_t, v_teacher, t)
         return (flow.denoised(x_t, v, t) - D_teacher) / _distance(noised.x_0, D_teacher)
-
-
-def _t_max(net: TrigFlowPrecond) -> float:
-    return flow.t_from_sigma(flow.SIGMA_MAX, net.sigma_data)
 
 
 @plain_dataclass(frozen=True)
