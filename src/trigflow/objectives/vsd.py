@@ -83,7 +83,7 @@ class VSD(Objective):
     def forwards_of(self, due: frozenset[str]) -> float:
         """A sample of net 1 (3 with its backward pass), fake 3, and for the difference fake 1 and the teacher 1 or 2.
 
-        A sample of two steps has 1 more; for "sid" there are also the backward passes to the inputs of fake and teacher.
+        A sample of two steps has 1 more; "sid" also has the backward passes to the inputs of fake and teacher.
         """
         return self._sample_forwards(due) + self._fake_forwards(due) + self._difference_forwards(due)
 
