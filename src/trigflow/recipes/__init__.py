@@ -9,13 +9,14 @@ from trigflow.recipes.cifar10 import (
     cifar10_scd,
     cifar10_sct,
     cifar10_small_scd,
+    cifar10_small_scd_vsd,
     cifar10_small_teacher,
     cifar10_teacher,
 )
-from trigflow.recipes.digits import digits_scd, digits_sct, digits_teacher
+from trigflow.recipes.digits import digits_scd, digits_scd_vsd, digits_sct, digits_teacher
 from trigflow.recipes.imagenet import IMAGENET
 from trigflow.recipes.mixture2d import mixture2d_scd, mixture2d_sct, mixture2d_teacher
-from trigflow.recipes.mnist import mnist_scd, mnist_scd_fine, mnist_sct, mnist_teacher
+from trigflow.recipes.mnist import mnist_scd, mnist_scd_vsd, mnist_sct, mnist_teacher
 from trigflow.recipes.outside import recipe_of_file, recipe_of_function
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import apply_overrides
@@ -24,10 +25,11 @@ from trigflow.system.errors import UserError, did_you_mean
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-teacher": digits_teacher,
     "digits-scd": digits_scd,
+    "digits-scd-vsd": digits_scd_vsd,
     "digits-sct": digits_sct,
     "mnist-teacher": mnist_teacher,
     "mnist-scd": mnist_scd,
-    "mnist-scd-fine": mnist_scd_fine,
+    "mnist-scd-vsd": mnist_scd_vsd,
     "mnist-sct": mnist_sct,
     "mixture2d-teacher": mixture2d_teacher,
     "mixture2d-scd": mixture2d_scd,
@@ -37,6 +39,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "cifar10-sct": cifar10_sct,
     "cifar10-small-teacher": cifar10_small_teacher,
     "cifar10-small-scd": cifar10_small_scd,
+    "cifar10-small-scd-vsd": cifar10_small_scd_vsd,
     **IMAGENET,
 }
 

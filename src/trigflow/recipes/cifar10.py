@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET, small_training
+from trigflow.recipes.constants import (
+    HALFWAY,
+    LINEAR_DECAY,
+    SMALL_STUDENT,
+    SMALL_UNET,
+    small_training,
+    with_score_distillation,
+)
 from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, SamplingConfig, TrainConfig
 from trigflow.system.config import Component
 
@@ -123,3 +130,14 @@ def cifar10_small_scd() -> Recipe:
         ema=EMAConfig(kind="halflife", halflife_nimg=50_000),
         sampling=SamplingConfig(grid_nimg=256_000),
     )
+
+
+def cifar10_small_scd_vsd() -> Recipe:
+    """Distils a small CIFAR-10 teacher into one and two steps, by sCD and score distillation.
+
+    Command: trigflow train cifar10-small-scd-vsd data.path=FILE.zip teacher=runs/cifar10-small-teacher \
+        --out runs/cifar10-small-scd-vsd
+    Cost: an hour on one core.
+    Sampler: consistency, 1 or 2 NFE.
+    """
+    return with_score_distillation(cifar10_small_scd(), "cifar10-small-scd-vsd", 800_000)

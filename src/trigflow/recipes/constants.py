@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from trigflow.recipes.schema import TrainConfig
+from dataclasses import replace
+
+from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, TrainConfig
 from trigflow.system.config import Component
 
 # A time embedding that can tell t = 0.1 from t = 0.3; students need STABLE with it (docs/LOG.md).
@@ -30,6 +32,19 @@ SMALL_UNET = Component(
 SMALL_STUDENT = Component("unet", {**SMALL_UNET.options, "input_gain": True})
 HALFWAY = {**STABLE, "P_mean": -0.4, "warmup_unit": "images", "target_halflife": 8_000}
 
+# The times of score distillation; both networks alike, so that one pass of fake serves both. At such low noise levels
+# grain shows that is too faint to see at the usual ones (docs/LOG.md).
+_LOW_NOISE = {"vsd_P_mean": -1.8, "vsd_P_std": 2.0, "fake_P_mean": -1.8, "fake_P_std": 2.0}
+# sCD, which holds f at all t, and score distillation of the first step and of the second one (docs/objectives.md).
+SCD_VSD = {
+    **HALFWAY,
+    "warmup": [[100_000, 0.5]],
+    **_LOW_NOISE,
+    "vsd_weight": 6.0,
+    "scd_share": 0.25,
+    "second_share": 0.375,
+}
+
 
 def small_training(steps: int, label_dropout: float = 0.0) -> TrainConfig:
     """The loop of SMALL_UNET and its student: steps of 256 images."""
@@ -40,4 +55,20 @@ def small_training(steps: int, label_dropout: float = 0.0) -> TrainConfig:
         precision="bfloat16",
         log_nimg=25_600,
         checkpoint_nimg=128_000,
+    )
+
+
+def with_score_distillation(student: Recipe, name: str, total_nimg: int) -> Recipe:
+    """sCD and score distillation, from the teacher's weights on, in the place of a student's sCD alone."""
+    options = {**SCD_VSD, "t_mid": student.sampling.t_mid}
+    adam = OptimizerConfig(name="adam", lr=1e-3, schedule=LINEAR_DECAY)
+    return replace(
+        student,
+        name=name,
+        objective=Component("scd_vsd", options),
+        train=replace(student.train, total_nimg=total_nimg, batch=64, synthetic=0),
+        optimizer=adam,
+        # fake must know what the student draws now: it learns faster, and in every step.
+        optimizers={"net": replace(adam, lr=3e-4, update_period=2)},
+        ema=EMAConfig(kind="halflife", halflife_nimg=10_000),
     )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trigflow.recipes.constants import HALFWAY, LINEAR_DECAY, SMALL_STUDENT, SMALL_UNET, small_training
+from trigflow.recipes.constants import (
+    HALFWAY,
+    LINEAR_DECAY,
+    SMALL_STUDENT,
+    SMALL_UNET,
+    small_training,
+    with_score_distillation,
+)
 from trigflow.recipes.schema import EMAConfig, OptimizerConfig, Recipe, SamplingConfig
 from trigflow.system.config import Component
 
@@ -39,7 +46,7 @@ def mnist_scd() -> Recipe:
     Command: trigflow train mnist-scd data.folder=FOLDER teacher=runs/mnist-teacher --out runs/mnist-scd
     Cost: an hour on one core.
     Sampler: consistency, 1 or 2 NFE.
-    Score: FD-mnist-classifier 0.092 in one step, 0.036 in two (docs/LOG.md); mnist-scd-fine goes on from here.
+    Score: FD-mnist-classifier 0.092 in one step, 0.036 in two (docs/LOG.md).
     """
     return Recipe(
         name="mnist-scd",
@@ -53,33 +60,20 @@ def mnist_scd() -> Recipe:
     )
 
 
-def mnist_scd_fine() -> Recipe:
-    """Goes on with an MNIST student: products in float32, and the guidance scale as an input, drawn from [1, 1.6].
+def mnist_scd_vsd() -> Recipe:
+    """Distils an MNIST teacher into one and two steps, by sCD and score distillation (arXiv 2410.11081, "sCD + VSD").
 
-    The last training phase of the shipped student (docs/LOG.md). It starts from the shipped one, or from another one:
-    init=runs/mnist-scd.
+    The guidance scale is an input of the student, drawn from [1, 1.6].
 
-    Command: trigflow train mnist-scd-fine data.folder=FOLDER teacher=runs/mnist-teacher --out runs/mnist-scd-fine
-    Cost: 25 minutes on one core.
+    Command: trigflow train mnist-scd-vsd data.folder=FOLDER teacher=runs/mnist-teacher --out runs/mnist-scd-vsd
+    Cost: an hour on one core.
     Sampler: consistency, 1 or 2 NFE.
-    Score: FD-mnist-classifier 0.086 in one step, 0.031 in two, reproduced by the shipped model (results/mnist.json).
     """
-    student = mnist_scd()
-    options = {
-        **student.objective.options,
-        "warmup": [[0, 0.5]],
-        "guidance_scale": [1.0, 1.6],
-        "compile": True,
-    }
+    recipe = with_score_distillation(mnist_scd(), "mnist-scd-vsd", 800_000)
     return replace(
-        student,
-        name="mnist-scd-fine",
-        init="mnist",
+        recipe,
         network=Component("unet", {**SMALL_STUDENT.options, "guidance_input": True}),
-        objective=Component("scd", options),
-        train=replace(student.train, total_nimg=256 * 1_600, precision="float32"),
-        optimizer=OptimizerConfig(lr=3e-4, schedule=LINEAR_DECAY),
-        ema=EMAConfig(kind="halflife", halflife_nimg=30_000),
+        objective=Component("scd_vsd", {**recipe.objective.options, "guidance_scale": [1.0, 1.6]}),
         sampling=SamplingConfig(guidance_scale=GUIDANCE_SCALE, t_mid=0.9, grid_nimg=128_000),
     )
 
