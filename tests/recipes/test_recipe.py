@@ -38,8 +38,8 @@ NEEDS_FILES = [name for name in recipes.RECIPES if name.startswith(("mnist", "ci
 
 @pytest.mark.parametrize("name", sorted(set(recipes.RECIPES) - set(NEEDS_FILES)))
 def test_every_recipe_can_be_built(name: str, teacher_folder: Path) -> None:
-    """The digits students want a teacher of their own architecture: a tiny one stands in."""
-    tiny = [*NETWORK, f"teacher={teacher_folder}"] if name == "digits-scd" else []
+    """The students of digits want a teacher of their own architecture: a tiny one stands in."""
+    tiny = [*NETWORK, f"teacher={teacher_folder}"] if name.startswith("digits-scd") else []
     _check_parts(recipes.get(name, tiny))
 
 
@@ -54,7 +54,8 @@ def test_recipes_of_mnist_can_be_trained_and_built(tmp_path: Path) -> None:
     data, teacher = f"data.folder={tmp_path}", tmp_path / "teacher"
     short = ["train.batch=2", "train.total_nimg=2", "sampling.grid_nimg=0", "train.tensorboard=false"]
     train(recipes.get("mnist-teacher", [data, *short]), teacher, device="cpu", progress=False)
-    _check_parts(recipes.get("mnist-scd", [data, f"teacher={teacher}"]))
+    for name in ("mnist-scd", "mnist-scd-vsd"):
+        _check_parts(recipes.get(name, [data, f"teacher={teacher}"]))
     _check_parts(recipes.get("mnist-sct", [data, f"init={teacher}"]))
 
 
@@ -70,7 +71,9 @@ def test_recipes_of_cifar10_can_be_trained_and_built(size: str, tmp_path: Path) 
     train(recipes.get(f"cifar10-{size}teacher", [*own, *short]), teacher, device="cpu", progress=False)
     assert read_card(teacher).num_classes == (4 if size else 0)
     _check_parts(recipes.get(f"cifar10-{size}scd", [*own, f"teacher={teacher}"]))
-    if not size:
+    if size:
+        _check_parts(recipes.get("cifar10-small-scd-vsd", [*own, f"teacher={teacher}"]))
+    else:
         _check_parts(recipes.get("cifar10-sct", [*own, f"init={teacher}"]))
 
 
