@@ -27,7 +27,7 @@ from trigflow.models.model import Model, load
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
 from trigflow.tools.studies import STUDIES, ablation, carry_out, scaling, speed, trained
-from trigflow.tools.studies.compute import forwards, scaled_to
+from trigflow.tools.studies.compute import forwards, forwards_per_image, scaled_to
 from trigflow.tools.studies.folder import StudyFolder, open_study
 from trigflow.tools.studies.outcome import Outcome, show, spread
 from trigflow.tools.studies.scored import Scored
@@ -123,6 +123,18 @@ def test_compute(tmp_path: Path) -> None:
     cells = numbers(tmp_path / "out")["cells"]
     images = [cells[f"student-share{share}-seed0"]["nimg"] for share in (1, 5)]
     assert images == [16, 96]  # 32 images x 3 passes, 5 to an image, in batches of 16
+
+
+def test_compute_by_score_distillation(tmp_path: Path) -> None:
+    study("compute", "digits", tmp_path / "out", method="scd-vsd", shares=(5.0,), seeds=1)
+    found = numbers(tmp_path / "out")
+    assert found["title"] == "Training compute: digits-scd-vsd" and "--method scd-vsd" in found["command"]
+    recipe = recipes.get("digits-scd-vsd")
+    assert (
+        f"3 for an image of the teacher's training, {forwards_per_image(recipe):.3g} for" in found["notes"][1]
+    )
+    images = found["cells"]["student-share5-seed0"]["nimg"]
+    assert abs(images - 5 * 96 / forwards_per_image(recipe)) <= 8
 
 
 def test_compute_on_points_with_samples_of_the_teacher(tmp_path: Path) -> None:
@@ -394,6 +406,21 @@ def test_a_recipe_is_scaled_to_a_share_of_the_compute() -> None:
     assert scaled_to(edm, teacher, 0.5).optimizer.schedule.options["t_ref"] == 400 * 192 / 10_240
 
 
+def test_optimisers_of_each_network_are_scaled() -> None:
+    own = ["optimizers.net.schedule=inverse_sqrt", "optimizers.net.schedule.t_ref=400"]
+    ramps = ["optimizer.rampup_nimg=2000", "optimizers.net.rampup_nimg=1000"]
+    student = recipes.get("digits-scd-vsd", [*own, *ramps])
+    short = scaled_to(student, recipes.get("digits-teacher"), 0.5)
+    factor = short.train.total_nimg / student.train.total_nimg
+    assert short.optimizers["net"].schedule.options["t_ref"] == 400 * factor
+    assert [short.optimizer_of(name).rampup_nimg for name in ("net", "fake")] == [
+        round(1000 * factor),
+        round(2000 * factor),
+    ]
+    assert short.optimizers["net"].update_period == 2
+    assert short.objective.options["warmup"] == ((round(100_000 * factor), 0.5),)
+
+
 def test_both_terms_of_the_derivative(student_folder: Path, teacher_folder: Path) -> None:
     """Against central differences of f, in float64; and their norms over t."""
     student = load(student_folder, "cpu")
@@ -429,6 +456,16 @@ def test_overrides_are_for_both_recipes_or_for_one() -> None:
 @pytest.mark.parametrize("data", ["digits", "mixture2d", "mnist"])
 def test_the_defaults_make_recipes(name: str, data: str) -> None:
     assert STUDIES[name](data).plan()
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist", "cifar10-small"])
+def test_the_defaults_of_score_distillation(data: str) -> None:
+    whole = recipes.get(f"{data}-scd-vsd")
+    (first, *_) = STUDIES["scaling"](data, method="scd-vsd").plan()["sizes"]
+    lengths = {} if data == "digits" else {"train.total_nimg": "256000", "objective.warmup": "[[64000,0.5]]"}
+    own = dict(one.split("=") for one in first["student"] if not one.startswith("network"))
+    assert own == lengths and whole.train.total_nimg >= 256_000
+    assert STUDIES["compute"](data, method="scd-vsd").plan()["student"] == ()
 
 
 def test_sizes_span_eight_times_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,6 +514,14 @@ def test_mistakes_are_told_in_one_line(
     assert "does not accept --shares" in complain(capsys, "scaling", "digits", "--shares", "0.5", *out)
     assert "does not accept train.batch=2" in complain(capsys, "steps", "digits", "train.batch=2", *out)
     assert "each of them once" in complain(capsys, "compute", "digits", "--shares", "1,1", *out)
+    for name in ("scaling", "compute"):
+        line = complain(capsys, name, "digits", "--method", "scd-vds", *out)
+        assert (
+            "data 'digits': unknown method 'scd-vds' (did you mean 'scd-vsd'?); there are: scd, scd-vsd"
+            in line
+        )
+    assert "there are: scd\n" in complain(capsys, "compute", "mixture2d", "--method", "sct", *out)
+    assert "does not accept --method" in complain(capsys, "ablation", "digits", "--method", "scd", *out)
     assert "a number is repeated" in complain(capsys, "steps", student_folder, "--steps", "1,1", *out)
     assert "give them too" in complain(capsys, "speed", student_folder, "--steps", "1", *out)
     assert "is no consistency model" in complain(capsys, "steps", teacher_folder, *out)
@@ -575,7 +620,7 @@ def test_the_command_runs_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([str(word) for word in (*words, *options)]) == 0
     assert "study.html" in capsys.readouterr().out
     command = numbers(tmp_path / "out")["command"]
-    assert "--shares 1 --num 20 --seeds 1 --out" in command and "network.width=8" in command
+    assert "--shares 1 --num 20 --seeds 1 --method scd --out" in command and "network.width=8" in command
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "", "\0\0\0", '{"fds": [1.0]}'])

@@ -18,7 +18,7 @@ from trigflow.commands.command import (
 from trigflow.system.errors import UserError, one_of
 
 # Flags that belong to some studies only; a study's own defaults stand where none is given.
-OWN = ("teacher", "features", "data", "num", "seeds", "steps", "shares", "guidance_scale")
+OWN = ("teacher", "method", "features", "data", "num", "seeds", "steps", "shares", "guidance_scale")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "subject",
         metavar="MODEL_OR_DATA",
         help="steps, speed: a student, shipped or the folder of a run; scaling, ablation, compute: a data set with the "
-        "recipes NAME-teacher and NAME-scd",
+        "recipes NAME-teacher and NAME-scd (or NAME-METHOD)",
     )
     add_overrides(
         parser,
@@ -42,6 +42,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", help="the features in which samples are scored, as in evaluate")
     parser.add_argument(
         "--teacher", help="steps, speed: the teacher (default: the one it was distilled from)"
+    )
+    parser.add_argument(
+        "--method", help="scaling, compute: how students are distilled, scd or scd-vsd (default: scd)"
     )
     parser.add_argument("--data", help="steps, speed: the real data (default: what the model was trained on)")
     parser.add_argument(

@@ -6,7 +6,7 @@ the teacher's too: it is trained with them as well.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from trigflow.data import load_data
@@ -117,7 +117,7 @@ class Ablation(TrainingSettings):
         paper = pairs[BASELINE][1]
         figure_4 = {}
         for number, (label, overrides) in enumerate(FIGURE_4.items()):
-            pair = Pair(paper.data, (*paper.teacher, *overrides), paper.student)
+            pair = replace(paper, teacher=(*paper.teacher, *overrides))
             figure_4[label] = self._teachers(runs, f"figure{number}", pair)
         runs.do()
         norms = {
@@ -143,7 +143,7 @@ class Ablation(TrainingSettings):
 
 def _switched(pair: Pair, network: Any, student: Any) -> Pair:
     """With changes of both networks, and of the student."""
-    return Pair(pair.data, (*pair.teacher, *network), (*pair.student, *network, *student))
+    return replace(pair, teacher=(*pair.teacher, *network), student=(*pair.student, *network, *student))
 
 
 def _norms(runs: Runs, name: str, teacher: str) -> Cell | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from trigflow.objectives import new_objective
 from trigflow.objectives.cost import mean_forwards
 from trigflow.objectives.warmup import scaled_warmup
-from trigflow.recipes.schema import Recipe
+from trigflow.recipes.schema import OptimizerConfig, Recipe
 from trigflow.system.errors import UserError
 from trigflow.tools.studies.outcome import Line, Outcome, comparison, ratio, score_plot, show, stored
 from trigflow.tools.studies.study import StudyContext
@@ -17,10 +17,11 @@ from trigflow.tools.studies.trained import COLUMNS, Pair, Row, Runs, TrainingSet
 from trigflow.training.synthetic import evaluations_per_sample
 
 SHARES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-# Samples of the teacher are part of a student's compute: 10,000 would be a third of a digits teacher's training.
-SETTINGS = {
-    "digits": Pair("digits", student=("train.synthetic=0",)),
-    "mixture2d": Pair("mixture2d", student=("sampling.flow_map_num=0",)),
+# (data, method) -> overrides of the student. Samples of the teacher are part of its compute: 10,000 would be a third
+# of a digits teacher's training.
+STUDENTS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("digits", "scd"): ("train.synthetic=0",),
+    ("mixture2d", "scd"): ("sampling.flow_map_num=0",),
 }
 EXPECTATION = (
     "in 2 steps a student is comparable to its teacher with less than 20 % of the teacher's training compute, and good "
@@ -33,14 +34,17 @@ class Compute(TrainingSettings):
     """Students of different shares of the teacher's training compute, beside the teacher. Takes data.
 
     Args: see `TrainingSettings`, and
+        method: how the students are distilled: their recipe is {data}-{method}.
         shares: of the teacher's training compute, counted in forward passes.
     """
 
     name: ClassVar[str] = "compute"
+    method: str = "scd"
     shares: tuple[float, ...] = SHARES
 
     def _pair(self) -> Pair:
-        return SETTINGS.get(self.data, Pair(self.data)).changed(self.overrides)
+        student = STUDENTS.get((self.data, self.method), ())
+        return Pair(self.data, student=student, method=self.method).changed(self.overrides)
 
     def plan(self) -> dict[str, Any]:
         if len({_share_name(share) for share in self.shares}) < len(self.shares) or min(self.shares) <= 0:
@@ -79,10 +83,11 @@ def _share_name(share: float) -> str:
 
 def forwards(recipe: Recipe, nfe: int = 0) -> float:
     """Forward passes that a training costs, `nfe` for each sample of its teacher that it is trained on."""
-    return recipe.train.total_nimg * _forwards_per_image(recipe) + nfe * recipe.train.synthetic
+    return recipe.train.total_nimg * forwards_per_image(recipe) + nfe * recipe.train.synthetic
 
 
-def _forwards_per_image(recipe: Recipe) -> float:
+def forwards_per_image(recipe: Recipe) -> float:
+    """Forward passes that an image of a training costs, the mean over its steps."""
     objective = new_objective(recipe.objective)
     return mean_forwards(objective, recipe.update_periods(objective.trains))
 
@@ -102,7 +107,7 @@ def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> R
     """
     left = share * forwards(teacher) - nfe * student.train.synthetic
     batch, objective = student.train.batch, new_objective(student.objective)
-    total = batch * max(1, round(left / _forwards_per_image(student) / batch))
+    total = batch * max(1, round(left / forwards_per_image(student) / batch))
     if left <= 0:
         raise UserError(
             f"a share of {share:g} is less than the {student.train.synthetic} samples of the teacher cost: "
@@ -112,19 +117,24 @@ def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> R
     options = dict(student.objective.options)
     if warmup := getattr(objective, "warmup", 0):  # also where the recipe leaves it to the objective
         options["warmup"] = scaled_warmup(warmup, factor)
-    optimizer, ema = student.optimizer, student.ema
-    schedule = optimizer.schedule
-    if "t_ref" in schedule.options:
-        schedule = replace(
-            schedule, options={**schedule.options, "t_ref": schedule.options["t_ref"] * factor}
-        )
+    ema, optimizers = student.ema, student.optimizers
     return replace(
         student,
         objective=replace(student.objective, options=options),
         train=replace(student.train, total_nimg=total),
-        optimizer=replace(optimizer, schedule=schedule, rampup_nimg=round(optimizer.rampup_nimg * factor)),
+        optimizer=_scaled_optimizer(student.optimizer, factor),
+        optimizers={name: _scaled_optimizer(config, factor) for name, config in optimizers.items()},
         ema=replace(ema, halflife_nimg=max(1, round(ema.halflife_nimg * factor))),
     )
+
+
+def _scaled_optimizer(config: OptimizerConfig, factor: float) -> OptimizerConfig:
+    """With a ramp-up and an inverse-sqrt decay `factor` times as long."""
+    schedule = config.schedule
+    if "t_ref" in schedule.options:
+        options = {**schedule.options, "t_ref": schedule.options["t_ref"] * factor}
+        schedule = replace(schedule, options=options)
+    return replace(config, schedule=schedule, rampup_nimg=round(config.rampup_nimg * factor))
 
 
 def _outcome(runs: Runs, shares: Sequence[float], rows: Sequence[Row]) -> Outcome:
@@ -152,10 +162,11 @@ def _outcome(runs: Runs, shares: Sequence[float], rows: Sequence[Row]) -> Outcom
         plots={"compute.png": score_plot(name, "share of the teacher's training compute", lines, shares)},
         notes=[
             runs.note(len(best)),
-            "Compute is counted in forward passes: 3 for an image of diffusion training, 5 for one of sCD (6 from a"
-            " guided teacher), and each evaluation of the teacher for the samples of train.synthetic. Length, decay,"
-            " warm-up and half-life of the student's recipe are scaled to the share; the teacher's own training, where"
-            " the student's weights come from, is not counted.",
+            f"Compute is counted in forward passes: {forwards_per_image(teacher):.3g} for an image of the teacher's"
+            f" training, {forwards_per_image(recipes[0]):.3g} for one of {recipes[0].name}, and each evaluation of the"
+            " teacher for the samples of train.synthetic. Length, decay, warm-up and half-life of the student's recipe"
+            " are scaled to the share; the teacher's own training, where the student's weights come from, is not"
+            " counted.",
         ],
         numbers={
             "score": name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from trigflow.system.errors import UserError, did_you_mean
@@ -42,13 +42,14 @@ class Sizes:
     """The length of the trainings on a data set, and the networks.
 
     Args:
-        teacher, student: overrides of the recipes.
+        teacher: overrides of the teacher's recipe.
+        students: method -> overrides of the student's; a method that is not here keeps its recipe's length.
         networks: overrides for each size, the smallest first.
     """
 
     teacher: tuple[str, ...]
-    student: tuple[str, ...]
     networks: tuple[tuple[str, ...], ...]
+    students: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _mlps(*widths: int) -> tuple[tuple[str, ...], ...]:
@@ -63,24 +64,29 @@ def _unets(*channels: int) -> tuple[tuple[str, ...], ...]:
     return tuple((f"network.channels={size}", f"network.emb_channels={3 * size}") for size in channels)
 
 
+# Of score distillation on images: a third of the recipe, with its warm-up nearer to the start of the run.
+_SHORT_VSD = ("train.total_nimg=256000", "objective.warmup=[[64000,0.5]]")
 # Parameters over 8x; trainings are a part of the recipes', so three seeds of digits take about 45 minutes on two cores.
 SIZES = {
     "digits": Sizes(
         teacher=(),
-        student=("train.total_nimg=3072000", "train.synthetic=20000", "objective.warmup=512000"),
+        students={"scd": ("train.total_nimg=3072000", "train.synthetic=20000", "objective.warmup=512000")},
         networks=_mlps(128, 184, 264, 384),
     ),
     "mixture2d": Sizes(
         teacher=("train.total_nimg=2560000",),
-        student=("train.total_nimg=2560000", "objective.warmup=1500", "sampling.flow_map_num=0"),
+        students={"scd": ("train.total_nimg=2560000", "objective.warmup=1500", "sampling.flow_map_num=0")},
         networks=tuple((f"network.width={width}",) for width in (48, 68, 96, 144)),
     ),
     "mnist": Sizes(
         teacher=("train.total_nimg=1536000",),
-        student=("train.total_nimg=768000", "objective.warmup=[[384000,0.5]]"),
+        students={
+            "scd": ("train.total_nimg=768000", "objective.warmup=[[384000,0.5]]"),
+            "scd-vsd": _SHORT_VSD,
+        },
         networks=_unets(16, 24, 32, 48),
     ),
-    "cifar10-small": Sizes(teacher=(), student=(), networks=_unets(16, 24, 32, 48)),
+    "cifar10-small": Sizes(teacher=(), students={"scd-vsd": _SHORT_VSD}, networks=_unets(16, 24, 32, 48)),
 }
 
 
@@ -88,20 +94,23 @@ SIZES = {
 class Scaling(TrainingSettings):
     """Teacher and student at four sizes over 8x in parameters: ratio per size, and slopes. Takes data.
 
-    Args: see `TrainingSettings`.
+    Args: see `TrainingSettings`, and
+        method: how the students are distilled: their recipe is {data}-{method}.
     """
 
     name: ClassVar[str] = "scaling"
+    method: str = "scd"
 
     def _pairs(self) -> list[Pair]:
-        known(self.data, "teacher")
+        known(self.data, self.method)
         if self.data not in SIZES:
             raise UserError(
                 f"study scaling has no sizes for data '{self.data}'{did_you_mean(self.data, SIZES)}; "
                 f"there are: {', '.join(SIZES)}"
             )
         sizes = SIZES[self.data]
-        base = Pair(self.data, sizes.teacher, sizes.student).changed(self.overrides)
+        base = Pair(self.data, sizes.teacher, sizes.students.get(self.method, ()), self.method)
+        base = base.changed(self.overrides)
         return [base.changed(network) for network in sizes.networks]
 
     def plan(self) -> dict[str, Any]:

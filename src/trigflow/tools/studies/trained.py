@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from trigflow.evaluation.measure import Scores, Trial, new_trial, score_all
 from trigflow.evaluation.metrics import METRICS, load_features
 from trigflow.evaluation.real import default_features, real_data
 from trigflow.models.model import Model, load
+from trigflow.objectives import OBJECTIVES, new_objective
 from trigflow.recipes import RECIPES
 from trigflow.recipes.schema import Recipe
-from trigflow.system.config import to_json
-from trigflow.system.errors import Diverged, UserError, did_you_mean
+from trigflow.system.config import Component, to_json
+from trigflow.system.errors import Diverged, UserError, did_you_mean, one_of
 from trigflow.system.files import write_json
 from trigflow.tools.studies.folder import Cell, StudyFolder
 from trigflow.tools.studies.study import StudyContext
@@ -41,7 +42,7 @@ class TrainingSettings:
     """Settings of a study that trains.
 
     Args:
-        data: prefix of the recipes {data}-teacher and {data}-scd.
+        data: prefix of the recipes {data}-teacher and {data}-scd, or of another method.
         overrides: `key=value` for both recipes, `teacher.key=value`, `student.key=value`.
         features: as in `load_features` (default: the shipped classifier for digits and MNIST, else pixels).
         num: samples of each score.
@@ -60,13 +61,15 @@ class Pair:
     """The recipes of a teacher and its student, as overrides of those of a data set.
 
     Args:
-        data: prefix of the recipes {data}-teacher and {data}-scd.
+        data: prefix of the recipes {data}-teacher and {data}-{method}.
         teacher, student: overrides `key=value`; the last one of a key counts.
+        method: how the student is distilled, see `methods_of`.
     """
 
     data: str
     teacher: tuple[str, ...] = ()
     student: tuple[str, ...] = ()
+    method: str = "scd"
 
     def changed(self, overrides: Sequence[str]) -> Pair:
         """With further overrides of both recipes, or of one: `teacher.key=value`, `student.key=value`.
@@ -80,16 +83,16 @@ class Pair:
             key = one.partition("=")[0]
             if key in OURS:
                 raise UserError(f"'{one}': the study sets {key} itself; remove it")
-        return Pair(self.data, (*self.teacher, *teacher), (*self.student, *student))
+        return replace(self, teacher=(*self.teacher, *teacher), student=(*self.student, *student))
 
     def teacher_recipe(self, seed: int) -> Recipe:
         """Raises a UserError for an unknown data set or key."""
         return recipes.get(known(self.data, "teacher"), [*QUIET, *self.teacher, f"train.seed={seed}"])
 
     def student_recipe(self, seed: int, teacher: Path) -> Recipe:
-        """Raises a UserError for an unknown data set or key."""
+        """Raises a UserError for an unknown data set, method or key."""
         own = [f"train.seed={seed}", f"teacher={json.dumps(str(teacher))}"]
-        return recipes.get(known(self.data, "scd"), [*QUIET, *self.student, *own])
+        return recipes.get(known(self.data, self.method), [*QUIET, *self.student, *own])
 
     def check(self) -> dict[str, Any]:
         """Makes both recipes; returns the overrides and a digest of the recipes, as JSON data."""
@@ -103,7 +106,7 @@ def known(data: str, role: str) -> str:
 
     Args:
         data: prefix of the recipe.
-        role: "teacher" or "scd".
+        role: "teacher", or a method of `methods_of`.
 
     Raises:
         UserError: there is no such recipe.
@@ -114,7 +117,15 @@ def known(data: str, role: str) -> str:
             f"no recipes for data '{data}'{did_you_mean(data, trainable)}; a study that trains takes: "
             f"{', '.join(trainable)} (an override data=FILE changes the data itself)"
         )
+    if role != "teacher":
+        one_of("method", role, methods_of(data), f"data '{data}': ")
     return f"{data}-{role}"
+
+
+def methods_of(data: str) -> list[str]:
+    """The objectives that distil a teacher and have a recipe for the data, as it is named: "scd", "scd-vsd"."""
+    distil = [name for name in OBJECTIVES if new_objective(Component(name)).needs_teacher]
+    return [method for name in distil if f"{data}-{(method := name.replace('_', '-'))}" in RECIPES]
 
 
 def check_feature_name(name: str | None) -> None:
