@@ -29,6 +29,7 @@ from trigflow.system.errors import UserError
 from trigflow.tools.studies import STUDIES, ablation, carry_out, scaling, speed, trained
 from trigflow.tools.studies.compute import forwards, forwards_per_image, scaled_to
 from trigflow.tools.studies.folder import StudyFolder, open_study
+from trigflow.tools.studies.given import Cost, cost_from_card
 from trigflow.tools.studies.outcome import Outcome, show, spread
 from trigflow.tools.studies.scored import Scored
 from trigflow.tools.studies.study import StudyContext
@@ -135,6 +136,26 @@ def test_compute_by_score_distillation(tmp_path: Path) -> None:
     )
     images = found["cells"]["student-share5-seed0"]["nimg"]
     assert abs(images - 5 * 96 / forwards_per_image(recipe)) <= 8
+
+
+def test_compute_with_a_given_teacher(teacher_folder: Path, tmp_path: Path) -> None:
+    settings = {"teacher": str(teacher_folder), "shares": (5.0,)}
+    own = (*(one for one in TRAINED if not one.startswith("teacher.")), "network.width=16")
+    study("compute", "digits", tmp_path / "out", overrides=own, **settings)
+    found = numbers(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out/runs")) == [f"student-share5-seed{seed}" for seed in (0, 1)]
+    assert len(set(found["teacher"])) == 1 and found["teacher"][0] != found["scores"]["1"][0][0]
+    first, second = (found["cells"][f"student-share5-seed{seed}"] for seed in (0, 1))
+    assert first["nimg"] == second["nimg"] == 96 and first["scores"] != second["scores"]
+    assert found["plan"]["teacher_weights"] and str(teacher_folder) in found["notes"][-1]
+
+
+def test_the_training_of_a_given_teacher_has_all_its_phases(teacher_folder: Path) -> None:
+    teacher = load(teacher_folder, "cpu")
+    card = replace(teacher.card, earlier=(teacher.card.phases[0],) * 2)
+    assert cost_from_card(replace(teacher, card=card)) == Cost(3 * 32, 3 * 96)
+    with pytest.raises(UserError, match="does not tell what its training cost"):
+        cost_from_card(replace(teacher, card=replace(teacher.card, recipe={})))
 
 
 def test_compute_on_points_with_samples_of_the_teacher(tmp_path: Path) -> None:
@@ -383,19 +404,19 @@ def test_rivals_come_in_the_order_of_their_evaluations(teacher_folder: Path, tmp
 def test_a_recipe_is_scaled_to_a_share_of_the_compute() -> None:
     teacher, student = recipes.get("digits-teacher"), recipes.get("digits-scd", ["train.synthetic=0"])
     assert forwards(teacher) == 3 * 640_000 and forwards(student) == 5 * 256 * 40_000
-    short = scaled_to(student, teacher, 0.5)
+    short = scaled_to(student, 0.5 * forwards(teacher))
     assert short.train.total_nimg == 192_000 and forwards(short) == 0.5 * forwards(teacher)
     assert short.objective.options["warmup"] == 19_200  # a tenth, as in the recipe
     assert short.ema.halflife_nimg == 4_800
     # 10,000 samples at 63 evaluations leave 1,290,000 passes.
     sampled = scaled_to(
-        replace(student, train=replace(student.train, synthetic=10_000)), teacher, 1.0, nfe=63
+        replace(student, train=replace(student.train, synthetic=10_000)), forwards(teacher), nfe=63
     )
     assert sampled.train.total_nimg == 256 * round(1_290_000 / 5 / 256)
     with pytest.raises(UserError, match="less than the 50000 samples of the teacher cost"):
-        scaled_to(recipes.get("digits-scd"), teacher, 0.1, nfe=63)
+        scaled_to(recipes.get("digits-scd"), 0.1 * forwards(teacher), nfe=63)
     default = recipes.get("cifar10-scd")  # its warm-up is the objective's own, 10,000 steps
-    share = scaled_to(default, recipes.get("cifar10-teacher"), 0.5)
+    share = scaled_to(default, 0.5 * forwards(recipes.get("cifar10-teacher")))
     assert share.objective.options["warmup"] == round(
         10_000 * share.train.total_nimg / default.train.total_nimg
     )
@@ -403,14 +424,14 @@ def test_a_recipe_is_scaled_to_a_share_of_the_compute() -> None:
         "digits-scd",
         ["train.synthetic=0", "optimizer.schedule=inverse_sqrt", "optimizer.schedule.t_ref=400"],
     )
-    assert scaled_to(edm, teacher, 0.5).optimizer.schedule.options["t_ref"] == 400 * 192 / 10_240
+    assert scaled_to(edm, 0.5 * forwards(teacher)).optimizer.schedule.options["t_ref"] == 400 * 192 / 10_240
 
 
 def test_optimisers_of_each_network_are_scaled() -> None:
     own = ["optimizers.net.schedule=inverse_sqrt", "optimizers.net.schedule.t_ref=400"]
     ramps = ["optimizer.rampup_nimg=2000", "optimizers.net.rampup_nimg=1000"]
     student = recipes.get("digits-scd-vsd", [*own, *ramps])
-    short = scaled_to(student, recipes.get("digits-teacher"), 0.5)
+    short = scaled_to(student, 0.5 * forwards(recipes.get("digits-teacher")))
     factor = short.train.total_nimg / student.train.total_nimg
     assert short.optimizers["net"].schedule.options["t_ref"] == 400 * factor
     assert [short.optimizer_of(name).rampup_nimg for name in ("net", "fake")] == [
@@ -526,6 +547,14 @@ def test_mistakes_are_told_in_one_line(
     assert "give them too" in complain(capsys, "speed", student_folder, "--steps", "1", *out)
     assert "is no consistency model" in complain(capsys, "steps", teacher_folder, *out)
     assert "needs a teacher" in complain(capsys, "steps", student_folder, "--teacher", "none", *out)
+    given = ("compute", "digits", "--teacher")
+    assert "is a consistency model" in complain(capsys, *given, "digits", *out)
+    assert "no model 'nowhere'" in complain(capsys, *given, "nowhere", *out)
+    assert "does not fit" in complain(capsys, *given, "mnist-teacher", *out)
+    assert "model 'digits-teacher'" in complain(capsys, *given, "digits-teacher", "network.width=8", *out)
+    assert "is given and not trained" in complain(
+        capsys, *given, "digits-teacher", "teacher.train.batch=8", *out
+    )
     teacher = ("--teacher", student_folder)
     assert "is a consistency model" in complain(capsys, "steps", student_folder, *teacher, *out)
     assert not (tmp_path / "out").exists()

@@ -41,7 +41,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=integer(2), help="samples for each score (default: 5000)")
     parser.add_argument("--features", help="the features in which samples are scored, as in evaluate")
     parser.add_argument(
-        "--teacher", help="steps, speed: the teacher (default: the one it was distilled from)"
+        "--teacher",
+        help="steps, speed: the teacher (default: the one it was distilled from); compute: one that "
+        "is not trained for the study",
     )
     parser.add_argument(
         "--method", help="scaling, compute: how students are distilled, scd or scd-vsd (default: scd)"

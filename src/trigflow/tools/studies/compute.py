@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from trigflow.objectives import new_objective
@@ -11,6 +12,7 @@ from trigflow.objectives.cost import mean_forwards
 from trigflow.objectives.warmup import scaled_warmup
 from trigflow.recipes.schema import OptimizerConfig, Recipe
 from trigflow.system.errors import UserError
+from trigflow.tools.studies.given import Cost, check_given, cost_from_card
 from trigflow.tools.studies.outcome import Line, Outcome, comparison, ratio, score_plot, show, stored
 from trigflow.tools.studies.study import StudyContext
 from trigflow.tools.studies.trained import COLUMNS, Pair, Row, Runs, TrainingSettings, check_feature_name
@@ -35,11 +37,14 @@ class Compute(TrainingSettings):
 
     Args: see `TrainingSettings`, and
         method: how the students are distilled: their recipe is {data}-{method}.
+        teacher: whose students are trained, all of the same: a shipped model, or a run's folder (default: one
+            is trained for each seed).
         shares: of the teacher's training compute, counted in forward passes.
     """
 
     name: ClassVar[str] = "compute"
     method: str = "scd"
+    teacher: str | None = None
     shares: tuple[float, ...] = SHARES
 
     def _pair(self) -> Pair:
@@ -50,23 +55,29 @@ class Compute(TrainingSettings):
         if len({_share_name(share) for share in self.shares}) < len(self.shares) or min(self.shares) <= 0:
             raise UserError(f"shares {list(self.shares)}: give numbers above 0, each of them once")
         check_feature_name(self.features)
-        return self._pair().check()
+        pair = self._pair()
+        found = pair.check()
+        if self.teacher is None:
+            return found
+        return found | check_given(self.teacher, pair.student_recipe(0, Path(self.teacher)), self.overrides)
 
     def measure(self, bench: StudyContext) -> Outcome:
         pair, runs = self._pair(), Runs(bench, self.num, self.features)
-        teachers = [runs.add_teacher("whole", pair, seed) for seed in range(self.seeds)]
+        if self.teacher is None:
+            teachers = [runs.add_teacher("whole", pair, seed) for seed in range(self.seeds)]
+        else:
+            teachers = [runs.add_given(self.teacher, pair)] * self.seeds
         runs.do()
+        whole = _cost(runs, teachers[0])
         rows = [Row(f"{share:.0%}", teachers, []) for share in self.shares]
         for share, row in zip(self.shares, rows, strict=True):
             for seed, teacher in enumerate(teachers):
                 full = runs.add_student(_share_name(share), pair, seed, teacher)
-                recipe = scaled_to(
-                    runs.students[full][0], runs.teachers[teacher], share, self._nfe(runs, full)
-                )
+                recipe = scaled_to(runs.students[full][0], share * whole.forwards, self._nfe(runs, full))
                 runs.students[full] = (recipe, teacher)
                 row.students.append(full)
         runs.do()
-        return _outcome(runs, self.shares, rows)
+        return _outcome(runs, self.shares, rows, whole)
 
     def _nfe(self, runs: Runs, student: str) -> int:
         """Evaluations of the teacher for a sample that a student is trained on."""
@@ -74,6 +85,15 @@ class Compute(TrainingSettings):
         model = runs.model(teacher) if recipe.train.synthetic else None
         scale = new_objective(recipe.objective).guidance_scale
         return evaluations_per_sample(model, scale, recipe.guide is not None) if model else 0
+
+
+def _cost(runs: Runs, teacher: str) -> Cost:
+    """Of the teacher's training, the same for all seeds."""
+    if recipe := runs.teachers.get(teacher):
+        return Cost(recipe.train.total_nimg, forwards(recipe))
+    model = runs.model(teacher)
+    assert model
+    return cost_from_card(model)
 
 
 def _share_name(share: float) -> str:
@@ -92,26 +112,26 @@ def forwards_per_image(recipe: Recipe) -> float:
     return mean_forwards(objective, recipe.update_periods(objective.trains))
 
 
-def scaled_to(student: Recipe, teacher: Recipe, share: float, nfe: int = 0) -> Recipe:
-    """A student's recipe shortened (or lengthened) to a share of the teacher's forward passes, to a whole batch.
+def scaled_to(student: Recipe, budget: float, nfe: int = 0) -> Recipe:
+    """A student's recipe shortened (or lengthened) to so many forward passes, to a whole batch.
 
     Warm-up, ramp-up, half-life and an inverse-sqrt decay are scaled with it; the other decays follow the length.
 
     Args:
-        student, teacher: recipes of one network.
-        share: > 0.
+        student: its recipe.
+        budget: forward passes of a network of its size, > 0.
         nfe: of the teacher for a sample, where the student is trained on its samples.
 
     Raises:
-        UserError: the samples alone cost more than the share.
+        UserError: the samples alone cost more than that.
     """
-    left = share * forwards(teacher) - nfe * student.train.synthetic
+    left = budget - nfe * student.train.synthetic
     batch, objective = student.train.batch, new_objective(student.objective)
     total = batch * max(1, round(left / forwards_per_image(student) / batch))
     if left <= 0:
         raise UserError(
-            f"a share of {share:g} is less than the {student.train.synthetic} samples of the teacher cost: "
-            "give student.train.synthetic=0, or larger --shares"
+            f"{budget:,.0f} forward passes are less than the {student.train.synthetic} samples of the teacher cost: "
+            "give student.train.synthetic=0, or a larger share"
         )
     factor = total / student.train.total_nimg
     options = dict(student.objective.options)
@@ -137,7 +157,7 @@ def _scaled_optimizer(config: OptimizerConfig, factor: float) -> OptimizerConfig
     return replace(config, schedule=schedule, rampup_nimg=round(config.rampup_nimg * factor))
 
 
-def _outcome(runs: Runs, shares: Sequence[float], rows: Sequence[Row]) -> Outcome:
+def _outcome(runs: Runs, shares: Sequence[float], rows: Sequence[Row], whole: Cost) -> Outcome:
     name, scores = runs.score_name(), runs.scores(rows)
     best = scores["teacher"][0]
     ratios = {column: [ratio(group, best) for group in scores[column]] for column in COLUMNS}
@@ -147,8 +167,7 @@ def _outcome(runs: Runs, shares: Sequence[float], rows: Sequence[Row]) -> Outcom
     table = comparison(
         f"{name} after a share of the teacher's training compute", head, firsts, scores, ratios
     )
-    teacher = runs.teachers[rows[0].teachers[0]]
-    table.rows.insert(1, ["teacher", f"{teacher.train.total_nimg:,}", *(show(best), "1") * len(COLUMNS)])
+    table.rows.insert(1, ["teacher", f"{whole.images:,}", *(show(best), "1") * len(COLUMNS)])
     texts = [
         f"{row.label}: {show(group, '{:.2f}')}" for row, group in zip(rows, ratios["2 steps"], strict=True)
     ]
@@ -162,11 +181,12 @@ def _outcome(runs: Runs, shares: Sequence[float], rows: Sequence[Row]) -> Outcom
         plots={"compute.png": score_plot(name, "share of the teacher's training compute", lines, shares)},
         notes=[
             runs.note(len(best)),
-            f"Compute is counted in forward passes: {forwards_per_image(teacher):.3g} for an image of the teacher's"
+            f"Compute is counted in forward passes: {whole.forwards / whole.images:.3g} for an image of the teacher's"
             f" training, {forwards_per_image(recipes[0]):.3g} for one of {recipes[0].name}, and each evaluation of the"
             " teacher for the samples of train.synthetic. Length, decay, warm-up and half-life of the student's recipe"
             " are scaled to the share; the teacher's own training, where the student's weights come from, is not"
             " counted.",
+            *(f"Teacher: {model}, whose card tells its training." for model, _ in runs.given.values()),
         ],
         numbers={
             "score": name,

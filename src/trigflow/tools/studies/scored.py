@@ -120,15 +120,15 @@ def check_setting(setting: Setting) -> dict[str, Any]:
         student_in_steps(student, 1, scale)
     dataset, features = _data_and_features(setting, student)
     return {
-        "student_weights": _digest(student),
+        "student_weights": weights_digest(student),
         "teacher": teacher.name,
-        "teacher_weights": _digest(teacher),
+        "teacher_weights": weights_digest(teacher),
         "reference": reference_key(dataset, features, SPLITS),
-        **({} if teacher.guide is None else {"guide_weights": _digest(teacher.guide)}),
+        **({} if teacher.guide is None else {"guide_weights": weights_digest(teacher.guide)}),
     }
 
 
-def _digest(model: Model) -> str:
+def weights_digest(model: Model) -> str:
     """Of the weights and the card; without fields that are null or empty or the kind, which an older card has not."""
     card = {
         key: value

@@ -159,29 +159,52 @@ class TrainAndScore:
         cell: Cell = {"run": self.name, "seed": self.recipe.train.seed, "diverged": None}
         try:
             train(self.recipe, run, resume=True, device=self.device, progress=False)
-            cell |= self._scored(load(run, self.device))
+            cell |= scored_cell(load(run, self.device), self.recipe.data, self.num, self.features)
         except Diverged as failure:
             cell |= {"diverged": str(failure)}
         cell |= {"curves": curves(run), "seconds": time.perf_counter() - start}
         write_json(self.folder.cell_path(self.name), cell)
 
-    def _scored(self, model: Model) -> Cell:
-        trial = self._trial(model)
-        ways = [model.with_plan(steps) for steps in (STEPS if model.is_student else (None,))]
-        (scores,) = score_all(trial, ways, progress=False)
-        return {
-            "params": model.num_parameters,
-            "nimg": model.card.nimg,
-            "score": score_name(trial),
-            "scores": {
-                str(way.default_plan.steps): score_cell(one) for way, one in zip(ways, scores, strict=True)
-            },
-        }
 
-    def _trial(self, model: Model) -> Trial:
-        dataset = real_data(model, self.recipe.data)
-        features = load_features(self.features or default_features(dataset), model.device)
-        return new_trial(dataset, [features], self.num, 1, BATCH)
+@dataclass(frozen=True)
+class ScoreTeacher:
+    """Writes the scores of a teacher that is there already as a cell.
+
+    Args:
+        name: of the cell.
+        model: a shipped model, or a run's folder.
+        data: the real data.
+        folder, num, features, device: as in TrainAndScore.
+    """
+
+    name: str
+    model: str
+    data: Component
+    folder: StudyFolder
+    num: int
+    features: str | None
+    device: str
+
+    def __call__(self) -> None:
+        cell = scored_cell(load(self.model, self.device), self.data, self.num, self.features)
+        write_json(self.folder.cell_path(self.name), {"model": self.model, "diverged": None, **cell})
+
+
+def scored_cell(model: Model, data: Component, num: int, features: str | None) -> Cell:
+    """The scores of a student in STEPS, or of a teacher with its card's sampler."""
+    dataset = real_data(model, data)
+    judge = load_features(features or default_features(dataset), model.device)
+    trial = new_trial(dataset, [judge], num, 1, BATCH)
+    ways = [model.with_plan(steps) for steps in (STEPS if model.is_student else (None,))]
+    (scores,) = score_all(trial, ways, progress=False)
+    return {
+        "params": model.num_parameters,
+        "nimg": model.card.nimg,
+        "score": score_name(trial),
+        "scores": {
+            str(way.default_plan.steps): score_cell(one) for way, one in zip(ways, scores, strict=True)
+        },
+    }
 
 
 def score_name(trial: Trial) -> str:
@@ -234,6 +257,7 @@ class Runs:
         num, features: as in TrainAndScore.
         teachers: name -> recipe.
         students: name -> (recipe, name of its teacher).
+        given: teachers that are not trained: name -> (shipped model or folder, the real data).
     """
 
     bench: StudyContext
@@ -241,6 +265,7 @@ class Runs:
     features: str | None
     teachers: dict[str, Recipe] = field(default_factory=dict)
     students: dict[str, tuple[Recipe, str]] = field(default_factory=dict)
+    given: dict[str, tuple[str, Component]] = field(default_factory=dict)
 
     def add_teacher(self, name: str, pair: Pair, seed: int) -> str:
         """Returns its full name; a teacher that is added twice is trained once."""
@@ -248,10 +273,20 @@ class Runs:
         self.teachers[full] = pair.teacher_recipe(seed)
         return full
 
+    def add_given(self, model: str, pair: Pair) -> str:
+        """A teacher that is there already; returns its full name."""
+        full = "teacher-given"
+        self.given[full] = (model, pair.student_recipe(0, Path(model)).data)
+        return full
+
+    def place(self, name: str) -> Path:
+        """What a model is loaded by: the folder of its run, or what the study was given."""
+        return Path(self.given[name][0]) if name in self.given else self.bench.folder.run_path(name)
+
     def add_student(self, name: str, pair: Pair, seed: int, teacher: str) -> str:
         """Returns its full name."""
         full = f"student-{name}-seed{seed}"
-        self.students[full] = (pair.student_recipe(seed, self.bench.folder.run_path(teacher)), teacher)
+        self.students[full] = (pair.student_recipe(seed, self.place(teacher)), teacher)
         return full
 
     def add_row(self, label: str, pair: Pair, seeds: int, teacher: str, student: str) -> Row:
@@ -263,26 +298,25 @@ class Runs:
     def do(self) -> None:
         """Trains and scores all that has no cell yet. Students of a teacher that diverged count as diverged."""
         folder = self.bench.folder
-        self.bench.do(
-            [self._task(name, recipe) for name, recipe in self.teachers.items() if not folder.has(name)]
-        )
+        settings = (folder, self.num, self.features, str(self.bench.device))
+        trained = [TrainAndScore(name, recipe, *settings) for name, recipe in self.teachers.items()]
+        given = [ScoreTeacher(name, model, data, *settings) for name, (model, data) in self.given.items()]
+        teachers: list[TrainAndScore | ScoreTeacher] = [*trained, *given]
+        self.bench.do([task for task in teachers if not folder.has(task.name)])
         left = []
         for name, (recipe, teacher) in self.students.items():
             if folder.read(teacher)["diverged"]:
                 why = f"its teacher {teacher} diverged"
                 folder.cell(name, partial(dict, run=name, seed=recipe.train.seed, diverged=why, curves=[]))
             elif not folder.has(name):
-                left.append(self._task(name, recipe))
+                left.append(TrainAndScore(name, recipe, *settings))
         self.bench.do(left)
-
-    def _task(self, name: str, recipe: Recipe) -> TrainAndScore:
-        return TrainAndScore(name, recipe, self.bench.folder, self.num, self.features, str(self.bench.device))
 
     def model(self, name: str) -> Model | None:
         """A trained model; None where it diverged."""
         if self.bench.folder.read(name)["diverged"]:
             return None
-        return load(self.bench.folder.run_path(name), self.bench.device)
+        return load(self.place(name), self.bench.device)
 
     def scores(self, rows: Sequence[Row]) -> dict[str, list[list[float]]]:
         """Of "teacher", "1 step" and "2 steps": row -> a score for each seed, infinite where the run diverged."""
@@ -302,10 +336,10 @@ class Runs:
 
     def score_name(self) -> str:
         """The name of the score."""
-        cells = (self.bench.folder.read(name) for name in self.teachers)
+        cells = (self.bench.folder.read(name) for name in (*self.teachers, *self.given))
         return next((str(cell["score"]) for cell in cells if not cell["diverged"]), "score")
 
     def cells(self) -> dict[str, Cell]:
         """All cells by name, without the curves of the trainings."""
-        read = {name: self.bench.folder.read(name) for name in (*self.teachers, *self.students)}
+        read = {name: self.bench.folder.read(name) for name in (*self.teachers, *self.given, *self.students)}
         return {name: {k: v for k, v in cell.items() if k != "curves"} for name, cell in read.items()}
