@@ -76,7 +76,7 @@ FLAGS = {
     },
     "study": {
         *("study", "subject", "overrides", "--out", "--seeds", "--num", "--features", "--teacher", "--data"),
-        *("--steps", "--guidance-scale", "--shares", "--jobs", "--device", "--method"),
+        *("--steps", "--guidance-scale", "--shares", "--share", "--jobs", "--device", "--method"),
     },
     "bench": {
         *("model", "overrides", "--random", "--steps", "--batch", "--rounds", "--precision", "--json"),

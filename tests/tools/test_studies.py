@@ -24,6 +24,7 @@ from trigflow.core.samplers import count_nfe as evaluations
 from trigflow.data import load_data
 from trigflow.evaluation.measure import Trial
 from trigflow.models.model import Model, load
+from trigflow.objectives import SCDVSD, new_objective
 from trigflow.recipes.schema import Recipe
 from trigflow.system.errors import UserError
 from trigflow.tools.studies import STUDIES, ablation, carry_out, scaling, speed, trained
@@ -34,6 +35,8 @@ from trigflow.tools.studies.outcome import Outcome, show, spread
 from trigflow.tools.studies.scored import Scored
 from trigflow.tools.studies.study import StudyContext
 from trigflow.tools.studies.tangents import _terms, derivative_norms
+from trigflow.tools.studies.terms import ROWS
+from trigflow.tools.studies.terms_outcome import ALL
 from trigflow.tools.studies.trained import Pair
 from trigflow.tools.studies.workers import _outcome, _Worker, run_all
 
@@ -47,7 +50,7 @@ def _two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def study(name: str, subject: object, out: Path, **settings: Any) -> Outcome:
-    if name in ("scaling", "ablation", "compute"):
+    if name in ("scaling", "ablation", "compute", "terms"):
         settings.setdefault("overrides", TRAINED if name == "scaling" else (*TRAINED, "network.width=16"))
     built = STUDIES[name](str(subject), **{"num": 20, "seeds": 2} | settings)
     return carry_out(built, out, device="cpu", jobs=1, progress=False)
@@ -140,8 +143,7 @@ def test_compute_by_score_distillation(tmp_path: Path) -> None:
 
 def test_compute_with_a_given_teacher(teacher_folder: Path, tmp_path: Path) -> None:
     settings = {"teacher": str(teacher_folder), "shares": (5.0,)}
-    own = (*(one for one in TRAINED if not one.startswith("teacher.")), "network.width=16")
-    study("compute", "digits", tmp_path / "out", overrides=own, **settings)
+    study("compute", "digits", tmp_path / "out", overrides=OWN, **settings)
     found = numbers(tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out/runs")) == [f"student-share5-seed{seed}" for seed in (0, 1)]
     assert len(set(found["teacher"])) == 1 and found["teacher"][0] != found["scores"]["1"][0][0]
@@ -156,6 +158,67 @@ def test_the_training_of_a_given_teacher_has_all_its_phases(teacher_folder: Path
     assert cost_from_card(replace(teacher, card=card)) == Cost(3 * 32, 3 * 96)
     with pytest.raises(UserError, match="does not tell what its training cost"):
         cost_from_card(replace(teacher, card=replace(teacher.card, recipe={})))
+
+
+OWN = (*(one for one in TRAINED if not one.startswith("teacher.")), "network.width=16")  # of teacher_folder
+
+
+def test_terms(teacher_folder: Path, tmp_path: Path) -> None:
+    settings = {"teacher": str(teacher_folder), "share": 4.0, "overrides": OWN}
+    outcome = study("terms", "digits", tmp_path / "out", seeds=1, **settings)
+    check_files(tmp_path / "out", "scores0.png", "scores1.png")
+    found = numbers(tmp_path / "out")
+    assert found["judges"] == ["FD-digits-classifier", "FD-digits-judge"] and found["forwards"] == 4 * 96
+    rows = {row["row"]: row for row in found["rows"]}
+    assert list(rows) == list(ROWS)
+    for row in rows.values():  # to a whole batch of 16
+        cost = row["cost"]
+        assert abs(cost["images"] - 384 / cost["forwards_per_image"]) <= 8 and cost["seconds"][0] > 0
+        (cell,) = (found["cells"][name] for name in row["runs"])
+        assert cell["nimg"] == cost["images"] and cell["score"] == "FD-digits-classifier"
+        for judge in found["judges"]:
+            assert row["scores"][judge]["2"] == cell["judges"][judge]["2"]["scores"]
+    whole, alone = (rows[name]["cost"] for name in (ALL, "without score distillation"))
+    assert whole["parameters"] == 2 * alone["parameters"]
+    assert whole["memory"]["optimizer"] == pytest.approx(2 * alone["memory"]["optimizer"])
+    # Weights of net, fake, the average of each, the target and the teacher; without fake, two less.
+    assert whole["memory"]["weights"] == pytest.approx(6 / 4 * alone["memory"]["weights"], rel=1e-3)
+    quality, judge, costs = outcome.tables
+    assert quality.rows[0][1:5] == ["FD-digits-classifier, 1 step", "precision", "recall", "label accuracy"]
+    assert quality.rows[1][0] == "teacher, 5 evaluations" and quality.rows[1][1:5] == quality.rows[1][5:]
+    assert len(quality.rows) == len(judge.rows) == len(costs.rows) + 1 == len(ROWS) + 2
+    before = times(tmp_path / "out")
+    study("terms", "digits", tmp_path / "out", seeds=1, **settings)  # again: only read
+    assert times(tmp_path / "out") == before
+
+
+def test_rows_of_the_study_of_terms() -> None:
+    whole = recipes.get("mnist-scd-vsd", ["optimizers.fake.lr=1e-4", "inits.fake=teacher"])
+    changed = {label: change(whole) for label, change in ROWS.items()}
+    assert changed[ALL] == whole
+    alone, without = changed["without score distillation"], changed["without sCD"]
+    assert set(alone.optimizers) == {"net"} and alone.inits == {}
+    assert alone.optimizers["net"] == replace(whole.optimizers["net"], update_period=1)
+    options = whole.objective.options
+    kept = ("P_mean", "P_std", "normalization", "adaptive_weight", "warmup", "warmup_unit", "target_halflife")
+    assert alone.objective.options == {key: options[key] for key in (*kept, "guidance_scale")}
+    assert not {*kept, "vsd_weight", "scd_share"} & set(without.objective.options)
+    assert without.objective.options["second_share"] == options["second_share"] > 0
+    assert without.optimizers == whole.optimizers
+    assert changed["without the second step"].objective.options == {**options, "second_share": 0.0}
+    usual, fresh = new_objective(changed["usual noise levels"].objective), SCDVSD()
+    for key in ("vsd_P_mean", "vsd_P_std", "fake_P_mean", "fake_P_std"):
+        assert getattr(usual, key) == getattr(fresh, key)
+    budget = forwards(whole)
+    for recipe in changed.values():
+        short = scaled_to(recipe, budget)
+        assert abs(forwards(short) / budget - 1) < 1e-3
+
+
+def test_the_plan_of_the_study_of_terms_has_its_rows() -> None:
+    plan = STUDIES["terms"]("digits").plan()
+    assert plan["teacher_weights"] and list(plan["rows"]) == list(ROWS)
+    assert plan["rows"]["weighting sid"]["options"]["weighting"] == "sid"
 
 
 def test_compute_on_points_with_samples_of_the_teacher(tmp_path: Path) -> None:
@@ -555,6 +618,11 @@ def test_mistakes_are_told_in_one_line(
     assert "is given and not trained" in complain(
         capsys, *given, "digits-teacher", "teacher.train.batch=8", *out
     )
+    assert "data 'mixture2d': unknown method 'scd-vsd'" in complain(capsys, "terms", "mixture2d", *out)
+    assert "share 0: give a number above 0" in complain(capsys, "terms", "digits", "--share", "0", *out)
+    assert "unknown features 'pixel'" in complain(capsys, "terms", "digits", "--features", "pixel", *out)
+    assert "no model 'nowhere'" in complain(capsys, "terms", "digits", "--teacher", "nowhere", *out)
+    assert "does not accept --share" in complain(capsys, "compute", "digits", "--share", "1", *out)
     teacher = ("--teacher", student_folder)
     assert "is a consistency model" in complain(capsys, "steps", student_folder, *teacher, *out)
     assert not (tmp_path / "out").exists()

@@ -18,17 +18,17 @@ from trigflow.commands.command import (
 from trigflow.system.errors import UserError, one_of
 
 # Flags that belong to some studies only; a study's own defaults stand where none is given.
-OWN = ("teacher", "method", "features", "data", "num", "seeds", "steps", "shares", "guidance_scale")
+OWN = ("teacher", "method", "features", "data", "num", "seeds", "steps", "shares", "share", "guidance_scale")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "study", metavar="NAME", help="which study: steps, speed, scaling, ablation or compute"
+        "study", metavar="NAME", help="which study: steps, speed, scaling, ablation, compute or terms"
     )
     parser.add_argument(
         "subject",
         metavar="MODEL_OR_DATA",
-        help="steps, speed: a student, shipped or the folder of a run; scaling, ablation, compute: a data set with the "
+        help="steps, speed: a student, shipped or the folder of a run; the others: a data set with the "
         "recipes NAME-teacher and NAME-scd (or NAME-METHOD)",
     )
     add_overrides(
@@ -43,7 +43,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher",
         help="steps, speed: the teacher (default: the one it was distilled from); compute: one that "
-        "is not trained for the study",
+        "is not trained for the study; terms: that of all students (default: the shipped NAME-teacher)",
     )
     parser.add_argument(
         "--method", help="scaling, compute: how students are distilled, scd or scd-vsd (default: scd)"
@@ -63,6 +63,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shares",
         type=several(number(0.0)),
         help="compute: shares of the teacher's training compute (default: 0.1,0.2,0.5,1,2,5)",
+    )
+    parser.add_argument(
+        "--share",
+        type=number(0.0),
+        help="terms: share of the teacher's training compute for each row (default: that of the recipe)",
     )
     parser.add_argument(
         "--jobs", type=integer(1), help="trainings run at once, with one thread each (default: one per core)"
@@ -99,7 +104,8 @@ def _given(args: argparse.Namespace, study: Any) -> dict[str, Any]:
 
 COMMAND = Command(
     name="study",
-    summary="an experiment over many models or trainings, resumable: steps, speed, scaling, ablation, compute",
+    summary="an experiment over many models or trainings, resumable: steps, speed, scaling, ablation, compute, "
+    "terms",
     example="trigflow study scaling digits --seeds 3 --out runs/scaling",
     add_arguments=_add_arguments,
     run=_run,

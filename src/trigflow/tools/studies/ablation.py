@@ -109,7 +109,7 @@ class Ablation(TrainingSettings):
         return {row: pair.check() for row, (_, pair) in self.pairs().items()}
 
     def measure(self, bench: StudyContext) -> Any:
-        runs, pairs = Runs(bench, self.num, self.features), self.pairs()
+        runs, pairs = self.runs(bench), self.pairs()
         rows = [
             runs.add_row(label, pair, self.seeds, teacher, f"row{number}")
             for number, (label, (teacher, pair)) in enumerate(pairs.items())

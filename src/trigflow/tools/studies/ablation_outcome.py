@@ -63,7 +63,7 @@ def outcome(runs: Runs, rows: Sequence[Row], norms: Norms, recipe: str) -> Outco
         finding=_finding(factors, norms),
         tables=[comparison(caption, head, firsts, by_column, ratios, "factor")],
         plots={
-            "scores.png": _score_plot(scores, name),
+            "scores.png": rows_plot(scores, name),
             "norms-teachers.png": Plot(
                 "Teachers: |d_t f| and |grad_x f . dx/dt| over t (after figure 4)",
                 _norms_plot(norms["teachers"]),
@@ -116,7 +116,7 @@ def _peak(cells: Sequence[Cell | None]) -> str:
     return show([max(cell["time"]) for cell in cells if cell])
 
 
-def _score_plot(scores: Mapping[str, Mapping[int, list[float]]], name: str) -> Plot:
+def rows_plot(scores: Mapping[str, Mapping[int, list[float]]], name: str) -> Plot:
     """A line of points for each row: one for each seed, the median larger."""
     figure, axes = new_plot(name, "", log_y=False)
     figure.set_size_inches(7.5, 0.45 * len(scores) + 1.6)

@@ -62,7 +62,7 @@ class Compute(TrainingSettings):
         return found | check_given(self.teacher, pair.student_recipe(0, Path(self.teacher)), self.overrides)
 
     def measure(self, bench: StudyContext) -> Outcome:
-        pair, runs = self._pair(), Runs(bench, self.num, self.features)
+        pair, runs = self._pair(), self.runs(bench)
         if self.teacher is None:
             teachers = [runs.add_teacher("whole", pair, seed) for seed in range(self.seeds)]
         else:

@@ -118,7 +118,7 @@ class Scaling(TrainingSettings):
         return {"sizes": [pair.check() for pair in self._pairs()]}
 
     def measure(self, bench: StudyContext) -> Outcome:
-        runs = Runs(bench, self.num, self.features)
+        runs = self.runs(bench)
         rows = [
             runs.add_row(f"size{size}", pair, self.seeds, f"size{size}", f"size{size}")
             for size, pair in enumerate(self._pairs())

@@ -55,6 +55,10 @@ class TrainingSettings:
     num: int = 5000
     seeds: int = 3
 
+    def runs(self, bench: StudyContext) -> Runs:
+        """No trainings yet."""
+        return Runs(bench, self.num, () if self.features is None else (self.features,))
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -143,7 +147,7 @@ class TrainAndScore:
         recipe: what to train.
         folder: of the study.
         num: samples of each score.
-        features: as in `load_features`; None: the default for the data.
+        features: as in `load_features`, of one judge or several; none: the default for the data.
         device: where to compute.
     """
 
@@ -151,7 +155,7 @@ class TrainAndScore:
     recipe: Recipe
     folder: StudyFolder
     num: int
-    features: str | None
+    features: tuple[str, ...]
     device: str
 
     def __call__(self) -> None:
@@ -182,7 +186,7 @@ class ScoreTeacher:
     data: Component
     folder: StudyFolder
     num: int
-    features: str | None
+    features: tuple[str, ...]
     device: str
 
     def __call__(self) -> None:
@@ -190,21 +194,26 @@ class ScoreTeacher:
         write_json(self.folder.cell_path(self.name), {"model": self.model, "diverged": None, **cell})
 
 
-def scored_cell(model: Model, data: Component, num: int, features: str | None) -> Cell:
-    """The scores of a student in STEPS, or of a teacher with its card's sampler."""
+def scored_cell(model: Model, data: Component, num: int, features: Sequence[str]) -> Cell:
+    """The scores of a student in STEPS, or of a teacher by its card's sampler; of several judges in "judges"."""
     dataset = real_data(model, data)
-    judge = load_features(features or default_features(dataset), model.device)
-    trial = new_trial(dataset, [judge], num, 1, BATCH)
+    judges = [load_features(one, model.device) for one in features or (default_features(dataset),)]
+    trial = new_trial(dataset, judges, num, 1, BATCH)
     ways = [model.with_plan(steps) for steps in (STEPS if model.is_student else (None,))]
-    (scores,) = score_all(trial, ways, progress=False)
-    return {
+    by_judge = [
+        {str(way.default_plan.steps): score_cell(one) for way, one in zip(ways, scores, strict=True)}
+        for scores in score_all(trial, ways, progress=False)
+    ]
+    cell = {
         "params": model.num_parameters,
         "nimg": model.card.nimg,
         "score": score_name(trial),
-        "scores": {
-            str(way.default_plan.steps): score_cell(one) for way, one in zip(ways, scores, strict=True)
-        },
+        "scores": by_judge[0],
     }
+    if len(judges) > 1:
+        names = [trial.name_of(judge) for judge in trial.judges]
+        cell["judges"] = dict(zip(names, by_judge, strict=True))
+    return cell
 
 
 def score_name(trial: Trial) -> str:
@@ -262,7 +271,7 @@ class Runs:
 
     bench: StudyContext
     num: int
-    features: str | None
+    features: tuple[str, ...]
     teachers: dict[str, Recipe] = field(default_factory=dict)
     students: dict[str, tuple[Recipe, str]] = field(default_factory=dict)
     given: dict[str, tuple[str, Component]] = field(default_factory=dict)
