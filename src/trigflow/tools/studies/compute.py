@@ -73,18 +73,13 @@ class Compute(TrainingSettings):
         for share, row in zip(self.shares, rows, strict=True):
             for seed, teacher in enumerate(teachers):
                 full = runs.add_student(_share_name(share), pair, seed, teacher)
-                recipe = scaled_to(runs.students[full][0], share * whole.forwards, self._nfe(runs, full))
+                recipe = scaled_to(
+                    runs.students[full][0], share * whole.forwards, sample_evaluations(runs, full)
+                )
                 runs.students[full] = (recipe, teacher)
                 row.students.append(full)
         runs.do()
         return _outcome(runs, self.shares, rows, whole)
-
-    def _nfe(self, runs: Runs, student: str) -> int:
-        """Evaluations of the teacher for a sample that a student is trained on."""
-        recipe, teacher = runs.students[student]
-        model = runs.model(teacher) if recipe.train.synthetic else None
-        scale = new_objective(recipe.objective).guidance_scale
-        return evaluations_per_sample(model, scale, recipe.guide is not None) if model else 0
 
 
 def _cost(runs: Runs, teacher: str) -> Cost:
@@ -94,6 +89,14 @@ def _cost(runs: Runs, teacher: str) -> Cost:
     model = runs.model(teacher)
     assert model
     return cost_from_card(model)
+
+
+def sample_evaluations(runs: Runs, student: str) -> int:
+    """Evaluations of the teacher for a sample that a student is trained on; 0 where it is trained on the data."""
+    recipe, teacher = runs.students[student]
+    model = runs.model(teacher) if recipe.train.synthetic else None
+    scale = new_objective(recipe.objective).guidance_scale
+    return evaluations_per_sample(model, scale, recipe.guide is not None) if model else 0
 
 
 def _share_name(share: float) -> str:

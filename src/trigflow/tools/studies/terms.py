@@ -17,7 +17,7 @@ from trigflow.recipes.schema import Recipe
 from trigflow.system.config import Component, to_json
 from trigflow.system.errors import UserError
 from trigflow.tools.plan import dry_run_step
-from trigflow.tools.studies.compute import forwards, forwards_per_image, scaled_to
+from trigflow.tools.studies.compute import forwards, forwards_per_image, sample_evaluations, scaled_to
 from trigflow.tools.studies.folder import Cell
 from trigflow.tools.studies.given import check_given, cost_from_card
 from trigflow.tools.studies.outcome import Outcome
@@ -92,32 +92,35 @@ class Terms(TrainingSettings):
 
     def measure(self, bench: StudyContext) -> Outcome:
         pair = self._pair()
-        base = pair.student_recipe(0, Path(self._teacher))
-        dataset = load_data(base.data, base.precond.sigma_data)
+        recipe = pair.student_recipe(0, Path(self._teacher))
+        dataset = load_data(recipe.data, recipe.precond.sigma_data)
         judges = default_judges(dataset) if self.features is None else (self.features,)
         runs = Runs(bench, self.num, judges)
         teacher = runs.add_given(self._teacher, pair)
         runs.do()
-        budget = self._budget(runs, teacher, base)
         rows = [
-            self._row(runs, f"row{number}", label, pair, teacher, budget) for number, label in enumerate(ROWS)
+            Row(label, [teacher] * self.seeds, self._students(runs, f"row{number}", pair, teacher))
+            for number, label in enumerate(ROWS)
         ]
+        budget, nfe = self._budget(runs, rows[0])
+        for row in rows:
+            for name in row.students:
+                own, _ = runs.students[name]
+                runs.students[name] = (scaled_to(ROWS[row.label](own), budget, nfe), teacher)
         runs.do()
         costs = [_cost(runs, row, dataset) for row in rows]
         return outcome(runs, rows, costs, budget)
 
-    def _budget(self, runs: Runs, teacher: str, base: Recipe) -> float:
-        """Forward passes of each training."""
-        model = runs.model(teacher)
-        assert model
-        return forwards(base) if self.share is None else self.share * cost_from_card(model).forwards
+    def _students(self, runs: Runs, name: str, pair: Pair, teacher: str) -> list[str]:
+        return [runs.add_student(name, pair, seed, teacher) for seed in range(self.seeds)]
 
-    def _row(self, runs: Runs, name: str, label: str, pair: Pair, teacher: str, budget: float) -> Row:
-        students = [runs.add_student(name, pair, seed, teacher) for seed in range(self.seeds)]
-        for full in students:
-            recipe, _ = runs.students[full]
-            runs.students[full] = (scaled_to(ROWS[label](recipe), budget), teacher)
-        return Row(label, [teacher] * self.seeds, students)
+    def _budget(self, runs: Runs, row: Row) -> tuple[float, int]:
+        """Forward passes of each training, and evaluations of the teacher for a sample that it is trained on."""
+        nfe, model = sample_evaluations(runs, row.students[0]), runs.model(row.teachers[0])
+        assert model
+        if self.share is None:
+            return forwards(runs.students[row.students[0]][0], nfe), nfe
+        return self.share * cost_from_card(model).forwards, nfe
 
 
 def _cost(runs: Runs, row: Row, dataset: Dataset) -> RowCost:

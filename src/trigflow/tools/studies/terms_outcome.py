@@ -150,5 +150,5 @@ def _notes(runs: Runs, rows: Sequence[Row], budget: float) -> list[str]:
         f" scaled to them. All are students of {teacher}; the seeds are those of their trainings.",
         "MiB: weights of the trained networks, the teacher, the target network and all averages, gradients and"
         " optimiser states; counted, without activations. Seconds: median over a training's lines of metrics.jsonl,"
-        f" {runs.bench.jobs} trainings at once.",
+        f" with --jobs {runs.bench.jobs}.",
     ]
