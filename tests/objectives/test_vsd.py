@@ -16,6 +16,7 @@ from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.randomness import SampleRandom
 from trigflow.objectives import SCDVSD, VSD, Batch, Objective
 from trigflow.objectives.cost import mean_forwards
+from trigflow.system.errors import UserError
 
 WEIGHTINGS = ("vsd", "dmd", "sid")
 T_MAX = math.atan(80 / SIGMA_DATA)
@@ -43,7 +44,8 @@ class DiffusionF(StudentF):
 
 
 def gaussian(student: float, fake: float) -> dict[str, TrigFlowPrecond]:
-    networks = {"net": StudentF(student), "fake": DiffusionF(fake), "teacher": DiffusionF(S_0)}
+    networks = {"net": StudentF(student), "teacher": DiffusionF(S_0)}
+    networks |= {"fake": DiffusionF(fake), "fake_mid": DiffusionF(fake)}
     return {name: TrigFlowPrecond(one, sigma_data=SIGMA_DATA).double() for name, one in networks.items()}
 
 
@@ -151,12 +153,16 @@ def networks(**options: Any) -> dict[str, TrigFlowPrecond]:
     nets = {
         "net": small_precond("mlp", 3, **options),
         "fake": small_precond("mlp", 3, normalization="adagn", **options),
+        "fake_mid": small_precond("mlp", 3, normalization="adagn", **options),
         "teacher": small_precond("mlp", 3),
     }
     with torch.no_grad():
         for parameter in nets["teacher"].parameters():
             parameter.mul_(0.9)
-        nets["fake"].adaptive_weight.linear.weight.normal_(std=0.1)
+        for name in ("fake", "fake_mid"):
+            nets[name].adaptive_weight.linear.weight.normal_(std=0.1)
+        for parameter in nets["fake_mid"].network.parameters():
+            parameter.mul_(1.1)
     return nets
 
 
@@ -180,10 +186,15 @@ def D_teacher_of(net: TrigFlowPrecond, x: Tensor, t: Tensor, label: Tensor, s: f
     return t.cos() * x - t.sin() * SIGMA_DATA * (null + s * (own - null))
 
 
+def parameters_of(objective: VSD, nets: Mapping[str, TrigFlowPrecond]) -> dict[str, list[Tensor]]:
+    found = {name: [*nets[name].parameters()] for name in objective.trains[1:]}
+    return {"net": [*nets["net"].network.parameters()], **found}
+
+
 def reference(
     objective: VSD, nets: Mapping[str, TrigFlowPrecond], batch: Batch, random: SampleRandom
 ) -> dict[str, list[Tensor]]:
-    """Gradients of net and fake with respect to their weights."""
+    """Gradients of net and the models of its samples with respect to their weights."""
     times = {
         name: (getattr(objective, f"{name}_P_mean"), getattr(objective, f"{name}_P_std"))
         for name in ("vsd", "fake")
@@ -194,32 +205,41 @@ def reference(
     zs = {name: SIGMA_DATA * random.normal(f"{name} z", (6,), torch.float64) for name in times}
     ts = {name: log_normal(random, f"{name} t", *values) for name, values in times.items()}
     u = random.uniform("guidance", dtype=torch.float64)
-    parameters = {"net": [*nets["net"].network.parameters()], "fake": [*nets["fake"].parameters()]}
+    parameters = parameters_of(objective, nets)
     total = {name: [torch.zeros_like(one) for one in ones] for name, ones in parameters.items()}
     count, t_max = len(x_T), torch.tensor(T_MAX, dtype=torch.float64)
+    second = round(objective.second_share * count)
     for i in range(count):
         label, scale, inputs = batch.cond["labels"][i], objective.guidance_scale, None
         if isinstance(scale, tuple):
             scale = inputs = scale[0] + (scale[1] - scale[0]) * u[i]
         x_0 = f_of(nets["net"], x_T[i], t_max, label, inputs)
-        if i < round(objective.second_share * count):
+        name = "fake_mid" if i < second else "fake"
+        if i < second:
             t_mid = torch.tensor(objective.t_mid, dtype=torch.float64)
             x_mid = t_mid.cos() * x_0.detach() + t_mid.sin() * z_mid[i]
             x_0 = f_of(nets["net"], x_mid, t_mid, label, inputs)
         t, z, x = ts["fake"][i], zs["fake"][i], x_0.detach()
-        error = F_of(nets["fake"], t.cos() * x + t.sin() * z, t, label, inputs)
+        fake, images = nets[name], second if i < second else count - second
+        error = F_of(fake, t.cos() * x + t.sin() * z, t, label, inputs)
         error = (error - (t.cos() * z - t.sin() * x) / SIGMA_DATA).square().mean()
-        logvar = nets["fake"].adaptive_weight(t[None])[0]
+        logvar = fake.adaptive_weight(t[None])[0]
         loss = error * (-logvar).exp() + logvar if objective.fake_adaptive_weight else error
-        gradients = {"fake": torch.autograd.grad(loss, parameters["fake"], allow_unused=True)}
+        gradients = {name: torch.autograd.grad(loss * count / images, parameters[name], allow_unused=True)}
 
         t, z = ts[at][i], zs[at][i]
 
         def denoised(
-            x: Tensor, t: Tensor = t, z: Tensor = z, label: Any = label, s: Any = scale, given: Any = inputs
+            x: Tensor,
+            t: Tensor = t,
+            z: Tensor = z,
+            label: Any = label,
+            s: Any = scale,
+            given: Any = inputs,
+            fake: Any = fake,
         ) -> tuple[Tensor, Tensor]:
             x_t = t.cos() * x + t.sin() * z
-            of_fake = t.cos() * x_t - t.sin() * SIGMA_DATA * F_of(nets["fake"], x_t, t, label, given)
+            of_fake = t.cos() * x_t - t.sin() * SIGMA_DATA * F_of(fake, x_t, t, label, given)
             return of_fake, D_teacher_of(nets["teacher"], x_t, t, label, s)
 
         D_fake, D = (one.detach() for one in denoised(x))
@@ -252,7 +272,7 @@ def test_gradients_are_those_of_a_slow_reference(
     second = {"second_share": second_share, "t_mid": 0.9}
     objective = VSD(weighting=weighting, guidance_scale=scale, sid_alpha=1.2, **second, **times)
     losses = objective(nets, batch, 0, random).losses
-    parameters = {"net": [*nets["net"].network.parameters()], "fake": [*nets["fake"].parameters()]}
+    parameters = parameters_of(objective, nets)
     for name, expected in reference(objective, nets, batch, random).items():
         found = torch.autograd.grad(losses[name], parameters[name], allow_unused=True)
         for one, other in zip(found, expected, strict=True):
@@ -272,11 +292,12 @@ def test_gradients_are_those_of_a_slow_reference(
 def test_a_step_of_one_network_has_its_loss_of_a_full_step(objective: VSD) -> None:
     nets, (batch, random) = networks(), given()
     whole = objective(nets, batch, 0, random)
-    for name in ("net", "fake"):
+    for name in objective.trains:
         alone = objective(nets, Batch(batch.x_0, batch.cond, due=frozenset({name})), 0, random)
         assert alone.losses.keys() == {name} and torch.equal(alone.losses[name], whole.losses[name])
-        assert ("loss" in alone.logs) == (name == "net") and ("loss_fake" in alone.logs) == (name == "fake")
-    other = torch.autograd.grad(alone.losses["fake"], [*nets["net"].parameters()], allow_unused=True)
+        logged = {"loss" if name == "net" else f"loss_{name}"}
+        assert {key for key in alone.logs if key in ("loss", "loss_fake", "loss_fake_mid")} == logged
+    other = torch.autograd.grad(alone.losses[name], [*nets["net"].parameters()], allow_unused=True)
     assert all(gradient is None for gradient in other)
     none = objective(nets, Batch(batch.x_0, batch.cond, due=frozenset()), 0, random)
     assert not none.losses and none.logs.keys() == {"t"}
@@ -302,11 +323,20 @@ def test_the_cost_is_that_of_the_calls(
 
     for net in nets.values():
         net.network.register_forward_pre_hook(count)
-    for due in map(frozenset, (("net", "fake"), ("net",), ("fake",), ())):
+    for due in map(frozenset, (objective.trains, ("net",), objective.trains[1:], ())):
         cost = 0.0
         objective(nets, Batch(batch.x_0, batch.cond, due=due), 0, random)
         assert cost == pytest.approx(objective.forwards_of(due), rel=1e-12), due
-    assert objective.forwards_per_image == objective.forwards_of(frozenset({"net", "fake"}))
+    assert objective.forwards_per_image == objective.forwards_of(frozenset(objective.trains))
+
+
+def test_two_steps_need_two_images_in_a_pass() -> None:
+    nets, (batch, random) = networks(), given(1)
+    with pytest.raises(UserError, match="second_share needs passes of two images"):
+        VSD(second_share=0.4)(nets, batch, 0, random)
+    batch, random = given(2)
+    few = VSD(second_share=0.01)(nets, batch, 0, random)
+    assert few.losses.keys() == {"net", "fake", "fake_mid"}
 
 
 class Costly(Objective):

@@ -12,7 +12,7 @@ arXiv 2311.18828). At its minimum D_fake = D for all x_t, and the student's law 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass as plain_dataclass
 from functools import cached_property
@@ -32,6 +32,7 @@ from trigflow.objectives.batch import Batch, LossOutput, Nets, Objective, check_
 from trigflow.objectives.diffusion import diffusion_loss, per_sample, sample_times
 from trigflow.objectives.teacher import drawn_scale, guided_teacher, student_conditions
 from trigflow.system.config import STRICT_KEYS
+from trigflow.system.errors import UserError
 
 Weighting = Literal["vsd", "dmd", "sid"]
 _SMALLEST_DISTANCE = 1e-5  # of x_0 from the teacher's D, by which DMD and SiD divide
@@ -40,6 +41,8 @@ _SMALLEST_DISTANCE = 1e-5  # of x_0 from the teacher's D, by which DMD and SiD d
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
 class VSD(Objective):
     """Trains "net" by the difference of "fake" and the teacher on its samples of one step, and "fake" on these samples.
+
+    With `second_share` above 0 the samples of two steps have a model of their own, "fake_mid".
 
     Args:
         weighting: of the difference. "vsd": F_teacher - F_fake, as in the paper; "dmd": D_fake - D over the mean of
@@ -58,9 +61,6 @@ class VSD(Objective):
 
     is_consistency: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = True
-    trains: ClassVar[tuple[str, ...]] = ("net", "fake")
-    initial_weights: ClassVar[dict[str, str]] = {"fake": "teacher"}
-
     weighting: Weighting = "dmd"
     sid_alpha: float = Field(default=1.0, ge=0, le=10)
     vsd_P_mean: float = Field(default=0.4, ge=-20, le=20)
@@ -73,8 +73,23 @@ class VSD(Objective):
     t_mid: float = Field(default=flow.T_MID, gt=0, lt=math.pi / 2)
 
     @property
+    def trains(self) -> tuple[str, ...]:
+        return ("net", *self._shares)
+
+    @property
+    def initial_weights(self) -> dict[str, str]:
+        return dict.fromkeys(self._shares, "teacher")
+
+    @property
     def couples_images(self) -> bool:
         return self.second_share > 0
+
+    @property
+    def _shares(self) -> dict[str, float]:
+        """The models of the samples, and their shares of the images: those of two steps, which are first, have one."""
+        if self.second_share == 0:
+            return {"fake": 1.0}
+        return {"fake": 1 - self.second_share, "fake_mid": self.second_share}
 
     @property
     def forwards_per_image(self) -> float:
@@ -91,13 +106,13 @@ class VSD(Objective):
         return self.second_share + (3.0 if "net" in due else 1.0)
 
     def _fake_forwards(self, due: frozenset[str]) -> float:
-        return 3.0 if "fake" in due else 0.0
+        return 3.0 * sum(share for name, share in self._shares.items() if name in due)
 
     def _difference_forwards(self, due: frozenset[str]) -> float:
         if "net" not in due:
             return 0.0
         teacher = 1 if self.guidance_scale == 1 else 2
-        fake = 0 if "fake" in due and self._one_pass else 1
+        fake = sum(share for name, share in self._shares.items() if not (name in due and self._one_pass))
         return 2.0 * (fake + teacher) if self.weighting == "sid" else fake + teacher
 
     @property
@@ -108,19 +123,19 @@ class VSD(Objective):
     def __call__(self, nets: Nets, batch: Batch, nimg: int, random: SampleRandom) -> LossOutput:
         check_batch(batch, random)
         given = _given(self.guidance_scale, batch, random)
-        losses: dict[str, Tensor] = {}
-        x_0, t_start = self._samples(nets["net"], batch, given, random)
-        noised = _noised("fake", x_0.detach(), self.fake_P_mean, self.fake_P_std, nets["fake"], random)
-        logs, v_fake = {"t": noised.t}, None
-        if batch.updates("fake"):
-            v_fake, loss = self._fake_loss(nets["fake"], noised, given, random)
-            losses["fake"], logs["loss_fake"] = loss.mean(), loss.detach()
-        if batch.updates("net"):
-            if not self._one_pass:
-                noised = _noised("vsd", x_0.detach(), self.vsd_P_mean, self.vsd_P_std, nets["fake"], random)
-                v_fake = None
-            with seeded_dropout(nets["fake"], random):
-                gradient = self._gradient(nets, noised, given, v_fake)
+        parts = self._parts(len(batch.x_0))
+        x_0, t_start = self._samples(nets["net"], batch, given)
+        compared = {
+            name: self._compared(nets, name, x_0.detach()[images], given.of(images), batch.updates)
+            for name, images in parts.items()
+        }
+        losses, logs = {}, {"t": torch.cat([one.t for one in compared.values()])}
+        for name, one in compared.items():
+            if one.loss is not None:
+                losses[name], logs[f"loss_{name}"] = one.loss.mean(), one.loss.detach()
+        gradients = [one.gradient for one in compared.values() if one.gradient is not None]
+        if gradients:
+            gradient = torch.cat(gradients)
             # Its gradient is `gradient` / D, its value half the mean square of `gradient`.
             loss = 0.5 * per_sample((gradient + x_0 - x_0.detach()).square())
             losses["net"], logs["loss"] = loss.mean(), loss.detach()
@@ -130,69 +145,113 @@ class VSD(Objective):
             )
         return LossOutput(losses, logs)
 
-    def _samples(
-        self, net: TrigFlowPrecond, batch: Batch, given: _Given, random: SampleRandom
-    ) -> tuple[Tensor, Tensor]:
+    def _parts(self, count: int) -> dict[str, slice]:
+        """The images whose samples each model has, in their order."""
+        if self.second_share == 0:
+            return {"fake": slice(0, count)}
+        if count < 2:
+            raise UserError(
+                "second_share needs passes of two images at least: give a larger train.microbatch"
+            )
+        second = min(max(1, round(self.second_share * count)), count - 1)
+        return {"fake_mid": slice(0, second), "fake": slice(second, count)}
+
+    def _samples(self, net: TrigFlowPrecond, batch: Batch, given: _Given) -> tuple[Tensor, Tensor]:
         """x_0 of one or two steps, with a graph of the last one if this training step updates net, and its start t."""
         size, dtype = tuple(batch.x_0.shape[1:]), batch.x_0.dtype
-        x_t = net.sigma_data * random.normal("x_T", size, dtype)
+        x_t = net.sigma_data * given.random.normal("x_T", size, dtype)
         t = x_t.new_full((len(x_t),), flow.t_from_sigma(flow.SIGMA_MAX, net.sigma_data))
-        images = round(self.second_share * len(x_t))
-        with seeded_dropout(net, random):
-            if images > 0:
-                cond = {name: values[:images] for name, values in given.student.items()}
+        with seeded_dropout(net, given.random):
+            if (second := self._parts(len(x_t)).get("fake_mid")) is not None:
+                own = given.of(second)
                 with torch.no_grad():
-                    x_0 = net.denoised(x_t[:images], t[:images], **cond)
-                z = net.sigma_data * random.normal("z_mid", size, dtype)[:images]
-                t_mid = t.new_full((images,), self.t_mid)
-                x_t = torch.cat([flow.interpolate(x_0, z, t_mid), x_t[images:]])
-                t = torch.cat([t_mid, t[images:]])
+                    x_0 = net.denoised(x_t[second], t[second], **own.student)
+                t_mid = t.new_full((len(x_0),), self.t_mid)
+                z = net.sigma_data * own.random.normal("z_mid", size, dtype)
+                x_t = torch.cat([flow.interpolate(x_0, z, t_mid), x_t[second.stop :]])
+                t = torch.cat([t_mid, t[second.stop :]])
             with nullcontext() if batch.updates("net") else torch.no_grad():
                 return net.denoised(x_t, t, **given.student), t
 
-    def _fake_loss(
-        self, fake: TrigFlowPrecond, noised: _Noised, given: _Given, random: SampleRandom
-    ) -> tuple[Tensor, Tensor]:
-        """The velocity of fake, and its diffusion loss of each image, (B,)."""
-        with seeded_dropout(fake, random):
-            F = fake(noised.x_t, noised.t, **given.student)
-        loss, _ = diffusion_loss(fake, F, noised.x_0, noised.z, noised.t, self.fake_adaptive_weight)
-        return fake.sigma_data * F, loss
+    def _compared(
+        self, nets: Nets, name: str, x_0: Tensor, given: _Given, updates: Callable[[str], bool]
+    ) -> _Compared:
+        """The loss of a model of samples on its part of them, and their gradient, as far as the step needs them."""
+        fake = nets[name]
+        noised = _noised("fake", x_0, self.fake_P_mean, self.fake_P_std, fake, given.random)
+        t, loss, v_fake, gradient = noised.t, None, None, None
+        if updates(name):
+            with seeded_dropout(fake, given.random):
+                F = fake(noised.x_t, t, **given.student)
+            loss, _ = diffusion_loss(fake, F, x_0, noised.z, t, self.fake_adaptive_weight)
+            v_fake = fake.sigma_data * F
+        if updates("net"):
+            if not self._one_pass:
+                noised = _noised("vsd", x_0, self.vsd_P_mean, self.vsd_P_std, fake, given.random)
+                v_fake = None
+            with seeded_dropout(fake, given.random):
+                gradient = self._gradient(fake, guided_teacher(nets, given.s), noised, given, v_fake)
+        return _Compared(t, loss, gradient)
 
-    def _gradient(self, nets: Nets, noised: _Noised, given: _Given, v_fake: Tensor | None) -> Tensor:
+    def _gradient(
+        self,
+        fake: TrigFlowPrecond,
+        teacher: ConditionalVelocity,
+        noised: _Noised,
+        given: _Given,
+        v_fake: Tensor | None,
+    ) -> Tensor:
         """w (D_fake - D), (B, ...): D times the gradient of the loss of an image of D elements, without a graph.
 
         Args:
-            nets: networks by name.
+            fake: the model of the samples.
+            teacher: guided velocity.
             noised: the samples at the times of the difference.
             given: their conditions.
             v_fake: the velocity of fake there, if it is known.
         """
-        teacher = guided_teacher(nets, given.s)
         if self.weighting == "sid":
-            return _sid_gradient(nets["fake"], teacher, noised, given, self.sid_alpha)
+            return _sid_gradient(fake, teacher, noised, given, self.sid_alpha)
         x_t, t = noised.x_t, noised.t
         with torch.no_grad():
-            v = nets["fake"].velocity(x_t, t, **given.student) if v_fake is None else v_fake.detach()
+            v = fake.velocity(x_t, t, **given.student) if v_fake is None else v_fake.detach()
             v_teacher = teacher(x_t, t, **given.teacher)
         if self.weighting == "vsd":
-            return (v_teacher - v) / nets["net"].sigma_data
+            return (v_teacher - v) / fake.sigma_data
         D_teacher = flow.denoised(x_t, v_teacher, t)
         return (flow.denoised(x_t, v, t) - D_teacher) / _distance(noised.x_0, D_teacher)
 
 
 @plain_dataclass(frozen=True)
 class _Given:
-    """What the images of a batch are made under: s, and the conditions of net and fake and of the teacher."""
+    """What images are made of and under: s, the conditions of net and fake and of the teacher, random numbers."""
 
     s: float | Tensor
     student: Mapping[str, Tensor]
     teacher: Mapping[str, Tensor]
+    random: SampleRandom
+
+    def of(self, images: slice) -> _Given:
+        """That of some of the images."""
+        s = self.s[images] if isinstance(self.s, Tensor) else self.s
+        student, teacher = (
+            {name: values[images] for name, values in cond.items()} for cond in (self.student, self.teacher)
+        )
+        return _Given(s, student, teacher, SampleRandom(self.random.seed, self.random.index[images]))
 
 
 def _given(guidance_scale: float | tuple[float, float], batch: Batch, random: SampleRandom) -> _Given:
     s = drawn_scale(guidance_scale, random, batch.x_0.dtype)
-    return _Given(s, student_conditions(batch, s), batch.cond)
+    return _Given(s, student_conditions(batch, s), batch.cond, random)
+
+
+@plain_dataclass(frozen=True)
+class _Compared:
+    """A part of the samples: the times of the loss of its model, this loss, and the gradient of the samples."""
+
+    t: Tensor
+    loss: Tensor | None
+    gradient: Tensor | None
 
 
 @plain_dataclass(frozen=True)
