@@ -330,6 +330,16 @@ def test_the_cost_is_that_of_the_calls(
     assert objective.forwards_per_image == objective.forwards_of(frozenset(objective.trains))
 
 
+def test_dropout_of_two_steps_is_that_of_each_image() -> None:
+    """The first images of a pass have the masks of their own numbers, in both steps."""
+    nets, (batch, random) = networks(dropout=0.3), given()
+    for net in nets.values():
+        net.train()
+    objective = VSD(second_share=0.4)
+    one, other = (objective(nets, batch, 0, random).losses for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in objective.trains)
+
+
 def test_two_steps_need_two_images_in_a_pass() -> None:
     nets, (batch, random) = networks(), given(1)
     with pytest.raises(UserError, match="second_share needs passes of two images"):

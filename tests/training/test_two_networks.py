@@ -82,19 +82,21 @@ def test_both_networks_take_the_guidance_scale(teacher_folder: Path) -> None:
     assert nets["net"].guidance_input and nets["fake"].guidance_input
 
 
-@pytest.mark.parametrize("objective", ["vsd", "scd_vsd"])
-def test_a_run_of_two_networks_goes_on_bit_for_bit(
+@pytest.mark.parametrize("objective", ["vsd", "scd_vsd", "scd_vsd objective.second_share=0.4"])
+def test_a_run_of_several_networks_goes_on_bit_for_bit(
     tmp_path: Path, teachers: tuple[Path, Path], objective: str
 ) -> None:
     """Stopped after an odd number of steps, of which the student takes every second."""
     constant = ("optimizer.schedule=constant", "optimizer.rampup_nimg=0")
-    recipe = tiny("mixture2d-scd", f"objective={objective}", f"teacher={teachers[0]}", *constant, *TWO_TO_ONE)
+    own = f"objective={objective}".split()
+    recipe = tiny("mixture2d-scd", *own, f"teacher={teachers[0]}", *constant, *TWO_TO_ONE)
     trained(recipe, tmp_path / "whole")
     trained(shorter(recipe, 160), tmp_path / "parts")
     trained(recipe, tmp_path / "parts", resume=True)
     assert same(tmp_path / "whole", tmp_path / "parts")
     ends = [without_times(tmp_path / name)[-1] for name in ("whole", "parts")]
     assert ends[0] == ends[1] and {"loss", "loss_fake", "grad_norm_fake"} <= ends[0].keys()
+    assert ("grad_norm_fake_mid" in ends[0]) == ("second_share" in objective)
 
 
 def test_a_loss_of_fake_that_is_not_finite_is_told(tmp_path: Path, teachers: tuple[Path, Path]) -> None:
@@ -151,6 +153,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     names = {name: ("objective=vsd", f"objective.weighting={name}") for name in ("vsd", "dmd", "sid")}
     # "sid" differentiates sharded networks within the objective.
     names["scd_vsd"] = ("objective=scd_vsd", "objective.matched=false", "objective.warmup=10")
+    names["second"] = (*names["scd_vsd"], "objective.second_share=0.5")
     compared(tmp_path, names, ("fsdp", "ddp"))
 
 

@@ -161,17 +161,16 @@ class VSD(Objective):
         size, dtype = tuple(batch.x_0.shape[1:]), batch.x_0.dtype
         x_t = net.sigma_data * given.random.normal("x_T", size, dtype)
         t = x_t.new_full((len(x_t),), flow.t_from_sigma(flow.SIGMA_MAX, net.sigma_data))
-        with seeded_dropout(net, given.random):
-            if (second := self._parts(len(x_t)).get("fake_mid")) is not None:
-                own = given.of(second)
-                with torch.no_grad():
-                    x_0 = net.denoised(x_t[second], t[second], **own.student)
-                t_mid = t.new_full((len(x_0),), self.t_mid)
-                z = net.sigma_data * own.random.normal("z_mid", size, dtype)
-                x_t = torch.cat([flow.interpolate(x_0, z, t_mid), x_t[second.stop :]])
-                t = torch.cat([t_mid, t[second.stop :]])
-            with nullcontext() if batch.updates("net") else torch.no_grad():
-                return net.denoised(x_t, t, **given.student), t
+        if (second := self._parts(len(x_t)).get("fake_mid")) is not None:
+            own = given.of(second)
+            with torch.no_grad(), seeded_dropout(net, own.random):
+                x_0 = net.denoised(x_t[second], t[second], **own.student)
+            t_mid = t.new_full((len(x_0),), self.t_mid)
+            z = net.sigma_data * own.random.normal("z_mid", size, dtype)
+            x_t = torch.cat([flow.interpolate(x_0, z, t_mid), x_t[second.stop :]])
+            t = torch.cat([t_mid, t[second.stop :]])
+        with seeded_dropout(net, given.random), nullcontext() if batch.updates("net") else torch.no_grad():
+            return net.denoised(x_t, t, **given.student), t
 
     def _compared(
         self, nets: Nets, name: str, x_0: Tensor, given: _Given, updates: Callable[[str], bool]
