@@ -16,7 +16,7 @@ from trigflow.recipes.cifar10 import (
 from trigflow.recipes.digits import digits_scd, digits_scd_vsd, digits_sct, digits_teacher
 from trigflow.recipes.imagenet import IMAGENET
 from trigflow.recipes.mixture2d import mixture2d_scd, mixture2d_sct, mixture2d_teacher
-from trigflow.recipes.mnist import mnist_scd, mnist_scd_vsd, mnist_sct, mnist_teacher
+from trigflow.recipes.mnist import mnist_scd, mnist_scd_fine, mnist_scd_vsd, mnist_sct, mnist_teacher
 from trigflow.recipes.outside import recipe_of_file, recipe_of_function
 from trigflow.recipes.schema import Recipe
 from trigflow.system.config import apply_overrides
@@ -29,6 +29,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-sct": digits_sct,
     "mnist-teacher": mnist_teacher,
     "mnist-scd": mnist_scd,
+    "mnist-scd-fine": mnist_scd_fine,
     "mnist-scd-vsd": mnist_scd_vsd,
     "mnist-sct": mnist_sct,
     "mixture2d-teacher": mixture2d_teacher,
