@@ -32,14 +32,14 @@ SMALL_UNET = Component(
 SMALL_STUDENT = Component("unet", {**SMALL_UNET.options, "input_gain": True})
 HALFWAY = {**STABLE, "P_mean": -0.4, "warmup_unit": "images", "target_halflife": 8_000}
 
-# The times of score distillation; both networks alike, so that one pass of fake serves both. At such low noise levels
-# grain shows that is too faint to see at the usual ones (docs/LOG.md).
-_LOW_NOISE = {"vsd_P_mean": -1.8, "vsd_P_std": 2.0, "fake_P_mean": -1.8, "fake_P_std": 2.0}
+# The times of score distillation; all networks alike, so that one pass of fake serves both. They are wide: low noise
+# levels show grain, high ones what a digit looks like as a whole, which keeps recall (docs/LOG.md).
+_ALL_NOISE = {"vsd_P_mean": -0.8, "vsd_P_std": 2.4, "fake_P_mean": -0.8, "fake_P_std": 2.4}
 # sCD, which holds f at all t, and score distillation of the first step and of the second one (docs/objectives.md).
 SCD_VSD = {
     **HALFWAY,
     "warmup": [[100_000, 0.5]],
-    **_LOW_NOISE,
+    **_ALL_NOISE,
     "vsd_weight": 6.0,
     "scd_share": 0.25,
     "second_share": 0.375,
@@ -59,7 +59,11 @@ def small_training(steps: int, label_dropout: float = 0.0) -> TrainConfig:
 
 
 def with_score_distillation(student: Recipe, name: str, total_nimg: int) -> Recipe:
-    """sCD and score distillation, from the teacher's weights on, in the place of a student's sCD alone."""
+    """sCD and score distillation, in the place of a student's sCD alone, from the weights of the teacher on.
+
+    It ends nearer to the teacher where it goes on from a student of sCD: init=STUDENT, objective.warmup=[[0,0.5]] (a
+    warm-up would undo what the student knows) and half the learning rate, optimizers.net.lr=1.5e-4 (docs/LOG.md).
+    """
     options = {**SCD_VSD, "t_mid": student.sampling.t_mid}
     adam = OptimizerConfig(name="adam", lr=1e-3, schedule=LINEAR_DECAY)
     return replace(
@@ -68,7 +72,7 @@ def with_score_distillation(student: Recipe, name: str, total_nimg: int) -> Reci
         objective=Component("scd_vsd", options),
         train=replace(student.train, total_nimg=total_nimg, batch=64, synthetic=0),
         optimizer=adam,
-        # fake must know what the student draws now: it learns faster, and in every step.
+        # The models of the samples must know what the student draws now: they learn faster, and in every step.
         optimizers={"net": replace(adam, lr=3e-4, update_period=2)},
         ema=EMAConfig(kind="halflife", halflife_nimg=10_000),
     )
