@@ -30,6 +30,7 @@ from trigflow.commands import (
     train_classifier,
 )
 from trigflow.commands.command import Command
+from trigflow.system.cache import lend_to_libraries
 from trigflow.system.errors import OwnMistake, UserError, did_you_mean, one_of, printable
 from trigflow.system.launch import is_main
 from trigflow.system.version import __version__
@@ -131,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     debug = bool(words) and words[0] == "--debug"
+    lend_to_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes need not be UTF-8
 
