@@ -38,11 +38,10 @@ def real_number(name: str, value: Any) -> float:
     Raises:
         UserError: it is no number, or a boolean.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    raise UserError(f"{name} is {value}: give one number, the same for all samples")
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number:
+        raise UserError(f"{name} is {value}: give one number, the same for all samples")
+    return value if isinstance(value, int | float) else float(value)
 
 
 def checked_numbers(given: object, taken: T, path: str) -> T:
