@@ -44,6 +44,11 @@ def real_number(name: str, value: Any) -> float:
     return value if isinstance(value, int | float) else float(value)
 
 
+def count_of(number: int, what: str) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def checked_numbers(given: object, taken: T, path: str) -> T:
     """What was taken, unless a boolean was taken for a number: pydantic takes true for 1.
 
