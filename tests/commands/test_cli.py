@@ -25,6 +25,7 @@ from trigflow.system.errors import UserError
 FLAGS = {
     "demo": {"--out", "--seed", "--device"},
     "list": {"kind"},
+    "info": {"model", "--trust-code"},
     "data": {
         *("action", "source", "overrides", "--out", "--size", "--rgb", "--skip-damaged", "--resume"),
         *("--vae", "--dtype", "--mean-only", "--batch", "--device"),

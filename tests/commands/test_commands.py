@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,55 @@ def test_sample_writes_what_the_model_makes(
     run(capsys, *common, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > 3 * 8
+
+
+def test_sample_writes_a_folder_of_pictures(
+    student_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (
+        "sample",
+        student_folder,
+        "--num",
+        3,
+        "--labels",
+        "3,7",
+        "--steps",
+        1,
+        "--device",
+        "cpu",
+        "--out",
+    )
+    out = f"{tmp_path / 'new' / 'pictures'}/"
+    assert run(capsys, *common, out) == f"{out}: 3 samples, consistency, 1 step, 1 evaluation each\n"
+    files = sorted(Path(out).iterdir())
+    assert [file.name for file in files] == ["000000.png", "000001.png", "000002.png", "dataset.json"]
+    expected = load(student_folder, "cpu").sample(3, steps=1, labels=[3, 7])
+    for file, image in zip(files, expected, strict=False):
+        with Image.open(file) as picture:
+            assert np.array_equal(np.asarray(picture), image[0].numpy())
+    listed = json.loads(files[-1].read_text())["labels"]
+    assert listed == [["000000.png", 3], ["000001.png", 7], ["000002.png", 3]]
+    assert cli.main([str(word) for word in (*common, Path(out))]) == 2  # the folder is in use
+    assert "has files in it" in capsys.readouterr().err
+    assert cli.main([str(word) for word in (*common, tmp_path / "folder")]) == 2
+    assert "or in / for a folder of pictures" in capsys.readouterr().err
+
+
+def test_info_of_a_model(student_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = dict(line.split(maxsplit=1) for line in run(capsys, "info", student_folder).splitlines())
+    assert lines["model"].startswith(str(student_folder)) and lines["kind"].startswith("student")
+    assert lines["samples"] == "1x8x8, 10 classes" and lines["data"] == "digits"
+    assert lines["network"].startswith("mlp, ") and lines["trained"].endswith("32 images")
+    assert "c_noise = t" in run(capsys, "info", "digits")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>err", "<&- 2>err"])
+def test_nothing_but_the_result_is_said_where_nobody_looks(closed: str, tmp_path: Path) -> None:
+    words = ["train", "digits-teacher", *TINY, "--out", "run", "--device", "cpu"]
+    command = f"{sys.executable} -m trigflow {shlex.join(words)} {closed}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "run holds the model; to sample from it: trigflow sample run --out samples.png\n"
+    assert not (tmp_path / "err").exists() or (tmp_path / "err").read_text() == ""
 
 
 def test_sample_in_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from trigflow.dual import MODES, RULES, Dual, fallbacks, value_and_tangent
+from trigflow.dual import MODES, RULES, Dual, NotForDuals, fallbacks, value_and_tangent
 from trigflow.dual.elementwise import constant
 from trigflow.dual.value import read_number
 from trigflow.networks import NETWORKS
@@ -235,7 +235,7 @@ SAMPLES: dict[str, list[Sample]] = {
     "hardtanh": [one(lambda f, x: f(x, -0.5, 0.5))],
     "pow": [one(lambda f, x: f(x, 3)), one(lambda f, x: f(x, -0.5), unit=True), two(unit=True)],
     "__pow__": [one(lambda f, x: f(x, 2)), two(unit=True)],
-    **{name: [two()] for name in ("atan2", "arctan2", "maximum", "minimum")},
+    **{name: [two()] for name in ("atan2", "arctan2", "hypot", "maximum", "minimum")},
     "lerp": [Sample(lambda f, x, y, w: f(x, y, w), X, X, X), two(lambda f, x, y: f(x, y, 0.3))],
     # layers
     "softmax": [one(lambda f, x: f(x, dim=1)), one(lambda f, x: f(x, dim=-1, dtype=torch.float64))],
@@ -821,6 +821,14 @@ def test_a_dual_answers_like_its_value() -> None:
 def test_mistakes_are_told(arguments: Any, options: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         value_and_tangent(lambda x: x, *arguments, **options)
+
+
+def test_what_takes_a_dual_for_a_number_is_told() -> None:
+    x = torch.ones(2)
+    with pytest.raises(NotForDuals, match=r"fails in the derivative mode 'dual'.*objective.derivative=func"):
+        value_and_tangent(lambda x: x if isinstance(x, Tensor) else torch.tensor(x), (x,), (x,))
+    with pytest.raises(TypeError, match="unexpected keyword"):  # fails without a derivative, too
+        value_and_tangent(lambda x: torch.sin(x, wrong=1), (x,), (x,))
 
 
 def test_batch_norm_in_training_is_refused_and_in_evaluation_passes() -> None:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gaussian_models import S_0, SIGMA_DATA, GaussianNetwork, Student, Teacher, gaussian_model, nfe_of
@@ -157,11 +158,26 @@ def test_defaults_come_from_the_card() -> None:
         ({"n": 1, "labels": 0.5}, "labels 0.5: give whole numbers"),
         ({"n": 1, "labels": ["x"]}, "give whole numbers"),
         ({"n": 1, "guidance_scale": math.inf}, "guidance_scale"),
+        ({"n": True}, "n is True: give a whole number"),
+        ({"n": 2, "seed": np.bool_(True)}, "seed is .*True.*: give a whole number"),
+        ({"n": 2, "steps": True}, "steps is True"),
+        ({"n": 2, "labels": [True, False]}, "give whole numbers"),
+        ({"n": 2, "labels": np.array([True])}, "give whole numbers"),
+        ({"n": 2, "labels": [True, 2]}, "give whole numbers"),
+        ({"n": 2, "guidance_scale": True}, "guidance_scale is True"),
     ],
 )
 def test_mistakes(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         gaussian_model(Student, num_classes=3).sample(**arguments)
+
+
+def test_numbers_of_numpy() -> None:
+    model = gaussian_model(Student, num_classes=3)
+    numbers = {"n": np.uint8(3), "seed": np.int64(3), "steps": np.int32(2), "batch": np.int16(2)}
+    assert torch.equal(model.sample(**numbers, labels=np.int64(1)), model.sample(3, 2, 1, 3))
+    one, other = (model.trajectory(2, seed=seed).states for seed in (np.int64(2**40), 2**40))
+    assert torch.equal(one, other)
 
 
 def test_labels_for_a_model_without_classes() -> None:

@@ -12,6 +12,7 @@ import pydantic
 import pytest
 from pydantic import Field
 
+from trigflow import recipes
 from trigflow.system.config import (
     Component,
     apply_overrides,
@@ -197,6 +198,40 @@ def test_another_name_drops_the_options() -> None:
 )
 def test_overrides_tell_mistakes(override: str, message: str) -> None:
     assert message in told(made, override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.batch=true",
+        "train.seed=false",
+        "train.microbatch=true",
+        "optimizer.lr=true",
+        "optimizer.betas=[false,0.9]",
+        "optimizers.net.lr=true",
+        'optimizers={"net":{"lr":true}}',
+        "sampling.guidance_scale=true",
+    ],
+)
+def test_a_boolean_is_no_number(override: str) -> None:
+    with pytest.raises(UserError, match="should be a number, not a boolean"):
+        recipes.get("digits-scd", [override])
+    assert recipes.get("digits-scd", ["train.tensorboard=false"]).train.tensorboard is False
+
+
+@pytest.mark.parametrize("name", ["7", "2024", "1e3", "7.5", "true"])
+def test_numbers_as_names(name: str) -> None:
+    given = [f"data={name}", f"teacher={name}", f"init={name}", f"guide={name}", f"inits.net={name}"]
+    recipe = recipes.get(
+        "digits-scd", [*given, f"network={name}", f"name={name}", f"sampling.sampler={name}"]
+    )
+    assert recipe.data == recipe.network == Component(name)
+    assert (recipe.teacher, recipe.init, recipe.guide, recipe.inits) == (name, name, name, {"net": name})
+    assert recipe.name == recipe.sampling.sampler == name
+
+
+def test_null_is_a_name_where_there_must_be_one() -> None:
+    assert recipes.get("digits-scd", ["data=null", "teacher=null"]).data == Component("null")
 
 
 def test_json_round_trip_and_unknown_keys() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import broken_networks
@@ -9,13 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from broken_networks import MORE, PLANTED, SHAPE, Sound
+from conftest import TINY
 from torch import Tensor, nn
 
+from trigflow import recipes
+from trigflow.commands.cli import main
+from trigflow.core import schedules
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.networks import NETWORKS
 from trigflow.networks.foreign import DiffusersAdapter
 from trigflow.system.errors import UserError
 from trigflow.tools import doctor
+from trigflow.training.loop import train
 
 
 def examined(network: Any, **options: Any) -> doctor.Diagnosis:
@@ -198,3 +204,81 @@ def test_own_inputs() -> None:
 def test_what_is_no_network_is_told() -> None:
     with pytest.raises(UserError, match=r"examines an nn\.Module"):
         doctor.diagnose("fractions:Fraction", device="cpu")
+
+
+# What users write around their networks.
+
+
+class ForeignTime(nn.Module):
+    """A network of another schedule, whose time is that of its training: `conversion` stands in its forward."""
+
+    def __init__(self, schedule: schedules.Schedule, norm: bool = True) -> None:
+        super().__init__()
+        self.conversion = schedules.Conversion(schedule, sigma_data=1.0)
+        self.norm = nn.GroupNorm(1, SHAPE[0]) if norm else nn.Identity()
+        self.network = Sound()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        s = self.conversion.time(t)
+        foreign = self.conversion.foreign_point(self.norm(x), s)
+        return self.conversion.velocity(self.network(foreign, s), x, s, "flow")
+
+
+def test_a_conversion_within_a_network_is_healthy() -> None:
+    diagnosis = examined(ForeignTime(schedules.FlowMatching()))
+    assert diagnosis.healthy and not diagnosis.findings
+    assert diagnosis.verdict("dual") == diagnosis.verdict("func") == "exact"
+
+
+class AsksForTensors(nn.Module):
+    """Takes what is no Tensor for a number, as code does that knows nothing of Duals."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        t = t if isinstance(t, Tensor) else torch.tensor(t)
+        return torch.stack([t.cos(), t.sin()], dim=1)
+
+
+def test_no_module_is_blamed_where_only_the_dual_mode_fails() -> None:
+    diagnosis = examined(Sound(time=AsksForTensors(), middle=nn.GroupNorm(1, 8)))
+    assert not diagnosis.findings and diagnosis.healthy
+    assert diagnosis.verdict("dual") == "broken" and diagnosis.verdict("func") == "exact"
+    text = doctor.report(diagnosis)
+    assert "(in 'time')" in text and "objective.derivative=f" in text
+
+
+class Steep(nn.Module):
+    """Takes log(sigma) of t, whose derivative is 1 / (sin t cos t)."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.network, self.factor = Sound(), factor
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x, self.factor * torch.log(torch.tan(t)))
+
+
+def test_a_derivative_that_explodes_is_warned_of() -> None:
+    diagnosis = examined(Steep())
+    assert diagnosis.healthy and [slope.t for slope in diagnosis.exploding][-1] == pytest.approx(
+        1.5645, abs=1e-3
+    )
+    text = doctor.report(diagnosis)
+    assert "WARNING: |dF/dt| is" in text and "the derivative is right, but explodes" in text
+    command = (
+        "trigflow train TEACHER_RECIPE init=TEACHER network=package.module:NetworkOfT --out runs/teacher-of-t"
+    )
+    assert command in text
+    assert not examined(Sound()).exploding and not examined(nn.Sequential()).exploding
+
+
+def test_a_teacher_is_trained_on_with_another_time_input(tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    recipe = recipes.get("digits-teacher", [*TINY, "network.normalization=double", "precond.c_noise=edm"])
+    train(recipe, teacher, device="cpu", progress=False)
+    before = doctor.diagnose(str(teacher), device="cpu")
+    assert before.exploding
+    command = f"train {teacher / 'recipe.json'} init={teacher} precond.c_noise=t --out runs/teacher-of-t"
+    assert f"trigflow {command}" in doctor.report(before)
+    words = command.replace("runs/teacher-of-t", str(tmp_path / "of-t")).split()
+    assert main([*words, "--device", "cpu"]) == 0
+    assert not doctor.diagnose(str(tmp_path / "of-t"), device="cpu").exploding

@@ -21,6 +21,7 @@ from trigflow.commands import (
     demo,
     doctor,
     evaluate,
+    info,
     listing,
     plan,
     reconstruct,
@@ -30,6 +31,7 @@ from trigflow.commands import (
     train_classifier,
 )
 from trigflow.commands.command import Command
+from trigflow.system.cache import lend_to_libraries
 from trigflow.system.errors import OwnMistake, UserError, did_you_mean, one_of, printable
 from trigflow.system.launch import is_main
 from trigflow.system.version import __version__
@@ -37,7 +39,7 @@ from trigflow.system.version import __version__
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
     for module in (
-        *(demo, listing, data, plan, train, reconstruct, sample, evaluate, study, bench, doctor),
+        *(demo, listing, info, data, plan, train, reconstruct, sample, evaluate, study, bench, doctor),
         train_classifier,
     )
 }
@@ -131,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     debug = bool(words) and words[0] == "--debug"
+    lend_to_libraries()
+    _suit_stderr()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes need not be UTF-8
 
@@ -139,6 +143,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[args.command].run(args)
 
     return run_and_report_errors(work, debug)
+
+
+def _suit_stderr() -> None:
+    """Where nobody looks at stderr, bars say a line now and then, and nothing of what is soon over."""
+    if sys.stderr is None:  # closed, as under some supervisors
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, which is the process's
+    if not sys.stderr.isatty():
+        for name in ("DELAY", "MININTERVAL", "MAXINTERVAL"):  # tqdm's defaults, before it is imported
+            os.environ.setdefault(f"TQDM_{name}", "30")
 
 
 def run_and_report_errors(work: Callable[[], int], debug: bool = False) -> int:

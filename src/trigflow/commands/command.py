@@ -131,6 +131,15 @@ def add_trust_code(parser: argparse.ArgumentParser, file: str = "model's folder"
     add_flag(parser, "--trust-code", text)
 
 
+def how_to_sample(folder: Path) -> str:
+    """The line that follows a training."""
+    from trigflow.models.storage import read_card
+
+    card = read_card(folder)
+    code = " --trust-code" if ":" in card.network.name or ":" in card.sampling.sampler else ""
+    return f"{folder} holds the model; to sample from it: trigflow sample {folder}{code} --out samples.png"
+
+
 def add_vae(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vae",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from trigflow.commands.command import Command, add_out_folder, integer, number
+from trigflow.commands.command import Command, add_out_folder, how_to_sample, integer, number
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def _run(args: argparse.Namespace) -> int:
     from trigflow.training.run_folder import reconstruct
 
     folder = reconstruct(args.run, args.out, args.ema_std, args.nimg)
-    print(f"{folder} holds the model; to sample from it: trigflow sample {folder} --out samples.png")
+    print(how_to_sample(folder))
     return 0
 
 

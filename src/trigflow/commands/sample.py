@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,21 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".npz", ".npy")
 
 
+@dataclass(frozen=True)
+class _Target:
+    """Where samples are written: a file, or a folder of numbered pictures."""
+
+    path: Path
+    is_folder: bool
+
+    def __str__(self) -> str:
+        return f"{self.path}/" if self.is_folder else str(self.path)
+
+
+def _target(text: str) -> _Target:
+    return _Target(Path(text), text.endswith(("/", os.sep)) or Path(text).is_dir())
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
@@ -39,10 +56,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=integer(1), default=16, help="number of samples (default: 16)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_target,
         required=True,
         metavar="FILE",
-        help=".png: an image grid; .npz or .npy: the samples as an array",
+        help=".png: an image grid; .npz or .npy: the samples as an array; DIR/: numbered .png files, and dataset.json"
+        " with their labels",
     )
     parser.add_argument(
         "--labels",
@@ -65,14 +83,24 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.out.suffix not in ENDINGS:
-        raise UserError(f"--out {args.out}: the name must end in one of {', '.join(ENDINGS)}")
-    if args.latents and args.out.suffix == ".png":
-        raise UserError(f"--out {args.out}: latents cannot be drawn; choose a name that ends in .npz or .npy")
+    _check_target(args.out, args.latents)
     from trigflow.system.distributed import open_world
 
     with open_world(args.device) as world:
         return _sample(args, world)
+
+
+def _check_target(out: _Target, latents: bool) -> None:
+    from trigflow.system.files import is_occupied
+
+    if not out.is_folder and out.path.suffix not in ENDINGS:
+        raise UserError(
+            f"--out {out}: the name must end in one of {', '.join(ENDINGS)}, or in / for a folder of pictures"
+        )
+    if out.is_folder and is_occupied(out.path):
+        raise UserError(f"--out {out}: the folder has files in it; choose another, or remove them")
+    if latents and (out.is_folder or out.path.suffix == ".png"):
+        raise UserError(f"--out {out}: latents cannot be drawn; choose a name that ends in .npz or .npy")
 
 
 def _sample(args: argparse.Namespace, world: World) -> int:
@@ -81,6 +109,7 @@ def _sample(args: argparse.Namespace, world: World) -> int:
 
     from trigflow.models.model import load
     from trigflow.system.files import make_folder
+    from trigflow.system.numbers import count_of
     from trigflow.training.progress import counted
 
     with world.together():
@@ -97,12 +126,36 @@ def _sample(args: argparse.Namespace, world: World) -> int:
     )
     samples = torch.cat(list(counted(batches, args.num, "samples", progress=world.is_main)))
     if world.is_main:
-        make_folder(args.out.parent)
-        _write(samples, labels, args.out)
-        print(
-            f"{args.out}: {args.num} samples, {plan.sampler}, {plan.steps} steps, {counter.nfe} evaluations each"
-        )
+        if args.out.is_folder:
+            _write_folder(samples, labels, args.out.path)
+        else:
+            make_folder(args.out.path.parent)
+            _write(samples, labels, args.out.path)
+        counts = (count_of(args.num, "sample"), plan.sampler, count_of(plan.steps, "step"))
+        print(f"{args.out}: {', '.join(counts)}, {count_of(counter.nfe, 'evaluation')} each")
     return 0
+
+
+def _write_folder(samples: Tensor, labels: Tensor | None, folder: Path) -> None:
+    """000000.png, 000001.png, ...; and their labels in dataset.json, as EDM's data sets have them."""
+    from PIL import Image
+
+    from trigflow.models.pictures import png
+    from trigflow.system.files import make_folder, write_atomically, write_json
+
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+        raise UserError(
+            f"--out {folder}/: samples of the shape {tuple(samples.shape[1:])} are no pictures; choose .npz"
+        )
+    make_folder(folder)
+    names = [f"{number:06d}.png" for number in range(len(samples))]
+    for name, image in zip(names, samples.movedim(1, -1).squeeze(-1).numpy(), strict=True):
+        write_atomically(folder / name, png(Image.fromarray(image)))
+    if labels is not None:
+        write_json(
+            folder / "dataset.json",
+            {"labels": [list(pair) for pair in zip(names, labels.tolist(), strict=True)]},
+        )
 
 
 def _write(samples: Tensor, labels: Tensor | None, file: Path) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from trigflow.commands.command import Command, add_device, add_flag, add_out_folder, add_recipe, integer
+from trigflow.commands.command import (
+    Command,
+    add_device,
+    add_flag,
+    add_out_folder,
+    add_recipe,
+    how_to_sample,
+    integer,
+)
 from trigflow.system.launch import is_main
 
 
@@ -46,7 +54,7 @@ def _run(args: argparse.Namespace) -> int:
         trust_code=args.trust_code,
     )
     if is_main():
-        print(f"{folder} holds the model; to sample from it: trigflow sample {folder} --out samples.png")
+        print(how_to_sample(folder))
     return 0
 
 

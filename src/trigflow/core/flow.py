@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trigflow.system.errors import UserError
+from trigflow.system.tensors import is_tensor
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -38,7 +39,7 @@ def expand(t: float | Tensor, x: Tensor) -> Tensor:
     Raises:
         UserError: t is neither float32 nor float64. In bfloat16 10,000 different times become 769.
     """
-    if not isinstance(t, Tensor):
+    if not is_tensor(t):
         return torch.tensor(t, dtype=torch.float64)
     if t.dtype not in (torch.float32, torch.float64):
         raise UserError(f"the time t is {t.dtype}: make it torch.float32 or torch.float64")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trigflow.core.flow import expand
 from trigflow.system.errors import UserError
+from trigflow.system.tensors import is_tensor
 
 # velocity(x_t, t, **cond) -> dx_t/dt, of the shape of x_t.
 ConditionalVelocity = Callable[..., Tensor]
@@ -87,7 +88,7 @@ def autoguided(
 
 def _is_none(guidance_scale: float | Tensor) -> bool:
     """Whether it is the number 1; a tensor is not read, which would wait for the device."""
-    if isinstance(guidance_scale, Tensor):
+    if is_tensor(guidance_scale):
         return False
     if not math.isfinite(guidance_scale):
         raise UserError(f"guidance_scale is {guidance_scale}: give a finite number, 1 for no guidance")
@@ -95,7 +96,7 @@ def _is_none(guidance_scale: float | Tensor) -> bool:
 
 
 def _in_words(guidance_scale: float | Tensor) -> str:
-    given = "of each sample" if isinstance(guidance_scale, Tensor) else f"{guidance_scale}"
+    given = "of each sample" if is_tensor(guidance_scale) else f"{guidance_scale}"
     return f"guidance_scale {given}"
 
 

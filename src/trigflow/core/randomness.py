@@ -8,6 +8,7 @@ Lea and Flood, "Fast splittable pseudorandom number generators", 2014), computed
 from __future__ import annotations
 
 import math
+import operator
 import zlib
 from dataclasses import dataclass
 
@@ -80,8 +81,9 @@ class SampleRandom:
     def keys(self, stream: str) -> Tensor:
         """(B,) int64, one key for each image, different for each named stream; on the CPU where the device is MPS."""
         index = self.index.cpu() if self.index.device.type == "mps" else self.index  # MPS has no float64
-        start = _mix_number((self.seed * 0x100000000 + zlib.crc32(stream.encode())) & _MASK)
-        if high := self.seed >> 32:  # the first 64 bits hold the low word only
+        seed = operator.index(self.seed)  # NumPy's integers are too short for what follows
+        start = _mix_number((seed * 0x100000000 + zlib.crc32(stream.encode())) & _MASK)
+        if high := seed >> 32:  # the first 64 bits hold the low word only
             start = _mix_number(start + high * _GOLDEN & _MASK)
         return _mix(index * _GOLDEN + _signed(start))
 

@@ -23,6 +23,7 @@ from trigflow.core.guidance import guided
 from trigflow.core.time_grids import consistency_times, edm_times, flow_map_times
 from trigflow.system.config import given_what_it_names, look_up
 from trigflow.system.errors import UserError, one_of
+from trigflow.system.tensors import is_tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x_t (B, ...), t (B,) -> dx_t/dt, of the shape of x_t
 
@@ -277,8 +278,8 @@ class Sampler:
                 "this sampler has no parameter on_step, which a path needs: add it, or sample without"
             )
         x_0: Any = given_what_it_names(self.function, velocity, x_T, ts, **options)
-        if not isinstance(x_0, Tensor) or x_0.shape != x_T.shape:
-            what = f"the shape {tuple(x_0.shape)}" if isinstance(x_0, Tensor) else f"a {type(x_0).__name__}"
+        if not is_tensor(x_0) or x_0.shape != x_T.shape:
+            what = f"the shape {tuple(x_0.shape)}" if is_tensor(x_0) else f"a {type(x_0).__name__}"
             name = getattr(self.function, "__name__", "the sampler")
             raise UserError(f"{name} returned {what}: return samples of the shape of x_T, {tuple(x_T.shape)}")
         return x_0
@@ -358,8 +359,7 @@ def count_nfe(plan: SamplingPlan, data_shape: tuple[int, ...] = (1,)) -> int:
 
 def _times(t: float, x: Tensor) -> Tensor:
     """t as the network takes it: (B,), at least float32."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.full((x.shape[0],), t, dtype=dtype, device=x.device)
+    return torch.full((len(x),), t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
 def _evaluate(velocity: Velocity, x_t: Tensor, t: float, on_step: OnStep | None) -> Tensor:
@@ -380,8 +380,8 @@ def _edm_euler(x_t: Tensor, z: Tensor, t: float, s: float) -> Tensor:
 
 def _check_noise(z: Tensor, step: int, x_T: Tensor) -> None:
     """Noise that is broadcast would be the same for several samples or pixels, and nobody would see it."""
-    if not isinstance(z, Tensor) or z.shape != x_T.shape:
-        what = f"has the shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"is a {type(z).__name__}"
+    if not is_tensor(z) or z.shape != x_T.shape:
+        what = f"has the shape {tuple(z.shape)}" if is_tensor(z) else f"is a {type(z).__name__}"
         raise UserError(
             f"noise({step}) {what}: give a number for each of x_T, {tuple(x_T.shape)}, as by "
             "lambda step: torch.randn(x_T.shape)"

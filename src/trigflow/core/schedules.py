@@ -209,7 +209,17 @@ class AnySchedule:
             middle = (low + high) / 2
             below = self.sigma(middle) < ratio * self.alpha(middle)
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+        return self._moving((low + high) / 2, ratio, (low > self.s_min) & (high < self.s_max))
+
+    def _moving(self, s: Tensor, ratio: Tensor, inside: Tensor) -> Tensor:
+        """s with its derivative along the ratio, which the comparisons of a bisection lose; 0 where s is an end.
+
+        sigma(s) = ratio alpha(s)  =>  ds/dratio = alpha / (sigma' - ratio alpha')
+        """
+        ones, fixed = torch.ones_like(s), ratio.detach()
+        slopes: list[Tensor] = [torch.func.jvp(of, (s,), (ones,))[1] for of in (self.alpha, self.sigma)]
+        slope = (self.alpha(s) / (slopes[1] - fixed * slopes[0])).where(inside, 0)
+        return s + torch.where(inside, ratio - fixed, 0) * slope
 
 
 def _v_prediction(alpha: Tensor, sigma: Tensor, data_std: float) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import math
 
 from trigflow.core import flow
 from trigflow.system.errors import UserError
+from trigflow.system.numbers import whole_numbers
 
 
 def consistency_times(
@@ -57,5 +58,6 @@ def flow_map_times(steps: int, sigma_data: float = 0.5, t_mid: float = flow.T_MI
 
 
 def _check_steps(steps: int) -> None:
+    (steps,) = whole_numbers(steps=steps)
     if steps < 1:
         raise UserError(f"steps is {steps}: give 1 or more")

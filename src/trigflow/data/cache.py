@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
 
+from trigflow.system.cache import cache_folder
 from trigflow.system.errors import UserError
 from trigflow.system.files import replacing, write_atomically
 
@@ -21,13 +21,6 @@ MAPPED_BYTES = 2**28  # data that is larger is mapped, not read
 def is_large(size: float) -> bool:
     """Whether data of so many bytes is to be mapped rather than read."""
     return size > MAPPED_BYTES
-
-
-def cache_folder() -> Path:
-    """$TRIGFLOW_CACHE, else $XDG_CACHE_HOME/trigflow, else ~/.cache/trigflow."""
-    if chosen := os.environ.get("TRIGFLOW_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trigflow"
 
 
 def cache_key(files: Iterable[Path], options: Iterable[object]) -> str:

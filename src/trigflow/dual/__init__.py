@@ -2,7 +2,7 @@
 
 from trigflow.dual import attention, elementwise, linear, neural
 from trigflow.dual.derivative import MODES, value_and_tangent
-from trigflow.dual.value import RULES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks
+from trigflow.dual.value import RULES, Dual, InPlaceWrite, NoDerivative, NotForDuals, NumberRead, fallbacks
 
 __all__ = [
     "MODES",
@@ -10,6 +10,7 @@ __all__ = [
     "Dual",
     "InPlaceWrite",
     "NoDerivative",
+    "NotForDuals",
     "NumberRead",
     "attention",
     "elementwise",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trigflow.dual.guard import dual_pass
-from trigflow.dual.value import Dual, refuse_stale
+from trigflow.dual.value import Dual, NotForDuals, refuse_stale
 from trigflow.system.devices import without_autocast
 from trigflow.system.errors import UserError, did_you_mean
 
@@ -112,12 +112,33 @@ def _dual(
 ) -> Dual:
     duals = [Dual(value, tangent.detach()) for value, tangent in zip(primals, tangents, strict=True)]
     moved = {name: Dual(cond[name], tangent.detach()) for name, tangent in cond_tangents.items()}
-    with dual_pass():
+    with dual_pass(), _told(function, primals, cond):
         output = _one_tensor(function(*duals, **{**cond, **moved}))
         refuse_stale(output)
     if isinstance(output, Dual):
         return output
     return Dual(output, torch.zeros_like(output))  # it depends on nothing that moves
+
+
+@contextmanager
+def _told(function: Function, primals: tuple[Tensor, ...], cond: dict[str, Tensor]) -> Iterator[None]:
+    """Where something takes a Dual for what it is not, as code that asks for a Tensor does, the error says so.
+
+    Raises:
+        NotForDuals: the function fails, and does not on the tensors themselves.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        with torch.no_grad(), same_randomness(primals[0].device):
+            function(*primals, **cond)  # else its own error stands
+        raise NotForDuals(
+            f"the network fails in the derivative mode 'dual', and not without a derivative ({type(error).__name__}:"
+            f" {error}); use mode 'func' (objective.derivative=func), or torch's functions in its place"
+        ) from error
 
 
 def _one_tensor(output: Any) -> Any:

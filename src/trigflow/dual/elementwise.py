@@ -146,6 +146,16 @@ def atan2(func: Any, y: Any, x: Any) -> tuple[Any, Work]:
 register(atan2, named("atan2 arctan2"))
 
 
+def hypot(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
+    """d hypot(x, y) = (x dx + y dy) / hypot(x, y)."""
+    value = func(value_of(x), value_of(y))
+    moving = [item for item in (x, y) if isinstance(item, Dual)]
+    return value, lambda: sum(item.tangent * (item.value / value) for item in moving)
+
+
+register(hypot, named("hypot"))
+
+
 def larger(func: Any, x: Any, y: Any) -> tuple[Any, Work]:
     """maximum and minimum of two: the tangent of the selected one, the mean of both where they are equal."""
     value = func(value_of(x), value_of(y))

@@ -30,6 +30,10 @@ class NoDerivative(UserError):
     """A function that neither has a rule nor can be differentiated by torch.func.jvp."""
 
 
+class NotForDuals(UserError):
+    """A function that fails on tensors with a derivative, and not on plain ones."""
+
+
 class NumberRead(UserError):
     """A number was read out of a tensor that changes along the path."""
 

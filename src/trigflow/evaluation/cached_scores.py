@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import trigflow
-from trigflow.data.cache import cache_folder
 from trigflow.data.codecs import codec_to_json
 from trigflow.evaluation.metrics import METRICS, SCORE
 from trigflow.models.model import Model
+from trigflow.system.cache import cache_folder
 from trigflow.system.config import to_json
 from trigflow.system.distributed import SINGLE_PROCESS, World
 from trigflow.system.errors import UserError

@@ -41,8 +41,9 @@ from trigflow.models.pictures import drawable
 from trigflow.system.config import Component
 from trigflow.system.devices import true_float32
 from trigflow.system.distributed import SINGLE_PROCESS, World
-from trigflow.system.errors import UserError, must_be_whole
+from trigflow.system.errors import UserError
 from trigflow.system.files import LOCK, is_leftover, is_occupied, locked, make_folder, must_be_writable
+from trigflow.system.numbers import whole_numbers
 from trigflow.system.signals import interrupt_with_resume_hint
 
 STEPS = (1, 2, 4)
@@ -62,6 +63,9 @@ class _Settings:
     progress: bool
 
     def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("num", "seeds", "batch")}
+        for name, size in zip(sizes, whole_numbers(**sizes), strict=True):
+            object.__setattr__(self, name, size)  # as Python's integers, which JSON knows
         _check(self)
 
 
@@ -242,7 +246,6 @@ def _report_folder(settings: _Settings, world: World) -> Iterator[Path | None]:
 
 
 def _check_numbers(settings: _Settings) -> None:
-    must_be_whole(num=settings.num, seeds=settings.seeds, batch=settings.batch)
     for name, value, lowest in (
         ("num", settings.num, 2),
         ("seeds", settings.seeds, 1),
@@ -255,7 +258,7 @@ def _check_numbers(settings: _Settings) -> None:
         return
     if not isinstance(steps, Sequence):
         raise UserError(f"steps is {steps}: give a list of numbers, such as [1, 2]")
-    must_be_whole(**{f"steps[{place}]": number for place, number in enumerate(steps)})
+    whole_numbers(**{f"steps[{place}]": number for place, number in enumerate(steps)})
     if not steps or min(steps) < 1:
         raise UserError(f"steps {list(steps)}: give one number or several, each 1 or more")
     if len(set(steps)) < len(steps):

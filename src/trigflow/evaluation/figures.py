@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from trigflow.models.pictures import panels, png
+from trigflow.system.numbers import count_of
 
 Report = Mapping[str, Any]
 
@@ -28,7 +29,7 @@ CAPTIONS = {
 
 def in_steps(steps: int) -> str:
     """ "1 step", "2 steps"."""
-    return f"{steps} step{'s' if steps > 1 else ''}"
+    return count_of(steps, "step")
 
 
 def draw_pictures(

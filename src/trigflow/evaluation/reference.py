@@ -1,6 +1,6 @@
 """What is measured of real data alone: once for the same data in the same features, then read from the cache.
 
-The cache lies in $TRIGFLOW_CACHE (`data.cache.cache_folder`). The name of a file is a hash of all that its content
+The cache lies in $TRIGFLOW_CACHE (`system.cache.cache_folder`). The name of a file is a hash of all that its content
 depends on: the bytes of the data, its labels, the features' tensors and how they take a sample in, the version of this
 package. A damaged file is recreated. Where the cache cannot be written, all is computed each time.
 """
@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data import Dataset
-from trigflow.data.cache import cache_folder
 from trigflow.evaluation.metrics import (
     METRICS,
     Features,
@@ -32,6 +31,7 @@ from trigflow.evaluation.metrics.haze import levels
 from trigflow.evaluation.metrics.metric import MOST_PAIRED, MOST_POOLED, Moments
 from trigflow.evaluation.metrics.nearest import spacing
 from trigflow.evaluation.metrics.neighbours import NEIGHBOURS, radii
+from trigflow.system.cache import cache_folder
 from trigflow.system.errors import UserError
 from trigflow.system.files import DamagedFile, make_folder
 from trigflow.system.tensors import read_state, tensors_digest, write_state

@@ -13,6 +13,7 @@ from trigflow.evaluation.figures import CAPTIONS, draw_pictures, in_steps
 from trigflow.evaluation.metrics import METRICS, SCORE
 from trigflow.evaluation.page import html_figure, html_page, html_table, markdown_table
 from trigflow.system.files import make_folder, write_atomically, write_json
+from trigflow.system.numbers import count_of
 
 Report = Mapping[str, Any]
 REPORT = "report.json"
@@ -64,9 +65,7 @@ def _line_of(judge: Report) -> str:
 
 def _main_line(report: Report) -> str:
     score, num = report["score"], report["num_samples"]
-    setting = (
-        f"{score} of {num} samples, median of {report['seeds']} seed{'s' if report['seeds'] > 1 else ''}"
-    )
+    setting = f"{score} of {num} samples, median of {count_of(report['seeds'], 'seed')}"
     row = _row_of_headline(report)
     if row not in report["students"] or row["steps"] > 2:
         return f"{row['name']}: {row['fd']:.4g} with {row['nfe']} evaluations a sample ({setting})."

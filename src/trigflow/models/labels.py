@@ -40,6 +40,12 @@ def _whole(labels: int | Sequence[int] | Tensor) -> Tensor:
         given = torch.as_tensor(labels).cpu().reshape(-1)
     except (TypeError, ValueError, RuntimeError):  # whatever is no array of numbers
         given = torch.zeros(1)
-    if len(given) and (given.is_floating_point() or given.is_complex()):
+    if len(given) and (given.is_floating_point() or given.is_complex() or _holds_booleans(labels, given)):
         raise UserError(f"labels {labels!r}: give whole numbers")
     return given.long()
+
+
+def _holds_booleans(labels: int | Sequence[int] | Tensor, given: Tensor) -> bool:
+    """Whether some of the labels are True or False, which are no classes; torch takes [True, 2] for [1, 2]."""
+    listed = labels if isinstance(labels, list | tuple) else ()
+    return given.dtype == torch.bool or any(isinstance(label, bool) for label in listed)

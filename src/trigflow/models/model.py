@@ -24,7 +24,8 @@ from trigflow.models.shipped import model_folder
 from trigflow.models.storage import load_model
 from trigflow.system.devices import Precision, check_precision, products_in, resolve_device, true_float32
 from trigflow.system.distributed import SINGLE_PROCESS, World
-from trigflow.system.errors import Diverged, UserError, must_be_whole
+from trigflow.system.errors import Diverged, UserError
+from trigflow.system.numbers import real_number, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,6 @@ class Model:
         """
         own = self.default_plan
         chosen = own.sampler if sampler is None else sampler
-        steps = own.steps if steps is None else steps
         found = find_sampler(chosen)
         if found.kind != self.card.kind:
             kind = "a consistency" if self.is_student else "a diffusion"
@@ -178,12 +178,12 @@ class Model:
             raise UserError(
                 f"sampler '{chosen}' needs a network with a second time; that of model '{self.name}' has none"
             )
-        must_be_whole(steps=steps)
+        (steps,) = whole_numbers(steps=own.steps if steps is None else steps)
         if steps < 1:
             raise UserError(f"steps is {steps}: give 1 or more")
-        scale = own.guidance_scale if guidance_scale is None else guidance_scale
-        if not isinstance(scale, int | float):
-            raise UserError(f"guidance_scale is {scale}: give one number, the same for all samples")
+        scale = (
+            own.guidance_scale if guidance_scale is None else real_number("guidance_scale", guidance_scale)
+        )
         self._check_scale(scale)
         return SamplingPlan(chosen, steps, scale, own.t_mid)
 
@@ -243,7 +243,7 @@ class Model:
         plan = plan or self.chosen_plan or self.plan()
         if scales is not None:
             self._check_scales(n, scales)
-        must_be_whole(n=n, batch=batch, seed=seed)
+        n, batch, seed = whole_numbers(n=n, batch=batch, seed=seed)
         if n < 1 or batch < 1:
             raise UserError(f"{n} samples in batches of {batch}: give 1 or more of both")
         if latents and not isinstance(self.codec, LatentCodec):
@@ -297,7 +297,7 @@ class Model:
 
         Args, Raises: as `sample`.
         """
-        must_be_whole(n=n, seed=seed)
+        n, seed = whole_numbers(n=n, seed=seed)
         plan, chosen, counter = self.plan(steps, None, sampler), self.labels(n, labels), self.counter()
         ts: list[float] = []
         states: list[Tensor] = []

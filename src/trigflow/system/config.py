@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
 from trigflow.system.errors import UserError, did_you_mean, errors_reported, one_of
+from trigflow.system.numbers import checked_numbers
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ def validate(kind: type[T], value: object, where: str = "") -> T:
         UserError: value is not valid; names the key, its value and what is allowed.
     """
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return checked_numbers(value, TypeAdapter(kind).validate_python(value), where)
     except ValidationError as error:
         raise UserError(_describe(error, where)) from None
 
@@ -163,10 +164,12 @@ def _argument(hint: Any, value: object, where: str) -> object:
     except PydanticSchemaGenerationError:  # a class that it does not know: the factory must judge by itself
         return value
     try:
-        return adapter.validate_python(value)
+        return checked_numbers(value, adapter.validate_python(value), where)
     except ValidationError as error:
         complaint = _describe(error, where)
-    if isinstance(value, bool | float) and _takes_text(adapter):  # how it was typed is lost: 1e3, or 1000.0
+    if isinstance(value, bool | float | None) and _takes_text(
+        adapter
+    ):  # how it was typed is lost: 1e3, or 1000.0
         raise UserError(f"{complaint}; to give it as text, use quotes: '{where}=\"...\"'")
     if not isinstance(value, int):
         raise UserError(complaint)
@@ -283,7 +286,7 @@ def _parsed(text: str, hint: Any) -> Any:
     if kinds <= {str, NoneType}:
         return text
     # A part is a name, or all of it as JSON.
-    return text if Component in kinds and isinstance(value, int | float) else value
+    return text if Component in kinds and isinstance(value, int | float | None) else value
 
 
 def _fields(hint: Any) -> dict[str, Any]:
@@ -342,7 +345,7 @@ def _set_entries(node: dict[str, Any], hint: Any, keys: Sequence[str], text: str
     if len(keys) > 2:
         entry = node[keys[0]].setdefault(keys[1], copy.deepcopy(start))
         return _set(entry, _fields(get_args(get_args(hint)[0])[1]), keys[2:], text, path)
-    value = parse_value(text)
+    value = _parsed(text, get_args(get_args(hint)[0])[1]) if len(keys) > 1 else parse_value(text)
     if len(keys) > 1:
         node[keys[0]][keys[1]] = start | value if isinstance(value, dict) else value
     elif isinstance(value, dict):

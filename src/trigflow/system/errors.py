@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import operator
 from collections.abc import Callable, Iterable, Iterator
 
 
@@ -81,19 +80,6 @@ def one_of(what: str, name: str, options: Iterable[str], where: str = "") -> str
             f"{where}unknown {what} '{name}'{did_you_mean(name, known)}; there are: {', '.join(known)}"
         )
     return name
-
-
-def must_be_whole(**values: int) -> None:
-    """Checks that the named values are integers, possibly NumPy's.
-
-    Raises:
-        UserError: one is not an integer.
-    """
-    for name, value in values.items():
-        try:
-            operator.index(value)
-        except TypeError:
-            raise UserError(f"{name} is {value!r}: give a whole number") from None
 
 
 def printable(text: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -17,10 +17,18 @@ from trigflow.system.distributed import all_finite, own_part, sharded_like
 from trigflow.system.errors import UserError
 from trigflow.system.files import DamagedFile, clear_os_errors, write_atomically
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
 Tensors = Mapping[str, Tensor]
 
 
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
+def is_tensor(item: object) -> TypeIs[Tensor]:
+    """Whether it is a tensor, or computes as one: a Dual is no subclass of Tensor."""
+    return bool(torch.overrides.is_tensor_like(item))  # type: ignore[no-untyped-call]
 
 
 def tensors_digest(tensors: Tensors, state: str = "") -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trigflow.tools.doctor.slopes import TIMES_THE_MEDIAN, Slope, exploding
+
 Verdict = Literal["exact", "fallback", "broken"]
 Fault = Literal[
     "batch_norm",
@@ -84,12 +86,21 @@ class Diagnosis:
         modes: one report for each derivative mode.
         findings: the faults, in the order in which forward reaches their modules.
         fallbacks: functions without a rule, which the dual mode differentiates by torch.func.jvp.
+        slopes: |dF/dt| over t; none where no mode works.
+        remedy: the command that trains the network on with c_noise = t, for where |dF/dt| explodes.
     """
 
     name: str
     modes: tuple[ModeReport, ...]
     findings: tuple[Finding, ...]
     fallbacks: tuple[str, ...] = ()
+    slopes: tuple[Slope, ...] = ()
+    remedy: str = ""
+
+    @property
+    def exploding(self) -> tuple[Slope, ...]:
+        """Where |dF/dt| is more than ten times its median over t: a student of this network would be noise."""
+        return exploding(self.slopes)
 
     @property
     def healthy(self) -> bool:
@@ -114,7 +125,24 @@ def report(diagnosis: Diagnosis) -> str:
     for finding in diagnosis.findings:
         place = f"module '{finding.module}'" if finding.module else "the network itself"
         lines += [f"FAULT in {place}: {finding.detail}", f"  remedy: {finding.remedy}"]
-    return "\n".join([*lines, _conclusion(diagnosis)])
+    return "\n".join([*lines, *_slope_lines(diagnosis), _conclusion(diagnosis)])
+
+
+def _slope_lines(diagnosis: Diagnosis) -> list[str]:
+    """|dF/dt| over t, and what to do where it explodes."""
+    if not diagnosis.slopes:
+        return []
+    sizes = ", ".join(f"{slope.size:.3g} at {slope.t:.3g}" for slope in diagnosis.slopes)
+    lines = [f"|dF/dt| over t, x fixed: {sizes}"]
+    if diagnosis.exploding:
+        worst = max(diagnosis.exploding, key=lambda slope: slope.size)
+        lines += [
+            f"WARNING: |dF/dt| is {worst.size:.3g} at t = {worst.t:.3g}, over {TIMES_THE_MEDIAN:g} times its median:"
+            " a student would be noise, although its loss is small",
+            f"  remedy: first train the teacher on with c_noise = t, then distil that: {diagnosis.remedy}"
+            " (docs/own_parts.md)",
+        ]
+    return lines
 
 
 def _mode_line(mode: ModeReport) -> str:
@@ -129,7 +157,13 @@ def _conclusion(diagnosis: Diagnosis) -> str:
     usable = [mode for mode in diagnosis.modes if mode.verdict != "broken"]
     if not usable:
         return "no mode computes the derivative of this network"
-    return f"ready for consistency training; recommended mode: {min(usable, key=_price).mode}"
+    mode = min(usable, key=_price).mode
+    ready = (
+        "the derivative is right, but explodes" if diagnosis.exploding else "ready for consistency training"
+    )
+    return f"{ready}; recommended mode: {mode}" + (
+        "" if mode == "dual" else f" (objective.derivative={mode})"
+    )
 
 
 def _price(mode: ModeReport) -> float:

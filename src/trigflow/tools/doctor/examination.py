@@ -9,11 +9,21 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from trigflow.dual import MODES, Dual, InPlaceWrite, NoDerivative, NumberRead, fallbacks, value_and_tangent
+from trigflow.dual import (
+    MODES,
+    Dual,
+    InPlaceWrite,
+    NoDerivative,
+    NotForDuals,
+    NumberRead,
+    fallbacks,
+    value_and_tangent,
+)
 from trigflow.system.devices import resolve_device, true_float32, wait_for
 from trigflow.system.timing import time_in_turn
 from trigflow.tools.doctor.diagnosis import Diagnosis, Fault, Finding, ModeReport, Verdict
 from trigflow.tools.doctor.passes import NETWORK_ERRORS, check_passes, graph_lost_at, one_line
+from trigflow.tools.doctor.slopes import command_for_c_noise_t, slopes_of
 from trigflow.tools.doctor.subject import Subject, load_subject
 from trigflow.tools.doctor.trace import (
     Call,
@@ -83,6 +93,8 @@ def diagnose(
             checks = {mode: _check_mode(subject, mode) for mode in MODES}
         findings = findings or _locate(subject, checks)
         reports = [_mode_report(subject, mode, checks, findings, bool(names)) for mode in MODES]
+        working = next((one.mode for one in reports if one.verdict != "broken"), None)
+        slopes = slopes_of(subject, working) if working else ()
         try:
             single = original.to(torch.float32, resolve_device(device))
             costs = _costs(single, [one.mode for one in reports if one.error is not None])
@@ -91,7 +103,8 @@ def diagnose(
             if not findings and any(True for _ in original.network.parameters()):
                 findings = [Finding("error", "", f"training steps in float32 fail: {one_line(error)}")]
     modes = tuple(replace(one, cost=costs.get(one.mode)) for one in reports)
-    return Diagnosis(original.name, modes, tuple(findings), tuple(dict.fromkeys(names)))
+    remedy = command_for_c_noise_t(original.name, original)
+    return Diagnosis(original.name, modes, tuple(findings), tuple(dict.fromkeys(names)), slopes, remedy)
 
 
 # Faults after which derivatives are not tried: a weight that is exchanged in forward crashes torch.func.jvp.
@@ -180,6 +193,8 @@ def _locate(subject: Subject, checks: Checks) -> list[Finding]:
         return refused
     for direction in ("t", "x"):
         check = checks["dual"][direction]
+        if isinstance(check.error, NotForDuals):  # no module is wrong, and func knows the derivative
+            continue
         right = check.error is None and check.distance <= subject.difference_tolerance
         if right and not rounds_its_input(_along(subject, direction)):
             continue

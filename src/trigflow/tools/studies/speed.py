@@ -92,7 +92,7 @@ def cell_name(way: Model) -> str:
 def _in_words(way: Model) -> str:
     plan = way.default_plan
     guidance = f", guidance {plan.guidance_scale:g}" if plan.guidance_scale != 1 else ""
-    return f"{plan.sampler}, {plan.steps} steps{guidance}"
+    return f"{plan.sampler}, {in_steps(plan.steps)}{guidance}"
 
 
 def rivals(ready: Scored, scale: float | None) -> Iterator[Model]:

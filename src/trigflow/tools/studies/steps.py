@@ -41,7 +41,7 @@ class Steps(Setting):
         teachers: dict[str, Cell] = {}
         for nfe in TEACHER_NFE:
             way = ready.of_teacher("heun", (nfe + 1) // 2, scale)
-            teachers[f"teacher, heun, {way.default_plan.steps} steps"] = ready.score(
+            teachers[f"teacher, heun, {in_steps(way.default_plan.steps)}"] = ready.score(
                 f"teacher-heun-{nfe}", way
             )
         return _outcome(ready, students, teachers, scale)
