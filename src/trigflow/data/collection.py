@@ -16,6 +16,7 @@ from tqdm import tqdm
 from trigflow.data.cache import cache_key, cache_pixel_counts, cached_images, cached_pixel_counts, is_large
 from trigflow.data.codecs import ImageCodec, count_pixel_values
 from trigflow.data.dataset import Dataset
+from trigflow.data.formats.background import Background
 from trigflow.data.formats.picture import DamagedPicture
 from trigflow.system.errors import UserError, printable
 from trigflow.system.files import must_be_regular
@@ -39,6 +40,8 @@ class Collection:
         files: that the images come from.
         pixels: of images that are in memory, None for others.
         mapped: they lie in a file.
+        background: of transparent pixels, which counts them; None where there are none.
+        left_out: a line on files that are not among them, and why; "" where there are none.
     """
 
     name: str
@@ -51,13 +54,22 @@ class Collection:
     classes: tuple[str, ...] = ()
     pixels: Tensor | None = None
     mapped: bool = False
+    background: Background | None = None
+    left_out: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of them, a line each; of transparent pixels, once all have been looked at."""
+        lines = (self.left_out, self.background.note if self.background else "")
+        return tuple(line for line in lines if line)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells whether they are the same images as before, as JSON data."""
         content = b"" if self.pixels is None else self.pixels.cpu().contiguous().numpy().data
         files = cache_key(self.files, [hashlib.sha256(content).hexdigest()])
-        return {"source": self.source, "count": self.count, "files": files}
+        colour = {"background": self.background.name} if self.background else {}
+        return {"source": self.source, "count": self.count, "files": files} | colour
 
     def walk(self, description: str, progress: bool) -> Iterable[tuple[str, Read]]:
         """All entries, under a bar if it takes longer than a second."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from trigflow.data.collection import Collection, Read
+from trigflow.data.formats.background import WHITE, Background
+from trigflow.data.formats.candidates import HEAD, LeftOut, is_hidden, why_not
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import (
     MOST_BYTES,
@@ -22,7 +24,6 @@ from trigflow.data.formats.picture import (
     DamagedPicture,
     decoded,
     decoded_array,
-    is_picture,
 )
 from trigflow.system.errors import UserError
 
@@ -30,31 +31,61 @@ LABELS = "dataset.json"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
-def edm_zip(path: str) -> Collection:
+def edm_zip(path: str, background: str = WHITE) -> Collection:
     """Images of one size from a zip archive, in the order of their names.
 
     Args:
         path: of the archive: pictures (grey or RGB) or .npy arrays (C, H, W) uint8, and, if there are labels,
             dataset.json with {"labels": [["00000/img00000000.png", 6], ...]} (null or absent: none).
+        background: colour behind transparent pixels, a name or #rrggbb.
 
     Raises:
-        UserError: no such file, no archive, no images in it, or labels that do not fit them.
+        UserError: no such file, no archive, no images in it, labels that do not fit them, or no colour.
     """
     source = Path(path)
     if not source.is_file():
         raise UserError(f"there is no file {source}")
+    colour, left_out = Background(background), LeftOut()
     with _opened(source) as archive:
-        names = sorted(name for name in set(archive.namelist()) if _is_image(name))
+        names = _images(archive, left_out)
         if not names:
             raise UserError(f"{source} holds no images ({', '.join(SUFFIXES)} or .npy)")
         labels = _labels(source, archive, names)
     num_classes = 0 if labels is None else int(labels.max()) + 1
-    entries = partial(_entries, source, names)
-    return Collection(source.stem, str(source), len(names), entries, labels, num_classes, (source,))
+    return Collection(
+        source.stem,
+        str(source),
+        len(names),
+        partial(_entries, source, names, colour),
+        labels,
+        num_classes,
+        (source,),
+        background=colour,
+        left_out=left_out.note,
+    )
 
 
-def _is_image(name: str) -> bool:
-    return is_picture(name) or (name.lower().endswith(".npy") and not name.startswith("__MACOSX/"))
+def _images(archive: zipfile.ZipFile, left_out: LeftOut) -> list[str]:
+    """The names of pictures and arrays, sorted."""
+    found = []
+    for name in sorted(set(archive.namelist())):
+        if name.endswith("/"):
+            continue
+        is_array = name.lower().endswith(".npy") and not is_hidden(name)
+        if why := "" if is_array else why_not(name, partial(_head, archive, name)):
+            left_out.add(why, name)
+        else:
+            found.append(name)
+    return found
+
+
+def _head(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Of a member that may be damaged, which does not matter unless it is an image."""
+    try:
+        with archive.open(name) as member:
+            return member.read(HEAD)
+    except (*_DAMAGE, OSError):
+        return b""
 
 
 @contextlib.contextmanager
@@ -64,16 +95,17 @@ def _opened(source: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _entries(source: Path, names: list[str]) -> Iterator[tuple[str, Read]]:
+def _entries(source: Path, names: list[str], background: Background) -> Iterator[tuple[str, Read]]:
     with _opened(source) as archive:
         for name in names:
-            yield name, partial(_image, source, archive, name)
+            yield name, partial(_image, source, archive, name, background)
 
 
-def _image(source: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _image(source: Path, archive: zipfile.ZipFile, name: str, background: Background) -> np.ndarray:
     """(1 or 3, H, W) uint8."""
-    content = _content(source, archive, name)
-    return (decoded_array if name.lower().endswith(".npy") else decoded)(content, f"{source}: {name}")
+    content, where = _content(source, archive, name), f"{source}: {name}"
+    is_array = name.lower().endswith(".npy")
+    return decoded_array(content, where) if is_array else decoded(content, where, background)
 
 
 def _content(source: Path, archive: zipfile.ZipFile, name: str) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from trigflow.data.collection import Collection, Read, class_labels
+from trigflow.data.formats.background import WHITE, Background
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import MOST_BYTES, DamagedPicture, decoded
 from trigflow.system.errors import UserError, did_you_mean
@@ -30,7 +31,11 @@ _DAMAGE = (
 
 
 def huggingface(
-    path: str, split: str = "train", image_key: str = "", label_key: str | None = ""
+    path: str,
+    split: str = "train",
+    image_key: str = "",
+    label_key: str | None = "",
+    background: str = WHITE,
 ) -> Collection:
     """Images of one size from a data set in Hugging Face's formats; needs pyarrow: pip install 'trigflow[hub]'.
 
@@ -40,10 +45,12 @@ def huggingface(
         split: of the files of a folder or of the hub, those whose names or folders say so.
         image_key: column of encoded images (default: the only one).
         label_key: column of integers (default: the only one, if there is one; null: no labels).
+        background: colour behind transparent pixels, a name or #rrggbb.
 
     Raises:
-        UserError: a library or a file is missing, a file is damaged or foreign, or a column is ambiguous.
+        UserError: a library or a file is missing, a file is damaged or foreign, a column is ambiguous, or no colour.
     """
+    colour = Background(background)
     files = _download(path.removeprefix(HUB), split) if path.startswith(HUB) else _local(Path(path), split)
     schema = _schema(files[0])
     with _opened(files[0]) as pa:  # names may be no UTF-8
@@ -57,9 +64,11 @@ def huggingface(
     given = _labels(files, label, count) if label else []
     labels, num_classes = class_labels(path, given, len(classes)) if label else (None, 0)
     name = path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
-    entries = partial(_entries, files, image_key)
+    entries = partial(_entries, files, image_key, colour)
     source = f"{path} ({image_key})"  # the column belongs to the cache's key
-    return Collection(name, source, count, entries, labels, num_classes, tuple(files), classes)
+    return Collection(
+        name, source, count, entries, labels, num_classes, tuple(files), classes, background=colour
+    )
 
 
 # Files
@@ -299,16 +308,16 @@ def _labels(files: list[Path], key: str, count: int) -> list[int]:
     return labels
 
 
-def _entries(files: list[Path], key: str) -> Iterator[tuple[str, Read]]:
+def _entries(files: list[Path], key: str, background: Background) -> Iterator[tuple[str, Read]]:
     for file in files:
         for row, value in enumerate(_values(file, key)):
-            yield f"{file.name} row {row}", partial(_image, value, f"{file}: row {row}")
+            yield f"{file.name} row {row}", partial(_image, value, f"{file}: row {row}", background)
 
 
-def _image(value: Any, where: str) -> np.ndarray:
+def _image(value: Any, where: str, background: Background) -> np.ndarray:
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         raise DamagedPicture(f"{where} holds no bytes of an image, but at most the path of one")
     if len(content) > MOST_BYTES:
         raise DamagedPicture(f"{where} has {len(content)} bytes, more than {MOST_BYTES}")
-    return decoded(content, where)
+    return decoded(content, where, background)

@@ -7,7 +7,6 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -37,12 +36,6 @@ _DAMAGE = (
 
 class DamagedPicture(UserError):
     """One picture of many cannot be used; `trigflow data prepare --skip-damaged` leaves it out."""
-
-
-def is_picture(name: str) -> bool:
-    """Whether a name ends as a picture's does, and is none of the hidden files that archivers add."""
-    hidden = any(part == "__MACOSX" or part.startswith(".") for part in Path(name).parts)
-    return name.lower().endswith(SUFFIXES) and not hidden
 
 
 def decoded(content: bytes, where: str, background: Background | None = None) -> np.ndarray:
