@@ -26,7 +26,17 @@ FLAGS = {
     "demo": {"--out", "--seed", "--device"},
     "list": {"kind"},
     "data": {
-        *("action", "source", "overrides", "--out", "--size", "--rgb", "--skip-damaged", "--resume"),
+        *(
+            "action",
+            "source",
+            "overrides",
+            "--out",
+            "--size",
+            "--background",
+            "--rgb",
+            "--skip-damaged",
+            "--resume",
+        ),
         *("--vae", "--dtype", "--mean-only", "--batch", "--device"),
     },
     "plan": {

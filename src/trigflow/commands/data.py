@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from trigflow.commands.command import Command, add_data_options, add_flag, integer, named_data
+from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 from trigflow.system.files import must_be_new
 
@@ -14,8 +15,18 @@ _SHOWN = 64  # images of the grid
 
 # The flags of each action; --out is everybody's.
 _FLAGS = {
-    "prepare": {"size", "rgb", "skip_damaged", "resume"},
-    "encode": {"size", "skip_damaged", "resume", "vae", "dtype", "mean_only", "batch", "device"},
+    "prepare": {"size", "background", "rgb", "skip_damaged", "resume"},
+    "encode": {
+        "size",
+        "background",
+        "skip_damaged",
+        "resume",
+        "vae",
+        "dtype",
+        "mean_only",
+        "batch",
+        "device",
+    },
     "inspect": {"vae", "device"},
 }
 
@@ -41,6 +52,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=integer(1),
         help="prepare, encode: resize the shorter side to this size and centre-crop to a square (default: unchanged)",
+    )
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="prepare, encode: colour behind transparent pixels, a name or '#rrggbb' (default: white)",
     )
     add_flag(parser, "--rgb", "prepare: convert all images to RGB (default: as the first image)")
     add_flag(parser, "--skip-damaged", "prepare, encode: skip damaged images (default: stop at the first)")
@@ -91,15 +107,29 @@ def _run(args: argparse.Namespace) -> int:
         return (_prepare if action == "prepare" else _encode)(args)
 
 
+def _source(args: argparse.Namespace) -> Component:
+    """The images, with --background as the option that it is."""
+    data = named_data(args.source, args.overrides)
+    return Component(data.name, data.options | ({"background": args.background} if args.background else {}))
+
+
+def _say(notes: tuple[str, ...]) -> None:
+    from trigflow.training.progress import say
+
+    for note in notes:
+        say(note)
+
+
 def _prepare(args: argparse.Namespace) -> int:
     from trigflow.data import load_collection
     from trigflow.data.prepare.images import Preparation, prepare
 
     if args.out is None:
         raise UserError("data prepare: --out is missing; give the .zip to write")
-    collection = load_collection(named_data(args.source, args.overrides))
+    collection = load_collection(_source(args))
     how = Preparation(args.size, args.rgb, args.skip_damaged)
     statistics = prepare(collection, args.out, how, args.resume)
+    _say(collection.notes)
     print(statistics.table(collection.classes))
     print(f"train on it: data={args.out}")
     return 0
@@ -115,11 +145,13 @@ def _encode(args: argparse.Namespace) -> int:
     if args.out is None:
         raise UserError("data encode: --out is missing; give the folder to write")
     must_be_new(args.out)
-    collection = load_collection(named_data(args.source, args.overrides))
+    collection = load_collection(_source(args))
     source = find(args.vae)
     autoencoder = load_autoencoder(source[0], resolve_device(args.device or "auto"))
     how = Encoding(args.size, args.dtype or "float16", args.mean_only, args.skip_damaged, args.batch)
-    print(latents_table(encode(collection, autoencoder, source, args.out, how, args.resume)))
+    card = encode(collection, autoencoder, source, args.out, how, args.resume)
+    _say(collection.notes)
+    print(latents_table(card))
     print(f"train on it: data={args.out}")
     return 0
 
@@ -138,6 +170,7 @@ def _inspect(args: argparse.Namespace) -> int:
     statistics, shown = inspect(collection, _SHOWN)
     if args.out is not None:
         save_grid(shown, args.out)
+    _say(collection.notes)
     print(statistics.table(collection.classes))
     return 0
 

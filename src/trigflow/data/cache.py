@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from tokenize import TokenError
+from typing import NamedTuple
 
 import numpy as np
 
@@ -93,17 +94,25 @@ def _write(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> 
             file.write(image.tobytes())
 
 
-def cached_pixel_counts(key: str, size: int) -> list[int] | None:
-    """How often each pixel value occurs among the `size` pixels of the images under this key, if it was kept."""
+class Counts(NamedTuple):
+    """What was counted while images were decoded: how often each pixel value occurs, and pictures with transparency."""
+
+    levels: list[int]
+    transparent: int
+
+
+def cached_counts(key: str, size: int) -> Counts | None:
+    """Those of the `size` pixels of the images under this key, if they were kept."""
     try:
-        levels = json.loads((cache_folder() / f"{key}.json").read_text())["levels"]
-        whole = len(levels) == 256 and all(type(n) is int and n >= 0 for n in levels) and sum(levels) == size
+        found = json.loads((cache_folder() / f"{key}.json").read_text())
+        levels, transparent = found["levels"], found["transparent"]
+        whole = len(levels) == 256 and all(type(n) is int and n >= 0 for n in [*levels, transparent])
+        return Counts(levels, transparent) if whole and sum(levels) == size else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return levels if whole else None
 
 
-def cache_pixel_counts(key: str, levels: list[int]) -> None:
-    """Keeps them for cached_pixel_counts; without room for so little, they are counted again next time."""
+def cache_counts(key: str, counts: Counts) -> None:
+    """Keeps them for cached_counts; without room for so little, pixels are counted again next time."""
     with contextlib.suppress(UserError):
-        write_atomically(cache_folder() / f"{key}.json", json.dumps({"levels": levels}).encode())
+        write_atomically(cache_folder() / f"{key}.json", json.dumps(counts._asdict()).encode())

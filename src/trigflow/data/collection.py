@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.data.cache import cache_key, cache_pixel_counts, cached_images, cached_pixel_counts, is_large
+from trigflow.data.cache import Counts, cache_counts, cache_key, cached_counts, cached_images, is_large
 from trigflow.data.codecs import ImageCodec, count_pixel_values
 from trigflow.data.dataset import Dataset
 from trigflow.data.formats.background import Background
@@ -71,6 +71,17 @@ class Collection:
         colour = {"background": self.background.name} if self.background else {}
         return {"source": self.source, "count": self.count, "files": files} | colour
 
+    def looked_at(self, read: Read) -> tuple[np.ndarray, bool]:
+        """An image, and whether it had transparent pixels."""
+        before = self.background and self.background.pictures
+        image = read()
+        return image, (self.background and self.background.pictures) != before
+
+    def count_transparent(self, pictures: int) -> None:
+        """So many had transparent pixels, among them those that an earlier process looked at."""
+        if self.background:
+            self.background.pictures = pictures
+
     def walk(self, description: str, progress: bool) -> Iterable[tuple[str, Read]]:
         """All entries, under a bar if it takes longer than a second."""
         bar: Iterable[tuple[str, Read]] = tqdm(
@@ -88,9 +99,11 @@ def gathered(collection: Collection, sigma_data: float, progress: bool = True) -
     """
     if collection.pixels is not None:
         return _dataset(collection, collection.pixels, sigma_data)
+    background = collection.background or Background()
     entries = collection.entries()  # named, so that it and its file stay open until the first image is read
     name, read = next(entries)
     first = read()
+    background.pictures = 0  # the first is read again
     shape = (collection.count, *first.shape)
     images = _same_size(collection, name, first, progress)
     if not is_large(float(np.prod(shape, dtype=float))):
@@ -98,9 +111,9 @@ def gathered(collection: Collection, sigma_data: float, progress: bool = True) -
         for row, image in enumerate(images):
             data[row] = image
         return _dataset(collection, torch.from_numpy(data), sigma_data)
-    key = cache_key(collection.files, [collection.source, collection.count, "upright"])
+    key = cache_key(collection.files, [collection.source, collection.count, background.name])
     pixels = torch.from_numpy(cached_images(key, shape, images))
-    return _dataset(collection, pixels, sigma_data, _levels(key, pixels))
+    return _dataset(collection, pixels, sigma_data, _levels(key, pixels, background))
 
 
 def _dataset(
@@ -122,14 +135,17 @@ def _dataset(
         collection.num_classes,
         codec,
         mapped=levels is not None or collection.mapped,
+        notes=collection.notes,
     )
 
 
-def _levels(key: str, pixels: Tensor) -> list[int]:
-    if (levels := cached_pixel_counts(key, pixels.numel())) is None:
-        levels = count_pixel_values(pixels)
-        cache_pixel_counts(key, levels)
-    return levels
+def _levels(key: str, pixels: Tensor, background: Background) -> list[int]:
+    """How often each pixel value occurs; `background` is told how many pictures had transparent pixels."""
+    if (counts := cached_counts(key, pixels.numel())) is None:
+        counts = Counts(count_pixel_values(pixels), background.pictures)
+        cache_counts(key, counts)
+    background.pictures = counts.transparent
+    return counts.levels
 
 
 def _same_size(

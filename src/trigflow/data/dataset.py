@@ -47,6 +47,7 @@ class Dataset:
             each look at a sample draws it anew.
         decoder: makes images of latents; None for other data.
         flip: a training sees each image flipped left-right with probability 1/2, see `flipped`.
+        notes: lines on what was done to the data or left out when it was read.
 
     Raises:
         UserError: no data, or labels that do not fit it.
@@ -62,6 +63,7 @@ class Dataset:
     spread: Tensor | None = None
     decoder: Decoder | None = None
     flip: bool = False
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.data) == 0:

@@ -76,6 +76,9 @@ def train(
     with open_world(device, parallel) as world, generators_kept(world.device), true_float32():
         check_shares(recipe.train, world)
         parts = assemble(recipe, world.device, world, trust_code)
+        if progress and world.is_main:
+            for note in parts.dataset.notes:
+                say(note)
         if checkpointing:
             _checkpoint_blocks(parts)
         # Whether the loss of an image depends on the others in its microbatch.

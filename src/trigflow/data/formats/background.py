@@ -25,14 +25,13 @@ class Background:
     def __init__(self, name: str = WHITE) -> None:
         self.name, self.pictures = name, 0
         try:
-            colour = ImageColor.getrgb(name)
+            self._colour = ImageColor.getrgb(name)
+            if len(self._colour) != 3:  # alpha
+                raise ValueError
         except ValueError:
-            colour = ()
-        if len(colour) != 3:
             raise UserError(
                 f"background '{name}' is no colour: give a name (white, black, ...) or '#rrggbb', in quotes"
-            )
-        self._colour = colour
+            ) from None
 
     def behind(self, picture: Image.Image) -> Image.Image:
         """The picture (LA or RGBA) on the colour: L or RGB; grey stays grey on white, grey or black."""

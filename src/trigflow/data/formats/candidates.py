@@ -13,8 +13,9 @@ from trigflow.system.errors import printable
 from trigflow.system.files import clear_os_errors
 
 HEAD = 32  # bytes that tell what a file is
-HIDDEN, NO_PICTURE = "hidden", "no pictures"
-BROKEN, AGAIN, SPECIAL = "broken links", "links to a folder that is read already", "no regular files"
+HIDDEN, NO_PICTURE = "hidden", "without a picture"
+BROKEN, AGAIN = "behind a broken link", "behind a link to a folder that is read already"
+SPECIAL = "not a regular file"
 
 # Endings that say what a file is: such files are not opened to look for a picture. Raw photographs begin as TIFF does.
 _OTHERS = (

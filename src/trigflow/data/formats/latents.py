@@ -177,7 +177,7 @@ def latents_table(card: LatentsCard) -> str:
     kept = "mean and standard deviation" if card.has_std else "mean alone"
     mib = np.dtype(card.dtype).itemsize * np.prod(card.stored_shape, dtype=float) / 2**20
     size = f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.1f} MiB"
-    damaged_images = f" (first: {card.damaged[0]})" if card.damaged else ""
+    damaged_images = f" (first: {', '.join(card.damaged[:3])})" if card.damaged else ""
     lines = {
         "latents": f"{card.count}",
         "channels x height x width": " x ".join(map(str, card.shape)),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from trigflow.data.formats.background import Background
@@ -93,9 +94,9 @@ def _bits(picture: Image.Image, content: bytes) -> int:
     if picture.format == "AVIF":
         _, found, settings = content.partition(b"av1C")
         return 10 if found and settings[2] & 0x40 else 8  # or 12
-    if picture.format == "PPM":
-        highest = picture.tile[0].args
-        return int(highest[1]).bit_length() if isinstance(highest, tuple) else 8
+    if isinstance(picture, PpmImageFile):
+        args = picture.tile[0].args  # ("RGB", highest value), where that is not 255
+        return int(args[1]).bit_length() if isinstance(args, tuple) else 8
     bits = picture.tag_v2.get(258, (8,)) if isinstance(picture, TiffImageFile) else (8,)
     return max(bits)
 

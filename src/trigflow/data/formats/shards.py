@@ -16,7 +16,7 @@ import numpy as np
 
 from trigflow.data.collection import Collection, Read, class_labels
 from trigflow.data.formats.background import WHITE, Background
-from trigflow.data.formats.candidates import HEAD, HIDDEN, NO_PICTURE, LeftOut, is_picture, why_not
+from trigflow.data.formats.candidates import HEAD, HIDDEN, NO_PICTURE, SPECIAL, LeftOut, is_picture, why_not
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded
 from trigflow.system.errors import UserError
@@ -154,7 +154,7 @@ def _files(archive: tarfile.TarFile, left_out: LeftOut) -> Iterator[tarfile.TarI
         if member.isreg() and not member.issparse():
             yield member
         elif not member.isdir():
-            left_out.add("links or special files", member.name)
+            left_out.add(SPECIAL, member.name)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -140,14 +140,15 @@ def _convert(collection: Collection, how: Preparation, part: Part, progress: boo
     )
     for name, read in bar:
         try:
-            image = _fitted(read(), how, shape, f"{collection.source}: {name}")
+            whole_image, transparent = collection.looked_at(read)
+            image = _fitted(whole_image, how, shape, f"{collection.source}: {name}")
         except DamagedPicture as damage:
             if not how.skip_damaged:
                 raise stopped_by(damage) from None
             part.add(name, b"")
             continue
         shape = image.shape
-        part.add(name, _png(image))
+        part.add(name, _png(image), transparent)
 
 
 def _fitted(image: np.ndarray, how: Preparation, shape: tuple[int, ...] | None, where: str) -> np.ndarray:
@@ -187,6 +188,7 @@ def _finish(part: Part, collection: Collection, progress: bool) -> Statistics:
     with whole.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(whole, part.out)
+    collection.count_transparent(part.transparent)
     part.remove()
     return statistics
 
