@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import TINY
 from PIL import Image
 
 from trigflow import recipes
@@ -117,8 +118,8 @@ def test_each_reason_is_told_with_three_names(animals: Path) -> None:
     os.symlink("nowhere", animals / "b" / "gone.png")
     os.mkfifo(animals / "b" / "pipe.png")
     assert note_of(animals) == (
-        "left out: 5 without a picture (a/0.txt, a/1.txt, a/2.svg, ...); 1 hidden (b/.DS_Store); 1 behind a broken link "
-        "(b/gone.png); 1 not a regular file (b/pipe.png)"
+        "left out: 5 without a picture (a/0.txt, a/1.txt, a/2.svg, ...); 1 hidden (b/.DS_Store); "
+        "1 behind a broken link (b/gone.png); 1 not a regular file (b/pipe.png)"
     )
     assert load_data(str(animals)).data.shape == (2, 3, 8, 8)
 
@@ -159,14 +160,7 @@ def test_every_command_tells_it(animals: Path, tmp_path: Path, capsys: pytest.Ca
     assert line in capsys.readouterr().err
     assert cli.main(["data", "prepare", str(animals), "--out", str(tmp_path / "k.zip")]) == 0
     assert line in capsys.readouterr().err
-    changes = [
-        f"data={animals}",
-        "train.total_nimg=2",
-        "train.batch=2",
-        "train.microbatch=2",
-        "network.width=8",
-    ]
-    recipe = recipes.get("digits-teacher", [*changes[:3], "train.label_dropout=0"])
+    recipe = recipes.get("digits-teacher", [*TINY, f"data={animals}"])
     train(recipe, tmp_path / "run", device="cpu", progress=True)
     assert line in capsys.readouterr().err
 

@@ -110,7 +110,9 @@ def _run(args: argparse.Namespace) -> int:
 def _source(args: argparse.Namespace) -> Component:
     """The images, with --background as the option that it is."""
     data = named_data(args.source, args.overrides)
-    return Component(data.name, data.options | ({"background": args.background} if args.background else {}))
+    return Component(
+        data.name, data.options | ({} if args.background is None else {"background": args.background})
+    )
 
 
 def _say(notes: tuple[str, ...]) -> None:

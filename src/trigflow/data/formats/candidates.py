@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from trigflow.data.formats.picture import SUFFIXES
 from trigflow.system.errors import printable
@@ -74,7 +74,7 @@ class LeftOut:
 
     def add(self, why: str, name: str) -> None:
         """One file."""
-        if PurePosixPath(name).name == _LABELS:
+        if os.path.basename(name) == _LABELS:
             return
         self._counts[why] = self._counts.get(why, 0) + 1
         first = self._first.setdefault(why, [])
@@ -93,7 +93,7 @@ class LeftOut:
 
 def is_hidden(name: str) -> bool:
     """Whether a file, or a folder that it is in, is hidden, or one that archivers add."""
-    return any(part == "__MACOSX" or part.startswith(".") for part in PurePosixPath(name).parts)
+    return any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in name.split("/"))
 
 
 def is_picture(name: str) -> bool:
@@ -111,10 +111,10 @@ def why_not(name: str, head: Callable[[], bytes]) -> str:
     """
     if is_hidden(name):
         return HIDDEN
-    ending = PurePosixPath(name).suffix.lower()
-    if ending in SUFFIXES:
+    name = name.lower()
+    if name.endswith(SUFFIXES):
         return ""
-    return NO_PICTURE if ending in _OTHERS or not _STARTS.match(head()) else ""
+    return NO_PICTURE if name.endswith(_OTHERS) or not _STARTS.match(head()) else ""
 
 
 def pictures_in(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
