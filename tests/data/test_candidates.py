@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 from PIL import Image
+from test_picture_formats import write_cifar
 
 from trigflow import recipes
 from trigflow.commands import cli
@@ -135,9 +137,15 @@ def test_what_archives_and_shards_leave_out(tmp_path: Path) -> None:
         for name in ("a/0.png", "a/1", "a/notes.txt", "__MACOSX/a/._0.png", "dataset.json"):
             content = b'{"labels": null}' if name == "dataset.json" else encoded("png")
             archive.writestr(name, content)
+        info = zipfile.ZipInfo("a/2.png")
+        info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "0.png")
     collection = load_collection(str(tmp_path / "k.zip"))
     assert collection.count == 2
-    assert collection.left_out == "left out: 1 hidden (__MACOSX/a/._0.png); 1 without a picture (a/notes.txt)"
+    assert collection.left_out == (
+        "left out: 1 hidden (__MACOSX/a/._0.png); 1 not a regular file (a/2.png); "
+        "1 without a picture (a/notes.txt)"
+    )
     with tarfile.open(tmp_path / "k.tar", "w") as shard:
         for name in ("0.png", "0.txt", "0.mask", "._0.png"):
             member = tarfile.TarInfo(name)
@@ -163,6 +171,17 @@ def test_every_command_tells_it(animals: Path, tmp_path: Path, capsys: pytest.Ca
     recipe = recipes.get("digits-teacher", [*TINY, f"data={animals}"])
     train(recipe, tmp_path / "run", device="cpu", progress=True)
     assert line in capsys.readouterr().err
+
+
+def test_files_of_fixed_names_may_be_links_and_have_company(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    write_cifar(tmp_path / "elsewhere")
+    for file in (tmp_path / "elsewhere").iterdir():
+        os.symlink(file, tmp_path / "c" / file.name)
+    write(tmp_path / "c" / "notes.txt")
+    dataset = load_data(str(tmp_path / "c"))
+    assert len(dataset.data) == 20 and dataset.notes == ()
 
 
 # Links

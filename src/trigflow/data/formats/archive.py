@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from trigflow.data.collection import Collection, Read
 from trigflow.data.formats.background import WHITE, Background
-from trigflow.data.formats.candidates import HEAD, LeftOut, is_hidden, why_not
+from trigflow.data.formats.candidates import HEAD, SPECIAL, LeftOut, is_hidden, why_not
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import (
     MOST_BYTES,
@@ -69,10 +70,12 @@ def _images(archive: zipfile.ZipFile, left_out: LeftOut) -> list[str]:
     """The names of pictures and arrays, sorted."""
     found = []
     for name in sorted(set(archive.namelist())):
-        if name.endswith("/"):
+        member = archive.getinfo(name)
+        if member.is_dir():
             continue
         is_array = name.lower().endswith(".npy") and not is_hidden(name)
-        if why := "" if is_array else why_not(name, partial(_head, archive, name)):
+        why = "" if is_array else why_not(name, partial(_head, archive, name))
+        if why := SPECIAL if stat.S_ISLNK(member.external_attr >> 16) else why:
             left_out.add(why, name)
         else:
             found.append(name)
