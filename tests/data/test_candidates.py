@@ -93,7 +93,8 @@ def test_eps_is_never_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"BM, a text", b"P5 is no picture", b"RIFF1234WAVEfmt ", b"II*", b"\x89PNG"]
+    "content",
+    [b"", b"BM, a text", b"P5 is no picture", b"P1 1st place", b"RIFF1234WAVEfmt ", b"II*", b"\x89PNG"],
 )
 def test_what_only_begins_as_a_picture(content: bytes) -> None:
     assert why_not("a", lambda: content) == candidates.NO_PICTURE
@@ -208,6 +209,21 @@ def test_circles_of_links_are_found(animals: Path) -> None:
     assert collection.left_out == (
         "left out: 2 behind a link to a folder that is read already (a/self, b/up); 1 behind a broken link (b/loop)"
     )
+
+
+def test_a_class_that_is_a_circle_is_refused_with_the_reason(animals: Path) -> None:
+    os.symlink(animals, animals / "self")
+    with pytest.raises(UserError, match=r"self holds no pictures \(left out: 1 behind a link .* \(self\)\)"):
+        load_collection(str(animals))
+
+
+def test_unreadable_files_are_told(animals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: str) -> bytes:
+        raise PermissionError
+
+    write(animals / "a" / "LICENSE")
+    monkeypatch.setattr(candidates, "_head", refused)
+    assert note_of(animals) == "left out: 1 unreadable (a/LICENSE)"
 
 
 def test_pictures_deep_below_beside_pictures(animals: Path) -> None:

@@ -15,45 +15,18 @@ from trigflow.system.files import clear_os_errors
 HEAD = 32  # bytes that tell what a file is
 HIDDEN, NO_PICTURE = "hidden", "without a picture"
 BROKEN, AGAIN = "behind a broken link", "behind a link to a folder that is read already"
-SPECIAL = "not a regular file"
+SPECIAL, UNREADABLE = "not a regular file", "unreadable"
 
 # Endings that say what a file is: such files are not opened to look for a picture. Raw photographs begin as TIFF does.
 _OTHERS = (
-    *(
-        ".txt",
-        ".json",
-        ".jsonl",
-        ".csv",
-        ".tsv",
-        ".xml",
-        ".md",
-        ".html",
-        ".yaml",
-        ".yml",
-        ".ini",
-        ".log",
-        ".db",
-    ),
-    *(
-        ".npy",
-        ".npz",
-        ".pt",
-        ".safetensors",
-        ".zip",
-        ".tar",
-        ".gz",
-        ".parquet",
-        ".arrow",
-        ".mp4",
-        ".mov",
-        ".pdf",
-    ),
-    *(".ps", ".eps", ".svg", ".psd", ".heic"),
+    *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".md", ".html", ".yaml", ".yml", ".ini", ".log"),
+    *(".db", ".npy", ".npz", ".pt", ".safetensors", ".zip", ".tar", ".gz", ".parquet", ".arrow", ".pdf"),
+    *(".ps", ".eps", ".svg", ".psd", ".heic", ".mp4", ".mov"),
     *(".arw", ".cr2", ".dng", ".nef", ".nrw", ".orf", ".pef", ".rw2", ".srw"),
 )
 _LABELS = "dataset.json"  # what is made of it is told with the labels
 _STARTS = re.compile(
-    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|II[*+]\0|MM\0[*+]|P[1-6]\s[\s\d#]|RIFF....WEBP"
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|II[*+]\0|MM\0[*+]|P[1-6]\s+(\d+\s+\d|#)|RIFF....WEBP"
     rb"|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0|....ftypavi[fs]",
     re.DOTALL,
 )
@@ -164,7 +137,10 @@ def pictures_below(folder: str, left_out: LeftOut, above: str = "") -> Iterator[
 
 def _why_not(entry: os.DirEntry[str]) -> str:
     if _is(entry, os.DirEntry.is_file, os.path.isfile):
-        return why_not(entry.name, partial(_head, entry.path))
+        try:
+            return why_not(entry.name, partial(_head, entry.path))
+        except OSError:
+            return UNREADABLE
     return BROKEN if entry.is_symlink() and not os.path.exists(entry.path) else SPECIAL
 
 
@@ -176,5 +152,5 @@ def _is(
 
 
 def _head(path: str) -> bytes:
-    with clear_os_errors("read", Path(path)), open(path, "rb") as file:
+    with open(path, "rb") as file:
         return file.read(HEAD)

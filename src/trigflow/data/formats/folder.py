@@ -68,7 +68,8 @@ def _classes(folder: Path, folders: list[str], left_out: LeftOut) -> dict[str, l
     }
     for name, members in found.items():
         if not members and any(found.values()):
-            raise UserError(f"{folder / name} holds no pictures: remove it, or give it some")
+            why = f" ({left_out.note})" if left_out.note else ""
+            raise UserError(f"{folder / name} holds no pictures{why}: remove it, or give it some")
     return found
 
 
