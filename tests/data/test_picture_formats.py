@@ -174,7 +174,7 @@ def test_deep_tiffs_are_refused() -> None:
         decoded(tiff(16), "a")
 
 
-@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff"])
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff", "avif"])
 def test_pictures_are_upright(format: str) -> None:
     """Orientation 6 of EXIF: a viewer turns it clockwise."""
     image = Image.fromarray(np.repeat(np.arange(0, 240, 30, dtype=np.uint8)[:, None], 16, 1).repeat(2, 0))

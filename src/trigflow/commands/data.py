@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trigflow.commands.command import Command, add_data_options, add_flag, integer, named_data
-from trigflow.system.config import Component
 from trigflow.system.errors import UserError
 from trigflow.system.files import must_be_new
+
+if TYPE_CHECKING:
+    from trigflow.system.config import Component
 
 _SHOWN = 64  # images of the grid
 
@@ -108,11 +112,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _source(args: argparse.Namespace) -> Component:
-    """The images, with --background as the option that it is."""
-    data = named_data(args.source, args.overrides)
-    return Component(
-        data.name, data.options | ({} if args.background is None else {"background": args.background})
-    )
+    """The images; --background is one of their options."""
+    given = [] if args.background is None else [f"data.background={json.dumps(args.background)}"]
+    return named_data(args.source, [*args.overrides, *given])
 
 
 def _say(notes: tuple[str, ...]) -> None:
