@@ -292,6 +292,9 @@ def test_options_and_caches_know_the_background(
             dataset = load_data(Component(str(icons), {"background": name}))
             assert dataset.data[0, :, 0, 0].tolist() == corner and dataset.mapped == (size == 100)
             assert dataset.notes == (NOTE + name,)
+    for counted in (tmp_path / "cache").glob("*.json"):
+        counted.unlink()
+    assert load_data(str(icons)).notes == (NOTE + "white",)
     assert (
         load_collection(str(icons)).identity
         != load_collection(Component(str(icons), {"background": "black"})).identity

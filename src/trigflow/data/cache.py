@@ -53,7 +53,9 @@ def mapped(path: Path) -> np.ndarray:
     return array
 
 
-def cached_images(key: str, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> np.ndarray:
+def cached_images(
+    key: str, shape: tuple[int, ...], images: Iterable[np.ndarray], anew: bool = False
+) -> np.ndarray:
     """Mapped uint8 images of a former start, or else of `images`, which are then written to the cache.
 
     A file of another size or shape is damaged, and recreated.
@@ -62,14 +64,15 @@ def cached_images(key: str, shape: tuple[int, ...], images: Iterable[np.ndarray]
         key: see cache_key.
         shape: (N, C, H, W) of all of them.
         images: the N images (C, H, W); not looked at when the cache has them.
+        anew: look at them all the same, since what was counted among them is lost.
 
     Raises:
         UserError: the cache cannot be written, or one of the images cannot be had.
     """
     path = cache_folder() / f"{key}.npy"
     try:
-        found = mapped(path)
-        if found.shape == shape and found.dtype == np.uint8:
+        found = None if anew else mapped(path)
+        if found is not None and found.shape == shape and found.dtype == np.uint8:
             return found
     except (OSError, ValueError, EOFError, SyntaxError, TokenError):
         pass  # none yet, or a damaged one
@@ -113,6 +116,6 @@ def cached_counts(key: str, size: int) -> Counts | None:
 
 
 def cache_counts(key: str, counts: Counts) -> None:
-    """Keeps them for cached_counts; without room for so little, pixels are counted again next time."""
+    """Keeps them for cached_counts; without room for so little, images are decoded again next time."""
     with contextlib.suppress(UserError):
         write_atomically(cache_folder() / f"{key}.json", json.dumps(counts._asdict()).encode())

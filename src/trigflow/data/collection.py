@@ -112,8 +112,13 @@ def gathered(collection: Collection, sigma_data: float, progress: bool = True) -
             data[row] = image
         return _dataset(collection, torch.from_numpy(data), sigma_data)
     key = cache_key(collection.files, [collection.source, collection.count, background.name])
-    pixels = torch.from_numpy(cached_images(key, shape, images))
-    return _dataset(collection, pixels, sigma_data, _levels(key, pixels, background))
+    counts = cached_counts(key, int(np.prod(shape)))
+    pixels = torch.from_numpy(cached_images(key, shape, images, anew=counts is None))
+    if counts is None:
+        counts = Counts(count_pixel_values(pixels), background.pictures)
+        cache_counts(key, counts)
+    background.pictures = counts.transparent
+    return _dataset(collection, pixels, sigma_data, counts.levels)
 
 
 def _dataset(
@@ -137,15 +142,6 @@ def _dataset(
         mapped=levels is not None or collection.mapped,
         notes=collection.notes,
     )
-
-
-def _levels(key: str, pixels: Tensor, background: Background) -> list[int]:
-    """How often each pixel value occurs; `background` is told how many pictures had transparent pixels."""
-    if (counts := cached_counts(key, pixels.numel())) is None:
-        counts = Counts(count_pixel_values(pixels), background.pictures)
-        cache_counts(key, counts)
-    background.pictures = counts.transparent
-    return counts.levels
 
 
 def _same_size(

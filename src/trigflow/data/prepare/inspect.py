@@ -23,6 +23,7 @@ def inspect(collection: Collection, shown: int, progress: bool = True) -> tuple[
         UserError: the source cannot be read, or all images are damaged.
     """
     statistics, why = Statistics(), ""
+    collection.count_transparent(0)
     chosen: list[np.ndarray] = []
     every = max(1, -(-collection.count // shown))
     for row, (name, read) in enumerate(collection.walk("looking", progress)):
