@@ -94,13 +94,15 @@ def _run(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> int:
     from trigflow.data import load_collection
     from trigflow.data.prepare.images import Preparation, prepare
+    from trigflow.training.progress import say
 
     if args.out is None:
         raise UserError("data prepare: --out is missing; give the .zip to write")
     collection = load_collection(named_data(args.source, args.overrides))
     how = Preparation(args.size, args.rgb, args.skip_damaged)
     statistics = prepare(collection, args.out, how, args.resume)
-    print(statistics.table(collection.classes))
+    say(collection.labels.line)
+    print(statistics.table(collection.labels.classes))
     print(f"train on it: data={args.out}")
     return 0
 
@@ -111,6 +113,7 @@ def _encode(args: argparse.Namespace) -> int:
     from trigflow.data.formats.latents import latents_table
     from trigflow.data.prepare.encode import Encoding, encode
     from trigflow.system.devices import resolve_device
+    from trigflow.training.progress import say
 
     if args.out is None:
         raise UserError("data encode: --out is missing; give the folder to write")
@@ -119,7 +122,9 @@ def _encode(args: argparse.Namespace) -> int:
     source = find(args.vae)
     autoencoder = load_autoencoder(source[0], resolve_device(args.device or "auto"))
     how = Encoding(args.size, args.dtype or "float16", args.mean_only, args.skip_damaged, args.batch)
-    print(latents_table(encode(collection, autoencoder, source, args.out, how, args.resume)))
+    card = encode(collection, autoencoder, source, args.out, how, args.resume)
+    say(collection.labels.line)
+    print(latents_table(card))
     print(f"train on it: data={args.out}")
     return 0
 
@@ -129,6 +134,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from trigflow.data.formats.recognition import recognised
     from trigflow.data.prepare.inspect import inspect
     from trigflow.models.pictures import save_grid
+    from trigflow.training.progress import say
 
     if args.out is not None and args.out.suffix != ".png":
         raise UserError(f"data inspect: --out {args.out} must end in .png")
@@ -138,7 +144,8 @@ def _inspect(args: argparse.Namespace) -> int:
     statistics, shown = inspect(collection, _SHOWN)
     if args.out is not None:
         save_grid(shown, args.out)
-    print(statistics.table(collection.classes))
+    say(collection.labels.line)
+    print(statistics.table(collection.labels.classes))
     return 0
 
 
@@ -151,6 +158,7 @@ def _inspect_latents(args: argparse.Namespace) -> int:
     from trigflow.data.formats.latents import LATENTS, check_digest, latents_table, read_latents_card
     from trigflow.models.pictures import save_grid
     from trigflow.system.devices import resolve_device
+    from trigflow.training.progress import say
 
     folder = Path(args.source)
     card = read_latents_card(folder)
@@ -162,6 +170,7 @@ def _inspect_latents(args: argparse.Namespace) -> int:
             decoder = replace(decoder, folder=find(args.vae)[0])
         every = max(1, -(-card.count // _SHOWN))
         save_grid(decoder.images(dataset.data[::every]).cpu(), args.out)
+    say(dataset.labelling.line)
     print(latents_table(card))
     return 0
 

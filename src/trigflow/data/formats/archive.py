@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,8 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from trigflow.data.collection import Collection, Read
 from trigflow.data.formats.damage import damage_told
@@ -24,9 +21,9 @@ from trigflow.data.formats.picture import (
     decoded_array,
     is_picture,
 )
+from trigflow.data.labels import TABLE, Labels, labels_of_table
 from trigflow.system.errors import UserError
 
-LABELS = "dataset.json"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
@@ -35,7 +32,8 @@ def edm_zip(path: str) -> Collection:
 
     Args:
         path: of the archive: pictures (grey or RGB) or .npy arrays (C, H, W) uint8, and, if there are labels,
-            dataset.json with {"labels": [["00000/img00000000.png", 6], ...]} (null or absent: none).
+            dataset.json with {"labels": [["00000/img00000000.png", 6], ...]} (null or absent: none), and perhaps the
+            names of the classes, {"classes": ["cat", ...]}.
 
     Raises:
         UserError: no such file, no archive, no images in it, or labels that do not fit them.
@@ -48,9 +46,8 @@ def edm_zip(path: str) -> Collection:
         if not names:
             raise UserError(f"{source} holds no images ({', '.join(SUFFIXES)} or .npy)")
         labels = _labels(source, archive, names)
-    num_classes = 0 if labels is None else int(labels.max()) + 1
     entries = partial(_entries, source, names)
-    return Collection(source.stem, str(source), len(names), entries, labels, num_classes, (source,))
+    return Collection(source.stem, str(source), len(names), entries, labels, (source,))
 
 
 def _is_image(name: str) -> bool:
@@ -91,23 +88,21 @@ def _content(source: Path, archive: zipfile.ZipFile, name: str) -> bytes:
         raise DamagedPicture(f"{source}: {name} is damaged: it cannot be decompressed") from None
 
 
-def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> Tensor | None:
-    """(N,) int64 in the order of the names, or None."""
-    if LABELS not in archive.namelist():
-        return None
-    content = _content(source, archive, LABELS)
-    try:
-        entries = json.loads(content).get("labels")
-        if entries is None:
-            return None
-        found = {str(name): label for name, label in [*entries]}
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        wanted = '{"labels": [[name, label], ...]}'
-        raise UserError(f"{source}: its {LABELS} is damaged or foreign; wanted is {wanted}") from None
-    if len(found) < len(entries):
-        raise UserError(f"{source}: {LABELS} has several labels for one name: give each image one")
-    for name in names:
-        label = found.get(name)
-        if type(label) is not int or not 0 <= label < len(names):  # isinstance would let true and false in
-            raise UserError(f"{source}: {LABELS} has no label 0, 1, 2, ... for {name}, but {label!r:.40}")
-    return torch.tensor([found[name] for name in names])
+def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> Labels:
+    """In the order of the names."""
+    tables = sorted(name for name in set(archive.namelist()) if _is_table(name))
+    if not tables:
+        return Labels(origin=f"the archive has no {TABLE}")
+    if len(tables) > 1:
+        raise UserError(f"{source} holds several {TABLE}: {', '.join(tables)}; leave one in it")
+    above = tables[0].removesuffix(TABLE)
+    if others := [name for name in names if not name.startswith(above)]:
+        raise UserError(f"{source}: {others[0]} is not below {above}, where {TABLE} is: leave it out")
+    found = labels_of_table(
+        source, _content(source, archive, tables[0]), [name.removeprefix(above) for name in names]
+    )
+    return found or Labels(origin=f"{TABLE} has none")
+
+
+def _is_table(name: str) -> bool:
+    return name.rpartition("/")[2] == TABLE and not name.startswith("__MACOSX/")

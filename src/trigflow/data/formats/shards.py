@@ -6,17 +6,20 @@ import glob
 import itertools
 import json
 import re
+import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from trigflow.data.collection import Collection, Read, class_labels
+from trigflow.data.collection import Collection, Read
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded, is_picture
+from trigflow.data.labels import Labels, labels_of, names_labels, no_labels
+from trigflow.data.labels import label_key as key_of_labels
 from trigflow.system.errors import UserError
 from trigflow.system.files import clear_os_errors, must_be_regular
 
@@ -34,32 +37,48 @@ class _Sample:
     offset: int = 0
     size: int = 0
     pictures: int = 0
-    label: int | None = None
+    labels: dict[str, object] = field(default_factory=dict)  # by key, as far as they may be labels
 
 
-def webdataset(path: str) -> Collection:
+def webdataset(path: str, label_key: str | None = "") -> Collection:
     """Images of one size from WebDataset's tar files, in their order; nothing is extracted.
 
     Args:
         path: a .tar file, a pattern (shards-{000..003}.tar, shards-*.tar) or a folder of .tar files. Labels are in
-            NAME.cls (a number) or NAME.json ({"label": a number}).
+            NAME.cls or NAME.json ({"label": ...}), integers from 0 or texts.
+        label_key: "cls" for NAME.cls, or a key of NAME.json (default: the one that is named so, see `labels.NAMES`, if
+            there is one; null: no labels).
 
     Raises:
         UserError: no such file, a shard that is damaged or foreign, or labels for some samples only.
     """
     shards = _shards(path)
-    samples = [sample for shard in shards for sample in _index(shard)]
+    keys: dict[str, None] = {}  # of all that the samples tell, in order
+    samples = [sample for shard in shards for sample in _index(shard, label_key, keys)]
     if not samples:
         raise UserError(f"{path} holds no samples with pictures ({', '.join(SUFFIXES)})")
-    given = [sample.label for sample in samples if sample.label is not None]
-    if given and len(given) < len(samples):
-        bare = next(sample for sample in samples if sample.label is None)
-        raise UserError(
-            f"{bare.shard}: {bare.key} has no label, though others have: give all of them one, or none"
-        )
-    labels, num_classes = class_labels(path, given) if given else (None, 0)
     entries = partial(_entries, samples)
-    return Collection(shards[0].stem, path, len(samples), entries, labels, num_classes, tuple(shards))
+    labels = _labels(path, samples, label_key, list(keys))
+    return Collection(shards[0].stem, path, len(samples), entries, labels, tuple(shards))
+
+
+def _labels(path: str, samples: list[_Sample], given: str | None, there: list[str]) -> Labels:
+    held = list(dict.fromkeys(key for sample in samples for key in sample.labels))
+    columns = {key: [sample.labels.get(key) for sample in samples] for key in held}
+    # One that says the same as another before it is no second one.
+    first = [key for n, key in enumerate(held) if columns[key] not in [columns[one] for one in held[:n]]]
+    key = key_of_labels(path, given, there if given else first)
+    if not key:
+        return (
+            no_labels(given, "the keys of .json are", there) if there else Labels(origin="no .cls or .json")
+        )
+    values = columns.get(key, [None])
+    if None in values:
+        bare = samples[values.index(None)]
+        raise UserError(
+            f"{bare.shard}: {bare.key} has no label ('{key}'), though others have: give all of them one, or none"
+        )
+    return labels_of(path, values, key)
 
 
 def _shards(path: str) -> list[Path]:
@@ -103,7 +122,7 @@ def _matches(name: str) -> list[Path]:
     return [Path(match) for match in sorted(glob.glob(name))]
 
 
-def _index(shard: Path) -> list[_Sample]:
+def _index(shard: Path, given: str | None, keys: dict[str, None]) -> list[_Sample]:
     """The samples of a shard; only the headers and the labels are read."""
     must_be_regular(shard)
     complaint = f"{shard} is no whole tar file: it is damaged, compressed or foreign"
@@ -119,7 +138,7 @@ def _index(shard: Path) -> list[_Sample]:
         with tarfile.open(shard, "r:") as archive:
             members = (member for member in archive if member.isreg() and not member.issparse())
             groups = itertools.groupby(members, key=lambda member: _split(member.name)[0])
-            found = [_sample(shard, archive, key, list(group)) for key, group in groups]
+            found = [_sample(shard, archive, key, list(group), given, keys) for key, group in groups]
     return [sample for sample in found if sample is not None]
 
 
@@ -131,7 +150,12 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _sample(
-    shard: Path, archive: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]
+    shard: Path,
+    archive: tarfile.TarFile,
+    key: str,
+    members: list[tarfile.TarInfo],
+    given: str | None,
+    keys: dict[str, None],
 ) -> _Sample | None:
     if not key.rpartition("/")[2] or key.startswith("__"):  # hidden files, and WebDataset's own notes
         return None
@@ -142,26 +166,48 @@ def _sample(
             sample.offset, sample.size = member.offset_data, member.size
             sample.pictures += 1
         elif suffix in ("cls", "json"):
-            label = _label(shard, archive, member)
-            sample.label = sample.label if label is None else label
+            found = _found(shard, archive, member)
+            keys |= dict.fromkeys(found)
+            sample.labels |= {
+                sys.intern(key): value
+                for key, value in found.items()
+                if value is not None and (key == given or names_labels(key))
+            }
     if sample.pictures != 1:
         raise UserError(f"{shard}: {key} has {sample.pictures} pictures: each sample must have one")
     return sample
 
 
-def _label(shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> int | None:
-    """The label of a .cls or .json member; None for JSON without one."""
+def _found(shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, object]:
+    """What a .cls or .json member holds, by key."""
     file = archive.extractfile(member) if member.size <= _MOST_LABEL_BYTES else None
     content = b"" if file is None else file.read()
+    is_json = member.name.lower().endswith(".json")
     try:
-        value = json.loads(content)
+        value = json.loads(content) if is_json else _number_or_text(content.decode().strip())
     except (ValueError, RecursionError):
-        value = ()  # no label at all
-    if member.name.lower().endswith(".json") and isinstance(value, dict):
-        value = value.get("label")
-    if value is None or type(value) is int:
-        return value
-    raise UserError(f"{shard}: {member.name} holds no label: an integer 0, 1, 2, ... is expected")
+        raise UserError(
+            f"{shard}: {member.name} holds no label: an integer 0, 1, 2, ... or a text is expected"
+        ) from None
+    if is_json:
+        return value if isinstance(value, dict) else {"label": value}
+    return {"cls": value}
+
+
+def _number_or_text(text: str) -> object:
+    """ "0001" -> 1, "cat" -> "cat"; other values of JSON as they are.
+
+    Raises:
+        ValueError: it is empty, or has thousands of digits.
+    """
+    if not text:
+        raise ValueError
+    if re.fullmatch("[0-9]+", text):
+        return int(text)
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _entries(samples: list[_Sample]) -> Iterator[tuple[str, Read]]:
