@@ -151,7 +151,7 @@ def natural(name: str) -> tuple[object, ...]:
     digits = [part.lstrip("0") for part in parts[1::2]]
     key: list[object] = [*parts]
     key[1::2] = [(len(digit), digit) for digit in digits]
-    return (*key, name)
+    return tuple(key), name
 
 
 def class_names(found: object) -> tuple[str, ...]:
@@ -186,10 +186,8 @@ def labels_of_table(source: object, content: bytes, names: Sequence[str]) -> Lab
     if len(found) < len(entries):
         raise UserError(f"{source}: {TABLE} has several labels for one name: give each image one")
     for name in names:
-        if type(found.get(name)) not in (int, str):  # isinstance would let true and false in
-            raise UserError(
-                f"{source}: {TABLE} has no label 0, 1, 2, ... or text for {name}, but {found.get(name)!r:.40}"
-            )
+        if found.get(name) is None:
+            raise UserError(f"{source}: {TABLE} has no label for {name}")
     return labels_of(source, [found[name] for name in names], TABLE, class_names(table.get("classes")))
 
 

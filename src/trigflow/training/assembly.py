@@ -18,6 +18,7 @@ from trigflow.core.samplers import SAMPLERS, find_sampler
 from trigflow.core.time_grids import consistency_times
 from trigflow.data import Dataset, exact_teacher, load_data
 from trigflow.data.codecs import CODECS, Codec, codec_from_json, codec_to_json
+from trigflow.data.labels import check_order
 from trigflow.models.card import ModelCard, card_of, check_guide
 from trigflow.models.model import Model
 from trigflow.models.pictures import drawable
@@ -192,6 +193,8 @@ def _card(recipe: Recipe, objective: Objective, dataset: Dataset, start: Model |
         codec=codec_to_json(dataset.codec),
         data=dataset.name,
         recipe=to_json(recipe),
+        classes=dataset.classes,
+        unseen=dataset.labelling.unseen,
         earlier=start.card.phases if start and goes_on else (),
     )
 
@@ -287,6 +290,7 @@ def _check_fit(other: Model, recipe: Recipe, dataset: Dataset) -> None:
             raise UserError(
                 f"the model '{other.name}' does not fit {dataset.name}: its {what} is {theirs}, not {ours}"
             )
+    check_order(f"the model '{other.name}'", card.classes, dataset.classes, dataset.labels_from)
 
 
 def _kind_of_codec(codec: Codec) -> tuple[str, str | None]:

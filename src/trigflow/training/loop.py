@@ -85,6 +85,8 @@ def train(
             open_run_of_all(Path(run_dir), recipe, resume, world, by_batch, say) as folder,
         ):
             world.by_first(folder.keep_autoencoder, parts.dataset.decoder)
+            if world.is_main:
+                say(parts.dataset.labelling.line)
             parts = _with_synthetic_data(parts, recipe, folder, progress, world)
             Run(recipe, parts, folder, world).go(progress)
     return folder.path
@@ -148,7 +150,8 @@ class Run:
     def state(self) -> RunState:
         """The state that a checkpoint contains."""
         batch = self.recipe.train.batch
-        return RunState(self.trained, self.target, self.averages, self.device, self.world, batch)
+        labels = self.parts.dataset.labelling
+        return RunState(self.trained, self.target, self.averages, self.device, self.world, batch, labels)
 
     @property
     def main(self) -> Trained:
