@@ -23,7 +23,7 @@ from trigflow.data.formats.idx import mnist
 from trigflow.data.formats.latents import latent_folder
 from trigflow.data.formats.recognition import recognised
 from trigflow.data.formats.shards import webdataset
-from trigflow.data.labels import Labels
+from trigflow.data.labels import Labels, check_order
 from trigflow.data.mixture2d import mixture2d
 from trigflow.system.config import Component, build, validate
 from trigflow.system.errors import UserError
@@ -155,6 +155,7 @@ __all__ = [
     "DATASETS",
     "Collection",
     "Dataset",
+    "check_order",
     "digits",
     "exact_teacher",
     "held_out_part",

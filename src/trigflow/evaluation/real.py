@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from trigflow.data import Dataset, held_out_part, load_data
-from trigflow.data.labels import check_order
+from trigflow.data import Dataset, check_order, held_out_part, load_data
 from trigflow.evaluation.metrics import Features
 from trigflow.models.model import Model
 from trigflow.system.config import Component, check_trusted, validate

@@ -270,9 +270,7 @@ class Model:
             yield own if on_device else world.joined(own)[:count]
 
     def labels(self, n: int, labels: Labels = None) -> Tensor | None:
-        """(n,) int64: the given classes in turn, by number or name; None for a model without classes.
-
-        By default all classes in turn that it was trained on.
+        """(n,) int64: classes in turn, by default all that it was trained on; None for a model without classes.
 
         Raises:
             UserError: labels that are not classes of the model.

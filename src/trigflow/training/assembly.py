@@ -16,9 +16,8 @@ from trigflow.core.oracles import Oracle
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.samplers import SAMPLERS, find_sampler
 from trigflow.core.time_grids import consistency_times
-from trigflow.data import Dataset, exact_teacher, load_data
+from trigflow.data import Dataset, check_order, exact_teacher, load_data
 from trigflow.data.codecs import CODECS, Codec, codec_from_json, codec_to_json
-from trigflow.data.labels import check_order
 from trigflow.models.card import ModelCard, card_of, check_guide
 from trigflow.models.model import Model
 from trigflow.models.pictures import drawable
@@ -187,7 +186,6 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
 
 def _card(recipe: Recipe, objective: Objective, dataset: Dataset, start: Model | None) -> ModelCard:
     # A student that starts as its teacher has no training of its own behind it.
-    goes_on = start and start.is_student == objective.is_consistency
     return replace(
         card_of(recipe, dataset.data_shape, dataset.num_classes, objective.kind, objective.guidance_range),
         codec=codec_to_json(dataset.codec),
@@ -195,7 +193,7 @@ def _card(recipe: Recipe, objective: Objective, dataset: Dataset, start: Model |
         recipe=to_json(recipe),
         classes=dataset.classes,
         unseen=dataset.labelling.unseen,
-        earlier=start.card.phases if start and goes_on else (),
+        earlier=start.card.phases if start and start.is_student == objective.is_consistency else (),
     )
 
 
