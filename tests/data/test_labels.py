@@ -160,6 +160,12 @@ def test_no_labels_at_all(kind: str, tmp_path: Path) -> None:
     assert dataset.labels is None and dataset.labelling.line.startswith("no labels: ")
 
 
+def test_an_empty_class_folder(tmp_path: Path) -> None:
+    (write_folders(tmp_path, {"label": GIVEN}) / "9").mkdir()
+    with pytest.raises(UserError, match="9 holds no pictures: remove it"):
+        load(tmp_path / "a")
+
+
 @pytest.mark.parametrize("kind", KEYED)
 def test_a_key_that_is_absent(kind: str, tmp_path: Path) -> None:
     path = WRITERS[kind](tmp_path, {"label": GIVEN, "width": [4, 0, 1, 0, 1, 2]})
@@ -361,6 +367,20 @@ def test_cifar10_has_names(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(pickle.dumps(batch, protocol=3))
     dataset = load(tmp_path)
     assert dataset.classes[3] == "cat" and dataset.num_classes == 10 and len(dataset.labelling.unseen) == 8
+
+
+def test_mnist_has_ten_classes(tmp_path: Path) -> None:
+    for name, values in (("images-idx3", IMAGES[:, 0]), ("labels-idx1", np.array([0, 7] * 3, np.uint8))):
+        sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+        (tmp_path / f"train-{name}-ubyte").write_bytes(
+            bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()
+        )
+    dataset = load(tmp_path)
+    assert dataset.labelling.line.startswith(
+        "labels: 10 classes from train-labels-idx1-ubyte; 8 without samples"
+    )
+    with pytest.raises(UserError, match="label_key"):
+        load(tmp_path, label_key="label")
 
 
 def test_an_array_has_no_names(tmp_path: Path) -> None:

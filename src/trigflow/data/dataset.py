@@ -80,6 +80,8 @@ class Dataset:
             raise UserError(f"{self.name}: labels must be whole numbers, int64, not {self.labels.dtype}")
         if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
             raise UserError(f"{self.name}: labels must lie in 0..{self.num_classes - 1}")
+        if self.classes and len(self.classes) != self.num_classes:
+            raise UserError(f"{self.name}: {self.num_classes} classes, but {len(self.classes)} names of them")
 
     @property
     def labelling(self) -> Labels:
