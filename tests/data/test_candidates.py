@@ -195,9 +195,48 @@ def test_links_within_classes_are_followed(animals: Path, tmp_path: Path) -> Non
     os.symlink(tmp_path / "single.png", animals / "b" / "single.png")
     os.symlink(tmp_path / "elsewhere", animals / "c")
     collection = load_collection(str(animals))
-    assert collection.labels is not None and collection.labels.tolist() == [0, 0, 1, 1, 2]
+    assert collection.labels.values is not None and collection.labels.values.tolist() == [0, 0, 1, 1, 2]
     assert [name for name, _ in collection.entries()][:2] == ["a/0.png", "a/more/deep/1.png"]
     assert collection.left_out == ""
+
+
+def test_linked_classes_are_in_natural_order(tmp_path: Path) -> None:
+    for name in ("0", "2"):
+        write(tmp_path / "k" / name / "0.png", encoded("png"))
+    write(tmp_path / "elsewhere" / "deep" / "0.png", encoded("png"))
+    os.symlink(tmp_path / "elsewhere", tmp_path / "k" / "10")
+    labels = load_collection(str(tmp_path / "k")).labels
+    assert labels.classes == ("0", "2", "10")
+    assert labels.values is not None and labels.values.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_table_of_labels_is_read_and_told_after_what_is_left_out(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = {
+        "0/a.png": encoded("png"),
+        "0/b": encoded("png", 1, "RGBA"),
+        "0/notes.txt": b"",
+        ".hidden/dataset.json": b"",
+        "dataset.json": b'{"labels": [["0/a.png", 0], ["0/b", 3]]}',
+    }
+    path = tmp_path / "k.zip" if kind == "zip" else tmp_path / "k"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    else:
+        for name, content in members.items():
+            write(path / name, content)
+    assert cli.main(["data", "inspect", str(path)]) == 0
+    captured = capsys.readouterr()
+    lines = (captured.out + captured.err).splitlines()
+    left_out = [number for number, line in enumerate(lines) if line.startswith("left out: ")]
+    labels = [number for number, line in enumerate(lines) if line.startswith("labels: ")]
+    assert len(left_out) == len(labels) == 1 and left_out < labels
+    assert "1 without a picture (0/notes.txt)" in lines[left_out[0]]
+    assert lines[labels[0]].startswith("labels: 4 classes from dataset.json; 2 without samples (1, 2)")
 
 
 def test_circles_of_links_are_found(animals: Path) -> None:

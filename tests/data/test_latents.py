@@ -303,7 +303,10 @@ def test_a_large_file_is_mapped_and_reads_the_same(
 
 def test_labels_can_be_left_out(photos: Path, kl: Path) -> None:
     out = encoded(photos, kl)
-    assert opened(out).num_classes == 2
+    assert opened(out).num_classes == 2 and opened(out).classes == ("a", "b")
+    assert opened(out).labelling.line == "labels: 2 classes from labels.npy"
+    with pytest.raises(UserError, match="label_key"):
+        opened(out, label_key="label")
     assert opened(out, labels=False).num_classes == 0
 
 
@@ -334,6 +337,7 @@ def edit(folder: Path, **changes: object) -> None:
         ({"std": [1, 1, 1, 0]}, r"latents\.json\.std\.3 = 0"),
         ({"mean": [1, 1, 1]}, "other numbers of means"),
         ({"num_classes": 1}, r"labels must lie in 0\.\.0"),
+        ({"num_classes": 3}, "3 classes, but 2 names of them"),
         ({"more": 1}, r"latents\.json\.more: there is no such key"),
         ({"format": 2}, r"latents\.json\.format = 2"),
     ],

@@ -309,7 +309,7 @@ def test_shards_by_pattern_and_folder_and_what_does_not_fit(tmp_path: Path) -> N
         member = tarfile.TarInfo("a.cls")
         member.size = 3
         archive.addfile(member, io.BytesIO(b"cat"))
-    refused(tmp_path / "bad.tar", "holds no label")
+    refused(tmp_path / "bad.tar", "a has 0 pictures")
 
 
 def test_columns_splits_and_folders_of_tables(tmp_path: Path) -> None:
@@ -324,10 +324,10 @@ def test_columns_splits_and_folders_of_tables(tmp_path: Path) -> None:
     refused(tmp_path, r"no split 'dev'; choose by data\.split=NAME: test, train", split="dev")
     refused(tmp_path, "did you mean 'image'", image_key="imag")
     refused(tmp_path, "did you mean 'label'", label_key="labels")
-    named = data.set_column(data.column_names.index("label"), "label", [[str(i) for i in range(len(data))]])
+    named = data.set_column(data.column_names.index("label"), "label", [[i / 2 for i in range(len(data))]])
     parquet.write_table(named, tmp_path / "named.parquet")
     refused(
-        tmp_path / "named.parquet", r"'label' holds string, and labels are integers.*data\.label_key=null"
+        tmp_path / "named.parquet", r"'label' holds double, and labels are integers.*data\.label_key=null"
     )
     assert load_data(Component(str(tmp_path / "named.parquet"), {"label_key": None})).labels is None
     twice = data.append_column("other", data["image"]).append_column("id", data["label"])
@@ -383,7 +383,7 @@ def test_foreign_names_of_classes_are_left_out(names: Any, tmp_path: Path) -> No
     info = json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": names}}}})
     parquet.write_table(table(PNGS).replace_schema_metadata({"huggingface": info}), tmp_path / "a.parquet")
     collection = load_collection(str(tmp_path / "a.parquet"))
-    assert collection.num_classes == 3 and collection.classes == ()
+    assert collection.labels.num_classes == 3 and collection.labels.classes == ()
 
 
 # CIFAR-10

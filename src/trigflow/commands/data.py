@@ -12,6 +12,7 @@ from trigflow.system.errors import UserError
 from trigflow.system.files import must_be_new
 
 if TYPE_CHECKING:
+    from trigflow.data import Collection
     from trigflow.system.config import Component
 
 _SHOWN = 64  # images of the grid
@@ -117,11 +118,12 @@ def _source(args: argparse.Namespace) -> Component:
     return named_data(args.source, [*args.overrides, *given])
 
 
-def _say(notes: tuple[str, ...]) -> None:
+def _tell(collection: Collection) -> None:
+    """What is to be said of the images, and where their labels are from."""
     from trigflow.training.progress import say
 
-    for note in notes:
-        say(note)
+    for line in (*collection.notes, collection.labels.line):
+        say(line)
 
 
 def _prepare(args: argparse.Namespace) -> int:
@@ -133,8 +135,8 @@ def _prepare(args: argparse.Namespace) -> int:
     collection = load_collection(_source(args))
     how = Preparation(args.size, args.rgb, args.skip_damaged)
     statistics = prepare(collection, args.out, how, args.resume)
-    _say(collection.notes)
-    print(statistics.table(collection.classes))
+    _tell(collection)
+    print(statistics.table(collection.labels.classes))
     print(f"train on it: data={args.out}")
     return 0
 
@@ -154,7 +156,7 @@ def _encode(args: argparse.Namespace) -> int:
     autoencoder = load_autoencoder(source[0], resolve_device(args.device or "auto"))
     how = Encoding(args.size, args.dtype or "float16", args.mean_only, args.skip_damaged, args.batch)
     card = encode(collection, autoencoder, source, args.out, how, args.resume)
-    _say(collection.notes)
+    _tell(collection)
     print(latents_table(card))
     print(f"train on it: data={args.out}")
     return 0
@@ -174,8 +176,8 @@ def _inspect(args: argparse.Namespace) -> int:
     statistics, shown = inspect(collection, _SHOWN)
     if args.out is not None:
         save_grid(shown, args.out)
-    _say(collection.notes)
-    print(statistics.table(collection.classes))
+    _tell(collection)
+    print(statistics.table(collection.labels.classes))
     return 0
 
 
@@ -188,6 +190,7 @@ def _inspect_latents(args: argparse.Namespace) -> int:
     from trigflow.data.formats.latents import LATENTS, check_digest, latents_table, read_latents_card
     from trigflow.models.pictures import save_grid
     from trigflow.system.devices import resolve_device
+    from trigflow.training.progress import say
 
     folder = Path(args.source)
     card = read_latents_card(folder)
@@ -199,6 +202,7 @@ def _inspect_latents(args: argparse.Namespace) -> int:
             decoder = replace(decoder, folder=find(args.vae)[0])
         every = max(1, -(-card.count // _SHOWN))
         save_grid(decoder.images(dataset.data[::every]).cpu(), args.out)
+    say(dataset.labelling.line)
     print(latents_table(card))
     return 0
 

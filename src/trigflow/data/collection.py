@@ -18,6 +18,7 @@ from trigflow.data.codecs import ImageCodec, count_pixel_values
 from trigflow.data.dataset import Dataset
 from trigflow.data.formats.background import Background
 from trigflow.data.formats.picture import DamagedPicture
+from trigflow.data.labels import Labels
 from trigflow.system.errors import UserError, printable
 from trigflow.system.files import must_be_regular
 
@@ -34,9 +35,7 @@ class Collection:
         count: of images, >= 1.
         entries: begins at the first image: a name, and a function that decodes the image (1 or 3, H, W) uint8 or raises
             DamagedPicture. It must be called before the next entry is asked for.
-        labels: (count,) int64 in 0..num_classes-1, or None.
-        num_classes: 0 without labels.
-        classes: their names, () where there are none.
+        labels: of the images, in their order.
         files: that the images come from.
         pixels: of images that are in memory, None for others.
         mapped: they lie in a file.
@@ -48,10 +47,8 @@ class Collection:
     source: str
     count: int
     entries: Callable[[], Iterator[tuple[str, Read]]]
-    labels: Tensor | None
-    num_classes: int
+    labels: Labels
     files: tuple[Path, ...] = ()
-    classes: tuple[str, ...] = ()
     pixels: Tensor | None = None
     mapped: bool = False
     background: Background | None = None
@@ -136,11 +133,13 @@ def _dataset(
     return Dataset(
         collection.name,
         pixels,
-        collection.labels,
-        collection.num_classes,
+        collection.labels.values,
+        collection.labels.num_classes,
         codec,
         mapped=levels is not None or collection.mapped,
         notes=collection.notes,
+        classes=collection.labels.classes,
+        labels_from=collection.labels.origin,
     )
 
 
@@ -163,13 +162,10 @@ def as_collection(dataset: Dataset) -> Collection:
     Raises (when it is walked through):
         UserError: the data are vectors or latents.
     """
-    labels = (dataset.labels, dataset.num_classes)
-    return of_pixels(dataset.name, dataset.name, dataset.data, *labels, mapped=dataset.mapped)
+    return of_pixels(dataset.name, dataset.name, dataset.data, dataset.labelling, dataset.mapped)
 
 
-def of_pixels(
-    name: str, source: str, pixels: Tensor, labels: Tensor | None, num_classes: int, mapped: bool = False
-) -> Collection:
+def of_pixels(name: str, source: str, pixels: Tensor, labels: Labels, mapped: bool = False) -> Collection:
     """Images (N, C, H, W) that are decoded already.
 
     Raises (when it is walked through):
@@ -181,7 +177,7 @@ def of_pixels(
         for row, image in enumerate(pixels):
             yield f"image {row}", image.numpy
 
-    return Collection(name, source, len(pixels), entries, labels, num_classes, pixels=pixels, mapped=mapped)
+    return Collection(name, source, len(pixels), entries, labels, pixels=pixels, mapped=mapped)
 
 
 def _check_images(source: str, pixels: Tensor) -> None:
@@ -203,17 +199,3 @@ def file_content(path: Path, where: str) -> bytes:
         raise DamagedPicture(str(error)) from None
     except OSError as error:
         raise DamagedPicture(f"cannot read {where}: {error.strerror or error}") from None
-
-
-def class_labels(source: object, labels: list[int], num_classes: int = 0) -> tuple[Tensor, int]:
-    """Labels as a tensor, and the number of classes (default: the largest label and one).
-
-    Raises:
-        UserError: a label is negative, or larger than the number of samples or classes allows.
-    """
-    lowest, highest = min(labels), max(labels)
-    allowed = num_classes or len(labels)
-    if lowest < 0 or highest >= allowed:
-        wrong = lowest if lowest < 0 else highest
-        raise UserError(f"{source} has the label {wrong}: number the classes 0, 1, 2, ... below {allowed}")
-    return torch.tensor(labels), num_classes or highest + 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import stat
 import zipfile
 import zlib
@@ -12,8 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from trigflow.data.collection import Collection, Read
 from trigflow.data.formats.background import WHITE, Background
@@ -26,9 +23,9 @@ from trigflow.data.formats.picture import (
     decoded,
     decoded_array,
 )
+from trigflow.data.labels import TABLE, Labels, labels_of_table
 from trigflow.system.errors import UserError
 
-LABELS = "dataset.json"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
@@ -37,7 +34,8 @@ def edm_zip(path: str, background: str = WHITE) -> Collection:
 
     Args:
         path: of the archive: pictures (grey or RGB) or .npy arrays (C, H, W) uint8, and, if there are labels,
-            dataset.json with {"labels": [["00000/img00000000.png", 6], ...]} (null or absent: none).
+            dataset.json with {"labels": [["00000/img00000000.png", 6], ...]} (null or absent: none), and perhaps the
+            names of the classes, {"classes": ["cat", ...]}.
         background: colour behind transparent pixels, a name or #rrggbb.
 
     Raises:
@@ -52,14 +50,12 @@ def edm_zip(path: str, background: str = WHITE) -> Collection:
         if not names:
             raise UserError(f"{source} holds no images ({', '.join(SUFFIXES)} or .npy)")
         labels = _labels(source, archive, names)
-    num_classes = 0 if labels is None else int(labels.max()) + 1
     return Collection(
         source.stem,
         str(source),
         len(names),
         partial(_entries, source, names, colour),
         labels,
-        num_classes,
         (source,),
         background=colour,
         left_out=left_out.note,
@@ -126,23 +122,21 @@ def _content(source: Path, archive: zipfile.ZipFile, name: str) -> bytes:
         raise DamagedPicture(f"{source}: {name} is damaged: it cannot be decompressed") from None
 
 
-def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> Tensor | None:
-    """(N,) int64 in the order of the names, or None."""
-    if LABELS not in archive.namelist():
-        return None
-    content = _content(source, archive, LABELS)
-    try:
-        entries = json.loads(content).get("labels")
-        if entries is None:
-            return None
-        found = {str(name): label for name, label in [*entries]}
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        wanted = '{"labels": [[name, label], ...]}'
-        raise UserError(f"{source}: its {LABELS} is damaged or foreign; wanted is {wanted}") from None
-    if len(found) < len(entries):
-        raise UserError(f"{source}: {LABELS} has several labels for one name: give each image one")
-    for name in names:
-        label = found.get(name)
-        if type(label) is not int or not 0 <= label < len(names):  # isinstance would let true and false in
-            raise UserError(f"{source}: {LABELS} has no label 0, 1, 2, ... for {name}, but {label!r:.40}")
-    return torch.tensor([found[name] for name in names])
+def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> Labels:
+    """In the order of the names."""
+    tables = sorted(name for name in set(archive.namelist()) if _is_table(name))
+    if not tables:
+        return Labels(origin=f"the archive has no {TABLE}")
+    if len(tables) > 1:
+        raise UserError(f"{source} holds several {TABLE}: {', '.join(tables)}; leave one in it")
+    above = tables[0].removesuffix(TABLE)
+    if others := [name for name in names if not name.startswith(above)]:
+        raise UserError(f"{source}: {others[0]} is not below {above}, where {TABLE} is: leave it out")
+    found = labels_of_table(
+        source, _content(source, archive, tables[0]), [name.removeprefix(above) for name in names]
+    )
+    return found or Labels(origin=f"{TABLE} has none")
+
+
+def _is_table(name: str) -> bool:
+    return name.rpartition("/")[2] == TABLE and not is_hidden(name)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from trigflow.data.formats.picture import SUFFIXES
+from trigflow.data.labels import TABLE
 from trigflow.system.errors import printable
 from trigflow.system.files import clear_os_errors
 
@@ -24,7 +25,6 @@ _OTHERS = (
     *(".ps", ".eps", ".svg", ".psd", ".heic", ".mp4", ".mov"),
     *(".arw", ".cr2", ".dng", ".nef", ".nrw", ".orf", ".pef", ".rw2", ".srw"),
 )
-_LABELS = "dataset.json"  # what is made of it is told with the labels
 _STARTS = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|II[*+]\0|MM\0[*+]|P[1-6]\s+(\d+\s+\d|#)|RIFF....WEBP"
     rb"|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0|....ftypavi[fs]",
@@ -47,7 +47,7 @@ class LeftOut:
 
     def add(self, why: str, name: str) -> None:
         """One file."""
-        if os.path.basename(name) == _LABELS:
+        if os.path.basename(name) == TABLE:  # what is made of it is told with the labels
             return
         self._counts[why] = self._counts.get(why, 0) + 1
         first = self._first.setdefault(why, [])

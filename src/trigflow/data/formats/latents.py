@@ -140,6 +140,8 @@ def latent_folder(
         _labels(folder, card),
         card.num_classes,
         codec,
+        classes=card.classes,
+        labels_from=LABELS if card.labels_sha256 else f"{CARD} has none",
         mapped=isinstance(array, np.memmap),
         spread=spreads if card.has_std and posterior else None,
         decoder=Decoder(folder / FOLDER, codec.autoencoder, codec.source),

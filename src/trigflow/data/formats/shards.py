@@ -6,19 +6,22 @@ import glob
 import itertools
 import json
 import re
+import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from trigflow.data.collection import Collection, Read, class_labels
+from trigflow.data.collection import Collection, Read
 from trigflow.data.formats.background import WHITE, Background
 from trigflow.data.formats.candidates import HEAD, HIDDEN, NO_PICTURE, SPECIAL, LeftOut, is_picture, why_not
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import MOST_BYTES, SUFFIXES, DamagedPicture, decoded
+from trigflow.data.labels import Labels, labels_of, names_labels, no_labels
+from trigflow.data.labels import label_key as key_of_labels
 from trigflow.system.errors import UserError
 from trigflow.system.files import clear_os_errors, must_be_regular
 
@@ -36,7 +39,7 @@ class _Sample:
     offset: int = 0
     size: int = 0
     pictures: int = 0
-    label: int | None = None
+    labels: dict[str, object] = field(default_factory=dict)  # by key, as far as they may be labels
 
     def take(self, picture: tarfile.TarInfo) -> None:
         """One of the members that are pictures."""
@@ -44,12 +47,14 @@ class _Sample:
         self.pictures += 1
 
 
-def webdataset(path: str, background: str = WHITE) -> Collection:
+def webdataset(path: str, label_key: str | None = "", background: str = WHITE) -> Collection:
     """Images of one size from WebDataset's tar files, in their order; nothing is extracted.
 
     Args:
         path: a .tar file, a pattern (shards-{000..003}.tar, shards-*.tar) or a folder of .tar files. Labels are in
-            NAME.cls (a number) or NAME.json ({"label": a number}).
+            NAME.cls or NAME.json ({"label": ...}), integers from 0 or texts.
+        label_key: "cls" for NAME.cls, or a key of NAME.json (default: the one that is named so, see `labels.NAMES`, if
+            there is one; null: no labels).
         background: colour behind transparent pixels, a name or #rrggbb.
 
     Raises:
@@ -57,27 +62,39 @@ def webdataset(path: str, background: str = WHITE) -> Collection:
     """
     colour, left_out = Background(background), LeftOut()
     shards = _shards(path)
-    samples = [sample for shard in shards for sample in _index(shard, left_out)]
+    keys: dict[str, None] = {}  # of all that the samples tell, in order
+    samples = [sample for shard in shards for sample in _index(shard, label_key, keys, left_out)]
     if not samples:
         raise UserError(f"{path} holds no samples with pictures ({', '.join(SUFFIXES)})")
-    given = [sample.label for sample in samples if sample.label is not None]
-    if given and len(given) < len(samples):
-        bare = next(sample for sample in samples if sample.label is None)
-        raise UserError(
-            f"{bare.shard}: {bare.key} has no label, though others have: give all of them one, or none"
-        )
-    labels, num_classes = class_labels(path, given) if given else (None, 0)
     return Collection(
         shards[0].stem,
         path,
         len(samples),
         partial(_entries, samples, colour),
-        labels,
-        num_classes,
+        _labels(path, samples, label_key, list(keys)),
         tuple(shards),
         background=colour,
         left_out=left_out.note,
     )
+
+
+def _labels(path: str, samples: list[_Sample], given: str | None, there: list[str]) -> Labels:
+    held = list(dict.fromkeys(key for sample in samples for key in sample.labels))
+    columns = {key: [sample.labels.get(key) for sample in samples] for key in held}
+    # One that says the same as another before it is no second one.
+    first = [key for n, key in enumerate(held) if columns[key] not in [columns[one] for one in held[:n]]]
+    key = key_of_labels(path, given, there if given else first)
+    if not key:
+        return (
+            no_labels(given, "the keys of .json are", there) if there else Labels(origin="no .cls or .json")
+        )
+    values = columns.get(key, [None])
+    if None in values:
+        bare = samples[values.index(None)]
+        raise UserError(
+            f"{bare.shard}: {bare.key} has no label ('{key}'), though others have: give all of them one, or none"
+        )
+    return labels_of(path, values, key)
 
 
 def _shards(path: str) -> list[Path]:
@@ -130,7 +147,7 @@ def _matches(folder: Path, name: str) -> list[Path]:
     return [folder / match for match in sorted(glob.glob(name, root_dir=folder))]
 
 
-def _index(shard: Path, left_out: LeftOut) -> list[_Sample]:
+def _index(shard: Path, given: str | None, keys: dict[str, None], left_out: LeftOut) -> list[_Sample]:
     """The samples of a shard; only the headers and the labels are read."""
     must_be_regular(shard)
     complaint = f"{shard} is no whole tar file: it is damaged, compressed or foreign"
@@ -145,7 +162,9 @@ def _index(shard: Path, left_out: LeftOut) -> list[_Sample]:
                 raise EOFError
         with tarfile.open(shard, "r:") as archive:
             groups = itertools.groupby(_files(archive, left_out), key=lambda member: _split(member.name)[0])
-            found = [_sample(shard, archive, key, list(group), left_out) for key, group in groups]
+            found = [
+                _sample(shard, archive, key, list(group), given, keys, left_out) for key, group in groups
+            ]
     return [sample for sample in found if sample is not None]
 
 
@@ -165,7 +184,13 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _sample(
-    shard: Path, archive: tarfile.TarFile, key: str, members: list[tarfile.TarInfo], left_out: LeftOut
+    shard: Path,
+    archive: tarfile.TarFile,
+    key: str,
+    members: list[tarfile.TarInfo],
+    given: str | None,
+    keys: dict[str, None],
+    left_out: LeftOut,
 ) -> _Sample | None:
     if key.startswith("__"):  # WebDataset's own notes
         return None
@@ -179,8 +204,13 @@ def _sample(
         if is_picture(f"a.{suffix}"):
             sample.take(member)
         elif suffix in ("cls", "json"):
-            label = _label(shard, archive, member)
-            sample.label = sample.label if label is None else label
+            held = _found(shard, archive, member)
+            keys |= dict.fromkeys(held)
+            sample.labels |= {
+                sys.intern(name): value
+                for name, value in held.items()
+                if value is not None and (name == given or names_labels(name))
+            }
         else:
             others.append(member)
     if not sample.pictures:  # by their endings
@@ -203,19 +233,36 @@ def _begins_as_picture(archive: tarfile.TarFile, member: tarfile.TarInfo) -> boo
     return not why_not(f"a.{_split(member.name)[1]}", head)
 
 
-def _label(shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> int | None:
-    """The label of a .cls or .json member; None for JSON without one."""
+def _found(shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, object]:
+    """What a .cls or .json member holds, by key."""
     file = archive.extractfile(member) if member.size <= _MOST_LABEL_BYTES else None
     content = b"" if file is None else file.read()
+    is_json = member.name.lower().endswith(".json")
     try:
-        value = json.loads(content)
+        value = json.loads(content) if is_json else _number_or_text(content.decode().strip())
     except (ValueError, RecursionError):
-        value = ()  # no label at all
-    if member.name.lower().endswith(".json") and isinstance(value, dict):
-        value = value.get("label")
-    if value is None or type(value) is int:
-        return value
-    raise UserError(f"{shard}: {member.name} holds no label: an integer 0, 1, 2, ... is expected")
+        raise UserError(
+            f"{shard}: {member.name} holds no label: an integer 0, 1, 2, ... or a text is expected"
+        ) from None
+    if is_json:
+        return value if isinstance(value, dict) else {"label": value}
+    return {"cls": value}
+
+
+def _number_or_text(text: str) -> object:
+    """ "0001" -> 1, "cat" -> "cat"; other values of JSON as they are.
+
+    Raises:
+        ValueError: it is empty, or has thousands of digits.
+    """
+    if not text:
+        raise ValueError
+    if re.fullmatch("[0-9]+", text):
+        return int(text)
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _entries(samples: list[_Sample], background: Background) -> Iterator[tuple[str, Read]]:

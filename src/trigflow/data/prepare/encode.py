@@ -225,6 +225,7 @@ def _finish(part: Part, batches: _Batches, source: tuple[Path, str], progress: b
     """Looks all of it over, writes what else belongs to the folder, and gives it its name."""
     part.close()
     collection, folder = batches.collection, part.folder
+    given = collection.labels
     kept = [row for row, line in enumerate(part.lines) if line["length"]]
     shape = (len(kept), *((2 if batches.has_std else 1) * batches.latent_shape[0], *batches.latent_shape[1:]))
     with part.content.open("r+b") as file:
@@ -232,7 +233,7 @@ def _finish(part: Part, batches: _Batches, source: tuple[Path, str], progress: b
         file.flush()
         os.fsync(file.fileno())
     mean, std, sha256 = _looked_over(part.content, shape, batches, progress)
-    labels = None if collection.labels is None else collection.labels[torch.tensor(kept)]
+    labels = None if given.values is None else given.values[torch.tensor(kept)]
     card = LatentsCard(
         source=collection.source,
         autoencoder=_encoder(batches.autoencoder, source[1]),
@@ -242,8 +243,8 @@ def _finish(part: Part, batches: _Batches, source: tuple[Path, str], progress: b
         has_std=batches.has_std,
         mean=mean,
         std=std,
-        num_classes=collection.num_classes,
-        classes=collection.classes,
+        num_classes=given.num_classes,
+        classes=given.classes,
         damaged=tuple(line["name"] for line in part.lines if not line["length"]),
         sha256=sha256,
         labels_sha256="" if labels is None else _write_labels(folder / LABELS, labels),

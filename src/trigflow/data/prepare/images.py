@@ -17,8 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from trigflow.data.collection import Collection
-from trigflow.data.formats.archive import LABELS
 from trigflow.data.formats.picture import MOST_PIXELS, DamagedPicture, decoded
+from trigflow.data.labels import TABLE
 from trigflow.data.prepare.part import Part, Unfit, resumable, stopped_by
 from trigflow.data.prepare.statistics import Statistics, label_at
 from trigflow.system.errors import UserError
@@ -177,12 +177,14 @@ def _finish(part: Part, collection: Collection, progress: bool) -> Statistics:
                 statistics.damaged.append(source)
                 continue
             number = f"{statistics.count:08d}"
-            name, label = f"{number[:5]}/img{number}.png", label_at(collection.labels, row)
+            name, label = f"{number[:5]}/img{number}.png", label_at(collection.labels.values, row)
             labels.append([name, label])
             statistics.add(decoded(content, name), label)
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
-        table = {"labels": None if collection.labels is None else labels}
-        archive.writestr(zipfile.ZipInfo(LABELS, _EPOCH), json.dumps(table))
+        table: dict[str, object] = {"labels": None if collection.labels.values is None else labels}
+        if collection.labels.classes:
+            table["classes"] = collection.labels.classes  # EDM's readers take the labels alone
+        archive.writestr(zipfile.ZipInfo(TABLE, _EPOCH), json.dumps(table))
     if not statistics.count:
         raise Unfit(f"{collection.source}: all of its {len(part.lines)} images are damaged")
     with whole.open("rb") as file:
