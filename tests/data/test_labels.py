@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from trigflow.commands import cli
-from trigflow.data import Dataset, load_data
+from trigflow.data import Dataset, labels, load_data
 from trigflow.data.codecs import IdentityCodec
 from trigflow.data.labels import MOST_CLASSES, NAMES, check_order, natural
 from trigflow.system.config import Component
@@ -317,6 +317,7 @@ def test_labels_in_files_of_text(tmp_path: Path) -> None:
         2,
     ]
     assert load(write_tar(tmp_path, {"cls": list("bababa")})).classes == ("a", "b")
+    assert labels_in(load(write_tar(tmp_path, {"cls": [f"\ufeff{one}" for one in GIVEN]}))) == GIVEN
     for odd, words in (
         ("", "holds no label"),
         ("1.5", r"such as 1\.5"),
@@ -335,6 +336,12 @@ def test_labels_told_twice_are_one(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="several that may be labels"):
         load(write_tar(tmp_path, {"cls": GIVEN, "class": list("abcabc")}))
+
+
+def test_texts_that_are_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "MOST_CLASSES", 5)
+    with pytest.raises(UserError, match="column label are 6 different texts, above 5 classes"):
+        load(write_parquet(tmp_path, {"label": list("abcdef")}))
 
 
 def test_a_shard_with_a_bare_sample(tmp_path: Path) -> None:

@@ -325,6 +325,7 @@ def test_labels_by_name() -> None:
     model = named_model()
     assert labels_of(model, 3, ["dog", 0, "1"]) == [1, 0, 2] and labels_of(model, 2, "cat") == [0, 0]
     assert labels_of(model, 2, np.array(["dog", "cat"])) == [1, 0]
+    assert labels_of(model, 3, [np.int64(2), torch.tensor(1)]) == [2, 1, 2]
     assert [label_of(text, model.card.classes) for text in ("dog", "1", "2", "x")] == ["dog", "1", 2, "x"]
     for labels, words in (
         ("dgo", r"no such class \(did you mean 'dog'\?\); there are: cat, dog, 1"),
@@ -332,6 +333,8 @@ def test_labels_by_name() -> None:
         (np.array([True]), "labels True: give whole numbers or names"),
         (torch.tensor([0.0]), r"labels 0\.0: give whole numbers"),
         ([None], "labels None: give whole numbers"),
+        ([torch.tensor(True)], "labels True: give whole numbers"),
+        (b"cat", "has the classes 0..2"),
         ([0, 10**30], "has the classes 0..2"),
     ):
         with pytest.raises(UserError, match=words):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from trigflow import recipes
 from trigflow.commands import cli
+from trigflow.evaluation.real import real_data
 from trigflow.models.model import load
 from trigflow.system.errors import UserError
 from trigflow.system.tensors import read_state, write_state
@@ -85,3 +86,5 @@ def test_a_run_of_an_earlier_version_keeps_its_order(folders: Path, tmp_path: Pa
     (run / "model.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match="the class '2' as number 4, as earlier versions sorted folders"):
         trained(folders, tmp_path / "student", f"teacher={run}", recipe="digits-scd")
+    with pytest.raises(UserError, match="the class '2' as number 4, as earlier versions sorted folders"):
+        real_data(load(run, "cpu"), str(folders))

@@ -77,7 +77,7 @@ def label_key(source: object, given: str | None, keys: Sequence[str], declared: 
         return ""
     if given and given not in keys:
         raise UserError(
-            f"{source} has no labels '{given}'{did_you_mean(given, keys)}; there are: {', '.join(keys)}"
+            f"{source} has no labels '{given}'{did_you_mean(given, keys)}; there are: {', '.join(keys) or 'none'}"
         )
     found = [given] if given else [key for key in keys if names_labels(key) or key in declared]
     if len(found) > 1:
@@ -119,6 +119,10 @@ def labels_of(source: object, values: Sequence[object], origin: str, classes: tu
     kinds = {type(value) for value in values}
     if kinds == {str} and "" not in values:
         classes = tuple(sorted(set(map(str, values)), key=natural))
+        if len(classes) > MOST_CLASSES:
+            raise UserError(
+                f"{source}: the labels from {origin} are {len(classes)} different texts, above {MOST_CLASSES} classes"
+            )
         numbers = {name: number for number, name in enumerate(classes)}
         given: Sequence[object] = [numbers[str(value)] for value in values]
     elif kinds == {int}:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,24 +66,19 @@ def label_of(text: str, classes: Sequence[str]) -> int | str:
 
 
 def _several(labels: int | str | Sequence[int | str] | Tensor) -> list[object]:
-    """The given labels, one or several."""
-    try:
-        given = labels.tolist() if hasattr(labels, "tolist") else labels
-        return [given] if isinstance(given, str | bytes) or not hasattr(given, "__iter__") else list(given)
-    except (TypeError, ValueError, RuntimeError):  # of foreign arrays
-        raise UserError(f"labels {labels!r:.40}: give whole numbers or names of classes") from None
+    """The given labels, one or several; numbers of torch and NumPy as Python's."""
+    given: Any = labels.reshape(-1).tolist() if hasattr(labels, "reshape") else labels
+    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    return [one.tolist() if hasattr(one, "tolist") else one for one in several]
 
 
 def _number(label: object, classes: Sequence[str], model: str) -> int:
     """Of one class."""
     if isinstance(label, str):
         return _named(label, classes, model)
-    try:
-        if type(label).__name__ not in ("bool", "bool_"):  # which are integers, but no classes
-            return operator.index(label)  # type: ignore[arg-type]
-    except TypeError:
-        pass
-    raise UserError(f"labels {label!r:.40}: give whole numbers or names of classes")
+    if type(label) is not int:  # isinstance would take True for 1
+        raise UserError(f"labels {label!r:.40}: give whole numbers or names of classes")
+    return label
 
 
 def _named(name: str, classes: Sequence[str], model: str) -> int:

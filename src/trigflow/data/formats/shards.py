@@ -239,7 +239,7 @@ def _found(shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> di
     content = b"" if file is None else file.read()
     is_json = member.name.lower().endswith(".json")
     try:
-        value = json.loads(content) if is_json else _number_or_text(content.decode().strip())
+        value = json.loads(content) if is_json else _number_or_text(content.decode("utf-8-sig").strip())
     except (ValueError, RecursionError):
         raise UserError(
             f"{shard}: {member.name} holds no label: an integer 0, 1, 2, ... or a text is expected"
