@@ -27,7 +27,17 @@ FLAGS = {
     "list": {"kind"},
     "info": {"model", "--trust-code"},
     "data": {
-        *("action", "source", "overrides", "--out", "--size", "--rgb", "--skip-damaged", "--resume"),
+        *(
+            "action",
+            "source",
+            "overrides",
+            "--out",
+            "--size",
+            "--background",
+            "--rgb",
+            "--skip-damaged",
+            "--resume",
+        ),
         *("--vae", "--dtype", "--mean-only", "--batch", "--device"),
     },
     "plan": {

@@ -176,6 +176,35 @@ def test_damaged_images_stop_it_or_are_left_out(photos: Path, kl: Path) -> None:
         encoded(photos, kl, "none", skip_damaged=True)
 
 
+def test_transparent_pixels_get_the_background(
+    photos: Path, kl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a run that was gone on with."""
+    for number in (0, 8):
+        Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0)).save(photos / "a" / f"{number}.png")
+    (photos / "b" / "9.png").write_bytes(b"no picture")
+    line = [
+        "data",
+        "encode",
+        str(photos),
+        "--vae",
+        str(kl),
+        "--out",
+        str(photos.parent / "on-red"),
+        "--batch",
+        "3",
+    ]
+    assert cli.main([*line, "--background", "red"]) == 2
+    capsys.readouterr()
+    assert cli.main([*line, "--resume", "--skip-damaged"]) == 2  # on white
+    assert "with other options" in capsys.readouterr().err
+    assert cli.main([*line, "--resume", "--skip-damaged", "--background", "red"]) == 0
+    assert "2 pictures have transparency: composited on red" in capsys.readouterr().err
+    Image.new("RGB", (SIZE, SIZE), "red").save(photos / "a" / "0.png")
+    plain = encoded(photos, kl, skip_damaged=True, batch=3)
+    assert torch.equal(opened(plain).data[0], opened(photos.parent / "on-red").data[0])
+
+
 def test_sizes_must_suit_the_autoencoder(photos: Path, kl: Path) -> None:
     Image.new("RGB", (SIZE, SIZE + 2)).save(photos / "b" / "x.png")
     with pytest.raises(UserError, match=r"x\.png has the shape \(3, 18, 16\), the first .*--size"):
@@ -274,7 +303,10 @@ def test_a_large_file_is_mapped_and_reads_the_same(
 
 def test_labels_can_be_left_out(photos: Path, kl: Path) -> None:
     out = encoded(photos, kl)
-    assert opened(out).num_classes == 2
+    assert opened(out).num_classes == 2 and opened(out).classes == ("a", "b")
+    assert opened(out).labelling.line == "labels: 2 classes from labels.npy"
+    with pytest.raises(UserError, match="label_key"):
+        opened(out, label_key="label")
     assert opened(out, labels=False).num_classes == 0
 
 
@@ -305,6 +337,7 @@ def edit(folder: Path, **changes: object) -> None:
         ({"std": [1, 1, 1, 0]}, r"latents\.json\.std\.3 = 0"),
         ({"mean": [1, 1, 1]}, "other numbers of means"),
         ({"num_classes": 1}, r"labels must lie in 0\.\.0"),
+        ({"num_classes": 3}, "3 classes, but 2 names of them"),
         ({"more": 1}, r"latents\.json\.more: there is no such key"),
         ({"format": 2}, r"latents\.json\.format = 2"),
     ],

@@ -23,6 +23,7 @@ from PIL import Image
 from trigflow import recipes
 from trigflow.data import Dataset, cache, load_collection, load_data
 from trigflow.data.formats import picture
+from trigflow.data.formats.background import Background
 from trigflow.data.formats.picture import DamagedPicture, decoded
 from trigflow.system.config import Component
 from trigflow.system.errors import UserError
@@ -57,15 +58,77 @@ def saved(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def test_palettes_become_rgb_and_alpha_is_dropped() -> None:
+def test_palettes_become_rgb() -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
-    expected = [[10, 200], [20, 100], [30, 50]]
-    assert decoded(saved(palette), "a")[:, 0].tolist() == expected
-    palette.info["transparency"] = b"\x00\xff"
-    assert decoded(saved(palette), "a")[:, 0].tolist() == expected
-    assert decoded(saved(palette.convert("RGBA")), "a")[:, 0].tolist() == expected
+    assert decoded(saved(palette), "a")[:, 0].tolist() == [[10, 200], [20, 100], [30, 50]]
+
+
+def see_through() -> Image.Image:
+    """Black of alpha 0, a colour of alpha 128, a colour of alpha 255: (1, 3) pixels RGBA."""
+    pixels = [[(0, 0, 0, 0), (100, 50, 200, 128), (10, 20, 30, 255)]]
+    return Image.fromarray(np.array(pixels, np.uint8))
+
+
+ON_WHITE = [[255, 255, 255], [177, 152, 227], [10, 20, 30]]
+ON_RED = [[255, 0, 0], [177, 25, 100], [10, 20, 30]]
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "tiff", "avif"])
+@pytest.mark.parametrize(("name", "expected"), [("white", ON_WHITE), ("#ff0000", ON_RED)])
+def test_alpha_is_composited(format: str, name: str, expected: list[list[int]]) -> None:
+    buffer, background = io.BytesIO(), Background(name)
+    options: dict[str, Any] = {"lossless": True, "exact": True} if format == "webp" else {}
+    if format == "avif":
+        options = {"quality": 100, "subsampling": "4:4:4"}
+    see_through().save(buffer, format, **options)
+    pixels = decoded(buffer.getvalue(), "a", background)[:, 0].T
+    assert np.abs(pixels.astype(int) - expected).max() <= (4 if format == "avif" else 0)
+    assert background.note == f"1 picture has transparency: composited on {name}"
+
+
+def test_transparency_of_palettes_colours_and_greys() -> None:
+    """As PNG (tRNS) and GIF keep it."""
+    background, buffer = Background(), io.BytesIO()
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    colours = palette.convert("RGB")
+    palette.save(buffer, "gif", transparency=0)
+    assert decoded(buffer.getvalue(), "a", background)[:, 0].tolist() == [[255, 200], [255, 100], [255, 50]]
+    palette.info["transparency"] = b"\x80\xff"
+    assert decoded(saved(palette), "a", background)[:, 0].tolist() == [[132, 200], [137, 100], [142, 50]]
+    for mode, key, expected in (
+        ("RGB", (10, 20, 30), [255, 200]),
+        ("L", 18, [255, 124]),
+        ("1", 0, [255, 255]),
+    ):
+        picture = colours.convert(mode)
+        buffer = io.BytesIO()
+        picture.save(buffer, "png", transparency=key)
+        found = decoded(buffer.getvalue(), "a", background)
+        assert found[0, 0].tolist() == expected and len(found) == (3 if mode == "RGB" else 1), mode
+    assert background.pictures == 5
+
+
+def test_grey_stays_grey_on_grey() -> None:
+    content = saved(Image.fromarray(np.array([[[40, 0], [40, 255]]], np.uint8)))
+    assert decoded(content, "a").tolist() == [[[255, 40]]]
+    assert decoded(content, "a", Background("black")).tolist() == [[[0, 40]]]
+    assert decoded(content, "a", Background("red"))[:, 0].tolist() == [[255, 40], [0, 40], [0, 40]]
+
+
+def test_an_opaque_alpha_channel_says_nothing() -> None:
+    background = Background()
+    content = saved(see_through().crop((2, 0, 3, 1)))
+    assert decoded(content, "a", background).ravel().tolist() == [10, 20, 30]
+    assert background.pictures == 0 and background.note == ""
+
+
+@pytest.mark.parametrize("name", ["whit", "#12", "", "#ff000080", "5"])
+def test_backgrounds_that_are_no_colours(name: str, tmp_path: Path) -> None:
+    refused(write_folder(tmp_path, PNGS), "is no colour: give a name", background=name)
 
 
 def test_deep_and_enormous_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,13 +148,33 @@ def tiff(bits: int) -> bytes:
     return head.ljust(122, b"\0") + struct.pack("<3H", bits, bits, bits) + bytes(3 * bits // 2)
 
 
+@pytest.mark.parametrize(
+    "content", [b"P6 1 1 65535\n" + bytes(6), b"P5 1 1 256\n" + bytes(2), b"P3 1 1 1023\n1 2 3\n"]
+)
+def test_deep_ppm_is_refused(content: bytes) -> None:
+    with pytest.raises(DamagedPicture, match="a has more than 8 bits"):
+        decoded(content, "a")
+    assert decoded(b"P3 1 1 15\n15 0 3\n", "a").ravel().tolist() == [255, 0, 51]
+    assert decoded(b"P4 2 1\n\x40", "a").tolist() == [[[255, 0]]]
+
+
+def test_deep_avif_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 90, 200)).save(buffer, "avif")
+    content = bytearray(buffer.getvalue())
+    assert decoded(bytes(content), "a").shape == (3, 8, 8)
+    content[content.index(b"av1C") + 6] |= 0x40
+    with Image.open(buffer) as opened:
+        assert picture._bits(opened, bytes(content)) > 8
+
+
 def test_deep_tiffs_are_refused() -> None:
     assert decoded(tiff(8), "a").shape == (3, 2, 2)
     with pytest.raises(DamagedPicture, match="a has more than 8 bits"):
         decoded(tiff(16), "a")
 
 
-@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff"])
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff", "avif"])
 def test_pictures_are_upright(format: str) -> None:
     """Orientation 6 of EXIF: a viewer turns it clockwise."""
     image = Image.fromarray(np.repeat(np.arange(0, 240, 30, dtype=np.uint8)[:, None], 16, 1).repeat(2, 0))
@@ -226,7 +309,7 @@ def test_shards_by_pattern_and_folder_and_what_does_not_fit(tmp_path: Path) -> N
         member = tarfile.TarInfo("a.cls")
         member.size = 3
         archive.addfile(member, io.BytesIO(b"cat"))
-    refused(tmp_path / "bad.tar", "holds no label")
+    refused(tmp_path / "bad.tar", "a has 0 pictures")
 
 
 def test_columns_splits_and_folders_of_tables(tmp_path: Path) -> None:
@@ -241,10 +324,10 @@ def test_columns_splits_and_folders_of_tables(tmp_path: Path) -> None:
     refused(tmp_path, r"no split 'dev'; choose by data\.split=NAME: test, train", split="dev")
     refused(tmp_path, "did you mean 'image'", image_key="imag")
     refused(tmp_path, "did you mean 'label'", label_key="labels")
-    named = data.set_column(data.column_names.index("label"), "label", [[str(i) for i in range(len(data))]])
+    named = data.set_column(data.column_names.index("label"), "label", [[i / 2 for i in range(len(data))]])
     parquet.write_table(named, tmp_path / "named.parquet")
     refused(
-        tmp_path / "named.parquet", r"'label' holds string, and labels are integers.*data\.label_key=null"
+        tmp_path / "named.parquet", r"'label' holds double, and labels are integers.*data\.label_key=null"
     )
     assert load_data(Component(str(tmp_path / "named.parquet"), {"label_key": None})).labels is None
     twice = data.append_column("other", data["image"]).append_column("id", data["label"])
@@ -300,7 +383,7 @@ def test_foreign_names_of_classes_are_left_out(names: Any, tmp_path: Path) -> No
     info = json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": names}}}})
     parquet.write_table(table(PNGS).replace_schema_metadata({"huggingface": info}), tmp_path / "a.parquet")
     collection = load_collection(str(tmp_path / "a.parquet"))
-    assert collection.num_classes == 3 and collection.classes == ()
+    assert collection.labels.num_classes == 3 and collection.labels.classes == ()
 
 
 # CIFAR-10

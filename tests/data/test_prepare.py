@@ -304,3 +304,43 @@ def test_grey_among_colours_counts_in_each_channel() -> None:
 def test_resizing_keeps_a_flat_image_flat(shape: tuple[int, ...]) -> None:
     assert (resized(np.full(shape, 93, np.uint8), 8) == 93).all()
     assert resized(np.zeros(shape, np.uint8), 8).shape == (shape[0], 8, 8)
+
+
+def resized_whole(image: np.ndarray, size: int) -> np.ndarray:
+    """All of the picture resized, and cropped then: ADM's own order."""
+    picture = Image.fromarray(image.transpose(1, 2, 0))
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    wide, high = (max(size, round(side * scale)) for side in picture.size)
+    picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return np.array(picture.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [8, 32, 64, 256])
+@pytest.mark.parametrize("shape", [(375, 500), (500, 375), (100, 100), (5, 7), (63, 1000), (300, 33)])
+def test_only_the_middle_is_resized_and_is_the_same(shape: tuple[int, int], size: int) -> None:
+    """To one grey level: Pillow rounds between its two passes, whose order depends on the shape."""
+    image = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
+    error = np.abs(resized(image, size).astype(int) - resized_whole(image, size))
+    assert error.max() <= 1
+    assert (error > 0).mean() < (0.25 if size == 8 else 0.004)
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (3, 9_000)])
+def test_memory_is_bounded_by_the_size_that_is_wanted(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    resize = Image.Image.resize
+
+    def watched(self: Image.Image, *arguments: Any) -> Image.Image:
+        made.append(self.width * self.height)
+        found = resize(self, *arguments)
+        made.append(found.width * found.height)
+        return found
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    assert (resized(np.full((3, *shape), 93, np.uint8), 256) == 93).all()
+    assert made[-1] == 256**2 and max(made) == 256**2

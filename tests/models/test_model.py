@@ -18,6 +18,7 @@ from trigflow.core.samplers import count_nfe
 from trigflow.core.time_grids import consistency_times
 from trigflow.data.codecs import IdentityCodec
 from trigflow.evaluation.metrics import label_agreement, load_features
+from trigflow.models.labels import label_of
 from trigflow.models.model import Model, load
 from trigflow.models.shipped import SHIPPED, model_folder
 from trigflow.models.storage import new_precond, read_card, save_model
@@ -318,3 +319,52 @@ def test_loading_leaves_the_generator_alone() -> None:
     load("digits", "cpu")
     load_features("digits-classifier")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Classes by name, and those that no training sample had
+
+
+def named_model(classes: tuple[str, ...] = ("cat", "dog", "1"), unseen: tuple[int, ...] = ()) -> Model:
+    model = gaussian_model(Student, num_classes=len(classes))
+    card = dataclasses.replace(model.card, classes=classes, unseen=unseen)
+    return dataclasses.replace(model, card=card)
+
+
+def labels_of(model: Model, n: int, labels: Any = None) -> list[int]:
+    found = model.labels(n, labels)
+    assert found is not None
+    return found.tolist()
+
+
+def test_labels_by_name() -> None:
+    model = named_model()
+    assert labels_of(model, 3, ["dog", 0, "1"]) == [1, 0, 2] and labels_of(model, 2, "cat") == [0, 0]
+    assert labels_of(model, 2, np.array(["dog", "cat"])) == [1, 0]
+    assert labels_of(model, 3, [np.int64(2), torch.tensor(1)]) == [2, 1, 2]
+    assert [label_of(text, model.card.classes) for text in ("dog", "1", "2", "x")] == ["dog", "1", 2, "x"]
+    for labels, words in (
+        ("dgo", r"no such class \(did you mean 'dog'\?\); there are: cat, dog, 1"),
+        ([True, False], "labels True: give whole numbers or names"),
+        (np.array([True]), "labels True: give whole numbers or names"),
+        (torch.tensor([0.0]), r"labels 0\.0: give whole numbers"),
+        ([None], "labels None: give whole numbers"),
+        ([torch.tensor(True)], "labels True: give whole numbers"),
+        (b"cat", "has the classes 0..2"),
+        ([0, 10**30], "has the classes 0..2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model.labels(2, labels)
+    with pytest.raises(UserError, match=r"the classes \[0, 2\] of model 'student' have this name"):
+        named_model(("crane", "dog", "crane")).labels(1, "crane")
+
+
+def test_classes_without_samples_are_not_sampled_unless_asked_for() -> None:
+    model = named_model(("a", "b", "c"), unseen=(1,))
+    assert labels_of(model, 4) == [0, 2, 0, 2] and labels_of(model, 2, "b") == [1, 1]
+
+
+def test_cards_whose_classes_cannot_be() -> None:
+    card = gaussian_model(Student, num_classes=2).card
+    for changes in ({"classes": ("a",)}, {"unseen": (2,)}, {"unseen": (0, 1)}):
+        with pytest.raises(ValueError):
+            dataclasses.replace(card, **changes)

@@ -373,6 +373,7 @@ def test_the_command_samples_at_a_scale(
     longer = "train.total_nimg=3200"
     recipe = recipes.get("digits-teacher", [*SMALL, longer, "train.label_dropout=0.3", "sampling.steps=3"])
     student = trained(student_recipe(trained(recipe, tmp_path / "teacher"), longer), tmp_path / "student")
+    capsys.readouterr()  # of the trainings
 
     def run(code: int, *words: object) -> str:
         line = ["sample", *words, "--num", 2, "--device", "cpu", "--out", tmp_path / "a.npy"]

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trigflow.commands.command import Command, add_data_options, add_flag, integer, named_data
 from trigflow.system.errors import UserError
 from trigflow.system.files import must_be_new
+
+if TYPE_CHECKING:
+    from trigflow.data import Collection
+    from trigflow.system.config import Component
 
 _SHOWN = 64  # images of the grid
 
 
 # The flags of each action; --out is everybody's.
 _FLAGS = {
-    "prepare": {"size", "rgb", "skip_damaged", "resume"},
-    "encode": {"size", "skip_damaged", "resume", "vae", "dtype", "mean_only", "batch", "device"},
+    "prepare": {"size", "background", "rgb", "skip_damaged", "resume"},
+    "encode": {
+        "size",
+        "background",
+        "skip_damaged",
+        "resume",
+        "vae",
+        "dtype",
+        "mean_only",
+        "batch",
+        "device",
+    },
     "inspect": {"vae", "device"},
 }
 
@@ -41,6 +57,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=integer(1),
         help="prepare, encode: resize the shorter side to this size and centre-crop to a square (default: unchanged)",
+    )
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="prepare, encode: colour behind transparent pixels, a name or '#rrggbb' (default: white)",
     )
     add_flag(parser, "--rgb", "prepare: convert all images to RGB (default: as the first image)")
     add_flag(parser, "--skip-damaged", "prepare, encode: skip damaged images (default: stop at the first)")
@@ -91,16 +112,31 @@ def _run(args: argparse.Namespace) -> int:
         return (_prepare if action == "prepare" else _encode)(args)
 
 
+def _source(args: argparse.Namespace) -> Component:
+    """The images; --background is one of their options."""
+    given = [] if args.background is None else [f"data.background={json.dumps(args.background)}"]
+    return named_data(args.source, [*args.overrides, *given])
+
+
+def _tell(collection: Collection) -> None:
+    """What is to be said of the images, and where their labels are from."""
+    from trigflow.training.progress import say
+
+    for line in (*collection.notes, collection.labels.line):
+        say(line)
+
+
 def _prepare(args: argparse.Namespace) -> int:
     from trigflow.data import load_collection
     from trigflow.data.prepare.images import Preparation, prepare
 
     if args.out is None:
         raise UserError("data prepare: --out is missing; give the .zip to write")
-    collection = load_collection(named_data(args.source, args.overrides))
+    collection = load_collection(_source(args))
     how = Preparation(args.size, args.rgb, args.skip_damaged)
     statistics = prepare(collection, args.out, how, args.resume)
-    print(statistics.table(collection.classes))
+    _tell(collection)
+    print(statistics.table(collection.labels.classes))
     print(f"train on it: data={args.out}")
     return 0
 
@@ -115,11 +151,13 @@ def _encode(args: argparse.Namespace) -> int:
     if args.out is None:
         raise UserError("data encode: --out is missing; give the folder to write")
     must_be_new(args.out)
-    collection = load_collection(named_data(args.source, args.overrides))
+    collection = load_collection(_source(args))
     source = find(args.vae)
     autoencoder = load_autoencoder(source[0], resolve_device(args.device or "auto"))
     how = Encoding(args.size, args.dtype or "float16", args.mean_only, args.skip_damaged, args.batch)
-    print(latents_table(encode(collection, autoencoder, source, args.out, how, args.resume)))
+    card = encode(collection, autoencoder, source, args.out, how, args.resume)
+    _tell(collection)
+    print(latents_table(card))
     print(f"train on it: data={args.out}")
     return 0
 
@@ -138,7 +176,8 @@ def _inspect(args: argparse.Namespace) -> int:
     statistics, shown = inspect(collection, _SHOWN)
     if args.out is not None:
         save_grid(shown, args.out)
-    print(statistics.table(collection.classes))
+    _tell(collection)
+    print(statistics.table(collection.labels.classes))
     return 0
 
 
@@ -151,6 +190,7 @@ def _inspect_latents(args: argparse.Namespace) -> int:
     from trigflow.data.formats.latents import LATENTS, check_digest, latents_table, read_latents_card
     from trigflow.models.pictures import save_grid
     from trigflow.system.devices import resolve_device
+    from trigflow.training.progress import say
 
     folder = Path(args.source)
     card = read_latents_card(folder)
@@ -162,6 +202,7 @@ def _inspect_latents(args: argparse.Namespace) -> int:
             decoder = replace(decoder, folder=find(args.vae)[0])
         every = max(1, -(-card.count // _SHOWN))
         save_grid(decoder.images(dataset.data[::every]).cpu(), args.out)
+    say(dataset.labelling.line)
     print(latents_table(card))
     return 0
 

@@ -23,7 +23,7 @@ from trigflow.commands.command import (
     number,
     several,
 )
-from trigflow.system.errors import UserError
+from trigflow.system.errors import UserError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,8 +64,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--labels",
-        type=several(integer(0)),
-        help="comma-separated classes, taken in turn (default: all classes)",
+        type=several(str),
+        help="comma-separated classes by name or number, taken in turn (default: all that the model was trained on)",
     )
     parser.add_argument(
         "--guidance-scale",
@@ -107,6 +107,7 @@ def _sample(args: argparse.Namespace, world: World) -> int:
     """Each process draws its share; the first writes them."""
     import torch
 
+    from trigflow.models.labels import label_of
     from trigflow.models.model import load
     from trigflow.system.files import make_folder
     from trigflow.system.numbers import count_of
@@ -119,7 +120,8 @@ def _sample(args: argparse.Namespace, world: World) -> int:
     plan = model.plan(args.steps, args.guidance_scale, args.sampler)
     if args.guide is not None and plan.guidance_scale == 1:
         raise UserError(f"--guide {args.guide}: a guidance scale of 1 is none; give --guidance-scale")
-    labels = model.labels(args.num, args.labels)
+    asked = args.labels and [label_of(text, model.card.classes) for text in args.labels]
+    labels = model.labels(args.num, asked)
     counter = model.counter()
     batches = model.sample_batches(
         args.num, plan, labels, args.seed, latents=args.latents, world=world, counter=counter
@@ -133,6 +135,9 @@ def _sample(args: argparse.Namespace, world: World) -> int:
             _write(samples, labels, args.out.path)
         counts = (count_of(args.num, "sample"), plan.sampler, count_of(plan.steps, "step"))
         print(f"{args.out}: {', '.join(counts)}, {count_of(counter.nfe, 'evaluation')} each")
+        if asked and labels is not None and model.card.classes:
+            named = [f"{number} ({model.card.classes[number]})" for number in labels[: len(asked)].tolist()]
+            print(printable(f"labels: {', '.join(named)}"))
     return 0
 
 

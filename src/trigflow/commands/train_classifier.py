@@ -41,9 +41,12 @@ def _run(args: argparse.Namespace) -> int:
     from trigflow.data import load_data
     from trigflow.evaluation.metrics.classifier_training import train_classifier
     from trigflow.system.devices import resolve_device
+    from trigflow.training.progress import say
 
     device = resolve_device(args.device)
     data = load_data(named_data(args.data, args.overrides))
+    for note in data.notes:
+        say(note)
     options = {"network": args.network, "augment": args.augment}
     accuracy = train_classifier(data, args.out, args.seed, args.epochs, device, **options)
     print(f"accuracy on held-out images: {accuracy:.2%}")

@@ -23,6 +23,7 @@ from trigflow.data.formats.idx import mnist
 from trigflow.data.formats.latents import latent_folder
 from trigflow.data.formats.recognition import recognised
 from trigflow.data.formats.shards import webdataset
+from trigflow.data.labels import Labels, check_order
 from trigflow.data.mixture2d import mixture2d
 from trigflow.system.config import Component, build, validate
 from trigflow.system.errors import UserError
@@ -52,6 +53,8 @@ TEST_PARTS: dict[str, Callable[[Path], bool]] = {
     "mnist": idx.has_test_part,
 }
 
+_LEFT_OUT = "left out by data.labels=false"
+
 
 def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
     """The data set of a recipe; the path of a file or folder in one of the formats is one, too (docs/data.md).
@@ -69,7 +72,7 @@ def load_data(data: Component | str, sigma_data: float = 0.5) -> Dataset:
             f"data.flip = true: {dataset.name} holds no images but latents or vectors; leave it out"
         )
     if not keep_labels:
-        dataset = replace(dataset, labels=None, num_classes=0)
+        dataset = replace(dataset, labels=None, num_classes=0, classes=(), labels_from=_LEFT_OUT)
     return replace(dataset, flip=True) if flip else dataset
 
 
@@ -81,7 +84,7 @@ def load_collection(data: Component | str) -> Collection:
     """
     found, keep_labels, _ = _opened(data)
     collection = found if isinstance(found, Collection) else as_collection(found)
-    return collection if keep_labels else replace(collection, labels=None, num_classes=0, classes=())
+    return collection if keep_labels else replace(collection, labels=Labels(origin=_LEFT_OUT))
 
 
 def _opened(data: Component | str, sigma_data: float = 0.5) -> tuple[Dataset | Collection, bool, bool]:
@@ -152,6 +155,7 @@ __all__ = [
     "DATASETS",
     "Collection",
     "Dataset",
+    "check_order",
     "digits",
     "exact_teacher",
     "held_out_part",

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from tokenize import TokenError
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,7 +46,9 @@ def mapped(path: Path) -> np.ndarray:
     return array
 
 
-def cached_images(key: str, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> np.ndarray:
+def cached_images(
+    key: str, shape: tuple[int, ...], images: Iterable[np.ndarray], anew: bool = False
+) -> np.ndarray:
     """Mapped uint8 images of a former start, or else of `images`, which are then written to the cache.
 
     A file of another size or shape is damaged, and recreated.
@@ -54,14 +57,15 @@ def cached_images(key: str, shape: tuple[int, ...], images: Iterable[np.ndarray]
         key: see cache_key.
         shape: (N, C, H, W) of all of them.
         images: the N images (C, H, W); not looked at when the cache has them.
+        anew: look at them all the same, since what was counted among them is lost.
 
     Raises:
         UserError: the cache cannot be written, or one of the images cannot be had.
     """
     path = cache_folder() / f"{key}.npy"
     try:
-        found = mapped(path)
-        if found.shape == shape and found.dtype == np.uint8:
+        found = None if anew else mapped(path)
+        if found is not None and found.shape == shape and found.dtype == np.uint8:
             return found
     except (OSError, ValueError, EOFError, SyntaxError, TokenError):
         pass  # none yet, or a damaged one
@@ -86,17 +90,25 @@ def _write(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> 
             file.write(image.tobytes())
 
 
-def cached_pixel_counts(key: str, size: int) -> list[int] | None:
-    """How often each pixel value occurs among the `size` pixels of the images under this key, if it was kept."""
+class Counts(NamedTuple):
+    """What was counted while images were decoded: how often each pixel value occurs, and pictures with transparency."""
+
+    levels: list[int]
+    transparent: int
+
+
+def cached_counts(key: str, size: int) -> Counts | None:
+    """Those of the `size` pixels of the images under this key, if they were kept."""
     try:
-        levels = json.loads((cache_folder() / f"{key}.json").read_text())["levels"]
-        whole = len(levels) == 256 and all(type(n) is int and n >= 0 for n in levels) and sum(levels) == size
+        found = json.loads((cache_folder() / f"{key}.json").read_text())
+        levels, transparent = found["levels"], found["transparent"]
+        whole = len(levels) == 256 and all(type(n) is int and n >= 0 for n in [*levels, transparent])
+        return Counts(levels, transparent) if whole and sum(levels) == size else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return levels if whole else None
 
 
-def cache_pixel_counts(key: str, levels: list[int]) -> None:
-    """Keeps them for cached_pixel_counts; without room for so little, they are counted again next time."""
+def cache_counts(key: str, counts: Counts) -> None:
+    """Keeps them for cached_counts; without room for so little, images are decoded again next time."""
     with contextlib.suppress(UserError):
-        write_atomically(cache_folder() / f"{key}.json", json.dumps({"levels": levels}).encode())
+        write_atomically(cache_folder() / f"{key}.json", json.dumps(counts._asdict()).encode())

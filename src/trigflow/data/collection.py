@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.data.cache import cache_key, cache_pixel_counts, cached_images, cached_pixel_counts, is_large
+from trigflow.data.cache import Counts, cache_counts, cache_key, cached_counts, cached_images, is_large
 from trigflow.data.codecs import ImageCodec, count_pixel_values
 from trigflow.data.dataset import Dataset
+from trigflow.data.formats.background import Background
 from trigflow.data.formats.picture import DamagedPicture
+from trigflow.data.labels import Labels
 from trigflow.system.errors import UserError, printable
 from trigflow.system.files import must_be_regular
 
@@ -33,31 +35,49 @@ class Collection:
         count: of images, >= 1.
         entries: begins at the first image: a name, and a function that decodes the image (1 or 3, H, W) uint8 or raises
             DamagedPicture. It must be called before the next entry is asked for.
-        labels: (count,) int64 in 0..num_classes-1, or None.
-        num_classes: 0 without labels.
-        classes: their names, () where there are none.
+        labels: of the images, in their order.
         files: that the images come from.
         pixels: of images that are in memory, None for others.
         mapped: they lie in a file.
+        background: of transparent pixels, which counts them; None where there are none.
+        left_out: a line on files that are not among them, and why; "" where there are none.
     """
 
     name: str
     source: str
     count: int
     entries: Callable[[], Iterator[tuple[str, Read]]]
-    labels: Tensor | None
-    num_classes: int
+    labels: Labels
     files: tuple[Path, ...] = ()
-    classes: tuple[str, ...] = ()
     pixels: Tensor | None = None
     mapped: bool = False
+    background: Background | None = None
+    left_out: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of them, a line each; of transparent pixels, once all have been looked at."""
+        lines = (self.left_out, self.background.note if self.background else "")
+        return tuple(line for line in lines if line)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells whether they are the same images as before, as JSON data."""
         content = b"" if self.pixels is None else self.pixels.cpu().contiguous().numpy().data
         files = cache_key(self.files, [hashlib.sha256(content).hexdigest()])
-        return {"source": self.source, "count": self.count, "files": files}
+        colour = {"background": self.background.name} if self.background else {}
+        return {"source": self.source, "count": self.count, "files": files} | colour
+
+    def looked_at(self, read: Read) -> tuple[np.ndarray, bool]:
+        """An image, and whether it had transparent pixels."""
+        before = self.background and self.background.pictures
+        image = read()
+        return image, (self.background and self.background.pictures) != before
+
+    def count_transparent(self, pictures: int) -> None:
+        """So many had transparent pixels, among them those that an earlier process looked at."""
+        if self.background:
+            self.background.pictures = pictures
 
     def walk(self, description: str, progress: bool) -> Iterable[tuple[str, Read]]:
         """All entries, under a bar if it takes longer than a second."""
@@ -76,9 +96,11 @@ def gathered(collection: Collection, sigma_data: float, progress: bool = True) -
     """
     if collection.pixels is not None:
         return _dataset(collection, collection.pixels, sigma_data)
+    background = collection.background or Background()
     entries = collection.entries()  # named, so that it and its file stay open until the first image is read
     name, read = next(entries)
     first = read()
+    background.pictures = 0  # the first is read again
     shape = (collection.count, *first.shape)
     images = _same_size(collection, name, first, progress)
     if not is_large(float(np.prod(shape, dtype=float))):
@@ -86,9 +108,14 @@ def gathered(collection: Collection, sigma_data: float, progress: bool = True) -
         for row, image in enumerate(images):
             data[row] = image
         return _dataset(collection, torch.from_numpy(data), sigma_data)
-    key = cache_key(collection.files, [collection.source, collection.count, "upright"])
-    pixels = torch.from_numpy(cached_images(key, shape, images))
-    return _dataset(collection, pixels, sigma_data, _levels(key, pixels))
+    key = cache_key(collection.files, [collection.source, collection.count, background.name])
+    counts = cached_counts(key, int(np.prod(shape)))
+    pixels = torch.from_numpy(cached_images(key, shape, images, anew=counts is None))
+    if counts is None:
+        counts = Counts(count_pixel_values(pixels), background.pictures)
+        cache_counts(key, counts)
+    background.pictures = counts.transparent
+    return _dataset(collection, pixels, sigma_data, counts.levels)
 
 
 def _dataset(
@@ -106,18 +133,14 @@ def _dataset(
     return Dataset(
         collection.name,
         pixels,
-        collection.labels,
-        collection.num_classes,
+        collection.labels.values,
+        collection.labels.num_classes,
         codec,
         mapped=levels is not None or collection.mapped,
+        notes=collection.notes,
+        classes=collection.labels.classes,
+        labels_from=collection.labels.origin,
     )
-
-
-def _levels(key: str, pixels: Tensor) -> list[int]:
-    if (levels := cached_pixel_counts(key, pixels.numel())) is None:
-        levels = count_pixel_values(pixels)
-        cache_pixel_counts(key, levels)
-    return levels
 
 
 def _same_size(
@@ -139,13 +162,10 @@ def as_collection(dataset: Dataset) -> Collection:
     Raises (when it is walked through):
         UserError: the data are vectors or latents.
     """
-    labels = (dataset.labels, dataset.num_classes)
-    return of_pixels(dataset.name, dataset.name, dataset.data, *labels, mapped=dataset.mapped)
+    return of_pixels(dataset.name, dataset.name, dataset.data, dataset.labelling, dataset.mapped)
 
 
-def of_pixels(
-    name: str, source: str, pixels: Tensor, labels: Tensor | None, num_classes: int, mapped: bool = False
-) -> Collection:
+def of_pixels(name: str, source: str, pixels: Tensor, labels: Labels, mapped: bool = False) -> Collection:
     """Images (N, C, H, W) that are decoded already.
 
     Raises (when it is walked through):
@@ -157,7 +177,7 @@ def of_pixels(
         for row, image in enumerate(pixels):
             yield f"image {row}", image.numpy
 
-    return Collection(name, source, len(pixels), entries, labels, num_classes, pixels=pixels, mapped=mapped)
+    return Collection(name, source, len(pixels), entries, labels, pixels=pixels, mapped=mapped)
 
 
 def _check_images(source: str, pixels: Tensor) -> None:
@@ -179,17 +199,3 @@ def file_content(path: Path, where: str) -> bytes:
         raise DamagedPicture(str(error)) from None
     except OSError as error:
         raise DamagedPicture(f"cannot read {where}: {error.strerror or error}") from None
-
-
-def class_labels(source: object, labels: list[int], num_classes: int = 0) -> tuple[Tensor, int]:
-    """Labels as a tensor, and the number of classes (default: the largest label and one).
-
-    Raises:
-        UserError: a label is negative, or larger than the number of samples or classes allows.
-    """
-    lowest, highest = min(labels), max(labels)
-    allowed = num_classes or len(labels)
-    if lowest < 0 or highest >= allowed:
-        wrong = lowest if lowest < 0 else highest
-        raise UserError(f"{source} has the label {wrong}: number the classes 0, 1, 2, ... below {allowed}")
-    return torch.tensor(labels), num_classes or highest + 1

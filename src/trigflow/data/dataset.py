@@ -12,6 +12,7 @@ from trigflow.core.oracles import Oracle
 from trigflow.core.randomness import SampleRandom
 from trigflow.data.autoencoder import Decoder
 from trigflow.data.codecs import Codec, sample_shape
+from trigflow.data.labels import Labels
 from trigflow.system.devices import sent
 from trigflow.system.errors import UserError
 
@@ -47,6 +48,9 @@ class Dataset:
             each look at a sample draws it anew.
         decoder: makes images of latents; None for other data.
         flip: a training sees each image flipped left-right with probability 1/2, see `flipped`.
+        notes: lines on what was done to the data or left out when it was read.
+        classes: names of the classes, () where they have none.
+        labels_from: where the labels are from; without labels, why there are none.
 
     Raises:
         UserError: no data, or labels that do not fit it.
@@ -62,6 +66,9 @@ class Dataset:
     spread: Tensor | None = None
     decoder: Decoder | None = None
     flip: bool = False
+    notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    labels_from: str = ""
 
     def __post_init__(self) -> None:
         if len(self.data) == 0:
@@ -71,8 +78,17 @@ class Dataset:
         if self.labels.shape != (len(self.data),):
             shape = tuple(self.labels.shape)
             raise UserError(f"{self.name}: {len(self.data)} samples, but labels of shape {shape}")
+        if self.labels.dtype == torch.bool or self.labels.dtype.is_floating_point:
+            raise UserError(f"{self.name}: labels must be whole numbers, int64, not {self.labels.dtype}")
         if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
             raise UserError(f"{self.name}: labels must lie in 0..{self.num_classes - 1}")
+        if self.classes and len(self.classes) != self.num_classes:
+            raise UserError(f"{self.name}: {self.num_classes} classes, but {len(self.classes)} names of them")
+
+    @property
+    def labelling(self) -> Labels:
+        """Its labels, with the names of their classes and where they are from."""
+        return Labels(self.labels, self.num_classes, self.classes, self.labels_from)
 
     @property
     def data_shape(self) -> tuple[int, ...]:

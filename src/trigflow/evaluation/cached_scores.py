@@ -67,6 +67,7 @@ def _weights_key(model: Model) -> str | None:
         codec_to_json(model.codec),
         model.num_classes,
         model.precision,
+        *model.card.unseen,  # which are not sampled
     )
     weights = tensors_digest(model.precond.network.state_dict(), repr(own))
     if model.guide is None:

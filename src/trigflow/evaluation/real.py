@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from trigflow.data import Dataset, held_out_part, load_data
+from trigflow.data import Dataset, check_order, held_out_part, load_data
 from trigflow.evaluation.metrics import Features
 from trigflow.models.model import Model
 from trigflow.system.config import Component, check_trusted, validate
@@ -61,7 +61,7 @@ def real_data(model: Model, data: Dataset | Component | str) -> Dataset:
     """Real data of the shape of the model's samples. For a latent model: images, or latents, which are decoded.
 
     Raises:
-        UserError: data of another shape.
+        UserError: data of another shape, or with classes in another order.
     """
     dataset = data if isinstance(data, Dataset) else load_data(data, model.precond.sigma_data)
     if dataset.sample_shape != model.sample_shape:
@@ -69,6 +69,8 @@ def real_data(model: Model, data: Dataset | Component | str) -> Dataset:
         raise UserError(
             f"{dataset.name} has the shape {theirs}, model '{model.name}' {ours}: give its own data"
         )
+    if model.num_classes:
+        check_order(f"model '{model.name}'", model.card.classes, dataset.classes, dataset.labels_from)
     return _seen_by(model, dataset)
 
 

@@ -73,6 +73,8 @@ class ModelCard:
             its kind (`init`): a student from a student, a teacher from a teacher.
         kind: "student" for a consistency model, which predicts x_0 in one evaluation; "teacher" for a diffusion model,
             whose PF-ODE is solved. In cards of older versions, which lack it, it follows from the sampler.
+        classes: names of the classes, () where the data has none; cards of older versions lack it.
+        unseen: classes that no training sample had, which are not sampled unless asked for.
     """
 
     name: str
@@ -90,11 +92,17 @@ class ModelCard:
     guidance_range: tuple[float, float] | None = None
     earlier: tuple[TrainingPhase, ...] = ()
     kind: Kind | None = None
+    classes: tuple[str, ...] = ()
+    unseen: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind is None:
             kind = "student" if self.sampling.sampler == "consistency" else "teacher"
             object.__setattr__(self, "kind", kind)
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ValueError(f"as many names of classes as classes, {self.num_classes}")
+        if self.unseen and not (max(self.unseen) < self.num_classes > len(set(self.unseen))):
+            raise ValueError(f"unseen classes below {self.num_classes}, and not all of them")
 
     @property
     def phases(self) -> tuple[TrainingPhase, ...]:

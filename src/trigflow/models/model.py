@@ -133,7 +133,7 @@ class Model:
         Args:
             n: number of samples, >= 1.
             steps: sampling steps, >= 1 (default: that of `default_plan`; 2 for the shipped students).
-            labels: a class, or several that are taken in turn (default: all classes in turn).
+            labels: a class by number or name, or several that are taken in turn (default: all that it was trained on).
             seed: random seed of the noise.
             guidance_scale: 1 = no guidance (default: the card's). For a student that takes the scale as an input, a
                 scale in its training range; else that of classifier-free guidance, or of autoguidance (`with_guide`).
@@ -270,7 +270,7 @@ class Model:
             yield own if on_device else world.joined(own)[:count]
 
     def labels(self, n: int, labels: Labels = None) -> Tensor | None:
-        """(n,) int64: the given classes in turn, all classes in turn by default; None for a model without classes.
+        """(n,) int64: classes in turn, by default all that it was trained on; None for a model without classes.
 
         Raises:
             UserError: labels that are not classes of the model.
@@ -279,7 +279,7 @@ class Model:
             if labels is not None:
                 raise UserError(f"model '{self.name}' has no classes: leave the labels out")
             return None
-        return cycle_labels(n, labels, self.num_classes, self.name)
+        return cycle_labels(n, labels, self.num_classes, self.name, self.card.classes, self.card.unseen)
 
     def counter(self) -> CountNFE:
         """A counter of the evaluations of network and guide, for `sample_batches` and `velocity`."""

@@ -16,7 +16,7 @@ from trigflow.core.oracles import Oracle
 from trigflow.core.precond import TrigFlowPrecond
 from trigflow.core.samplers import SAMPLERS, find_sampler
 from trigflow.core.time_grids import consistency_times
-from trigflow.data import Dataset, exact_teacher, load_data
+from trigflow.data import Dataset, check_order, exact_teacher, load_data
 from trigflow.data.codecs import CODECS, Codec, codec_from_json, codec_to_json
 from trigflow.models.card import ModelCard, card_of, check_guide
 from trigflow.models.model import Model
@@ -186,13 +186,14 @@ def _check_names(recipe: Recipe, objective: Objective) -> None:
 
 def _card(recipe: Recipe, objective: Objective, dataset: Dataset, start: Model | None) -> ModelCard:
     # A student that starts as its teacher has no training of its own behind it.
-    goes_on = start and start.is_student == objective.is_consistency
     return replace(
         card_of(recipe, dataset.data_shape, dataset.num_classes, objective.kind, objective.guidance_range),
         codec=codec_to_json(dataset.codec),
         data=dataset.name,
         recipe=to_json(recipe),
-        earlier=start.card.phases if start and goes_on else (),
+        classes=dataset.classes,
+        unseen=dataset.labelling.unseen,
+        earlier=start.card.phases if start and start.is_student == objective.is_consistency else (),
     )
 
 
@@ -287,6 +288,7 @@ def _check_fit(other: Model, recipe: Recipe, dataset: Dataset) -> None:
             raise UserError(
                 f"the model '{other.name}' does not fit {dataset.name}: its {what} is {theirs}, not {ours}"
             )
+    check_order(f"the model '{other.name}'", card.classes, dataset.classes, dataset.labels_from)
 
 
 def _kind_of_codec(codec: Codec) -> tuple[str, str | None]:

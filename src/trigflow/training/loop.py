@@ -85,6 +85,9 @@ def train(
             open_run_of_all(Path(run_dir), recipe, resume, world, by_batch, say) as folder,
         ):
             world.by_first(folder.keep_autoencoder, parts.dataset.decoder)
+            if world.is_main:
+                for line in (*parts.dataset.notes, parts.dataset.labelling.line):
+                    say(line)
             parts = _with_synthetic_data(parts, recipe, folder, progress, world)
             Run(recipe, parts, folder, world).go(progress)
     return folder.path
@@ -148,7 +151,8 @@ class Run:
     def state(self) -> RunState:
         """The state that a checkpoint contains."""
         batch = self.recipe.train.batch
-        return RunState(self.trained, self.target, self.averages, self.device, self.world, batch)
+        labels = self.parts.dataset.labelling
+        return RunState(self.trained, self.target, self.averages, self.device, self.world, batch, labels)
 
     @property
     def main(self) -> Trained:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trigflow.core.precond import TrigFlowPrecond
+from trigflow.data.labels import Labels, check_order, class_names
 from trigflow.system.devices import seed_generators
 from trigflow.system.distributed import World
 from trigflow.system.errors import UserError
@@ -30,6 +31,7 @@ class RunState:
         device: the device for training.
         world: the processes of the run.
         batch: images in a step.
+        labels: of the data; the order of its classes is part of the run.
     """
 
     trained: Mapping[str, Trained]
@@ -38,6 +40,7 @@ class RunState:
     device: torch.device
     world: World
     batch: int
+    labels: Labels = field(default_factory=Labels)
 
     def pack(self, nimg: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and JSON data of the state after nimg images."""
@@ -50,7 +53,10 @@ class RunState:
             tensors |= prefixed("target/", self.target.state_dict())
         sums, counts = self.averages.state()
         scales = {name: trained.loss_scale.state() for name, trained in self.trained.items()}
-        return tensors | prefixed("log/", sums), {"nimg": nimg, "log": counts, "loss_scale": scales}
+        state = {"nimg": nimg, "log": counts, "loss_scale": scales}
+        if self.labels.classes:
+            state["classes"] = list(self.labels.classes)
+        return tensors | prefixed("log/", sums), state
 
     def take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> int:
         """Restores a packed state; returns nimg.
@@ -97,6 +103,7 @@ class RunState:
             raise UserError("its sums of logged values are incomplete")
         if not isinstance(state.get("loss_scale", {}), dict):
             raise UserError("its loss scales are incomplete")
+        check_order("it", class_names(state.get("classes")), self.labels.classes, self.labels.origin)
         if "rng/cpu" not in tensors:
             raise UserError("it has no tensor 'rng/cpu'")
         known = ["rng/", "log/"] + (["target/"] if self.target is not None else [])

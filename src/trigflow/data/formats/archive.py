@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from trigflow.data.collection import Collection, Read
+from trigflow.data.formats.background import WHITE, Background
+from trigflow.data.formats.candidates import HEAD, SPECIAL, LeftOut, is_hidden, why_not
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import (
     MOST_BYTES,
@@ -22,39 +22,69 @@ from trigflow.data.formats.picture import (
     DamagedPicture,
     decoded,
     decoded_array,
-    is_picture,
 )
+from trigflow.data.labels import TABLE, Labels, labels_of_table
 from trigflow.system.errors import UserError
 
-LABELS = "dataset.json"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
-def edm_zip(path: str) -> Collection:
+def edm_zip(path: str, background: str = WHITE) -> Collection:
     """Images of one size from a zip archive, in the order of their names.
 
     Args:
         path: of the archive: pictures (grey or RGB) or .npy arrays (C, H, W) uint8, and, if there are labels,
-            dataset.json with {"labels": [["00000/img00000000.png", 6], ...]} (null or absent: none).
+            dataset.json with {"labels": [["00000/img00000000.png", 6], ...]} (null or absent: none), and perhaps the
+            names of the classes, {"classes": ["cat", ...]}.
+        background: colour behind transparent pixels, a name or #rrggbb.
 
     Raises:
-        UserError: no such file, no archive, no images in it, or labels that do not fit them.
+        UserError: no such file, no archive, no images in it, labels that do not fit them, or no colour.
     """
     source = Path(path)
     if not source.is_file():
         raise UserError(f"there is no file {source}")
+    colour, left_out = Background(background), LeftOut()
     with _opened(source) as archive:
-        names = sorted(name for name in set(archive.namelist()) if _is_image(name))
+        names = _images(archive, left_out)
         if not names:
             raise UserError(f"{source} holds no images ({', '.join(SUFFIXES)} or .npy)")
         labels = _labels(source, archive, names)
-    num_classes = 0 if labels is None else int(labels.max()) + 1
-    entries = partial(_entries, source, names)
-    return Collection(source.stem, str(source), len(names), entries, labels, num_classes, (source,))
+    return Collection(
+        source.stem,
+        str(source),
+        len(names),
+        partial(_entries, source, names, colour),
+        labels,
+        (source,),
+        background=colour,
+        left_out=left_out.note,
+    )
 
 
-def _is_image(name: str) -> bool:
-    return is_picture(name) or (name.lower().endswith(".npy") and not name.startswith("__MACOSX/"))
+def _images(archive: zipfile.ZipFile, left_out: LeftOut) -> list[str]:
+    """The names of pictures and arrays, sorted."""
+    found = []
+    for name in sorted(set(archive.namelist())):
+        member = archive.getinfo(name)
+        if member.is_dir():
+            continue
+        is_array = name.lower().endswith(".npy") and not is_hidden(name)
+        why = "" if is_array else why_not(name, partial(_head, archive, name))
+        if why := SPECIAL if stat.S_ISLNK(member.external_attr >> 16) else why:
+            left_out.add(why, name)
+        else:
+            found.append(name)
+    return found
+
+
+def _head(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Of a member that may be damaged, which does not matter unless it is an image."""
+    try:
+        with archive.open(name) as member:
+            return member.read(HEAD)
+    except (*_DAMAGE, OSError):
+        return b""
 
 
 @contextlib.contextmanager
@@ -64,16 +94,17 @@ def _opened(source: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _entries(source: Path, names: list[str]) -> Iterator[tuple[str, Read]]:
+def _entries(source: Path, names: list[str], background: Background) -> Iterator[tuple[str, Read]]:
     with _opened(source) as archive:
         for name in names:
-            yield name, partial(_image, source, archive, name)
+            yield name, partial(_image, source, archive, name, background)
 
 
-def _image(source: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _image(source: Path, archive: zipfile.ZipFile, name: str, background: Background) -> np.ndarray:
     """(1 or 3, H, W) uint8."""
-    content = _content(source, archive, name)
-    return (decoded_array if name.lower().endswith(".npy") else decoded)(content, f"{source}: {name}")
+    content, where = _content(source, archive, name), f"{source}: {name}"
+    is_array = name.lower().endswith(".npy")
+    return decoded_array(content, where) if is_array else decoded(content, where, background)
 
 
 def _content(source: Path, archive: zipfile.ZipFile, name: str) -> bytes:
@@ -91,23 +122,21 @@ def _content(source: Path, archive: zipfile.ZipFile, name: str) -> bytes:
         raise DamagedPicture(f"{source}: {name} is damaged: it cannot be decompressed") from None
 
 
-def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> Tensor | None:
-    """(N,) int64 in the order of the names, or None."""
-    if LABELS not in archive.namelist():
-        return None
-    content = _content(source, archive, LABELS)
-    try:
-        entries = json.loads(content).get("labels")
-        if entries is None:
-            return None
-        found = {str(name): label for name, label in [*entries]}
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        wanted = '{"labels": [[name, label], ...]}'
-        raise UserError(f"{source}: its {LABELS} is damaged or foreign; wanted is {wanted}") from None
-    if len(found) < len(entries):
-        raise UserError(f"{source}: {LABELS} has several labels for one name: give each image one")
-    for name in names:
-        label = found.get(name)
-        if type(label) is not int or not 0 <= label < len(names):  # isinstance would let true and false in
-            raise UserError(f"{source}: {LABELS} has no label 0, 1, 2, ... for {name}, but {label!r:.40}")
-    return torch.tensor([found[name] for name in names])
+def _labels(source: Path, archive: zipfile.ZipFile, names: list[str]) -> Labels:
+    """In the order of the names."""
+    tables = sorted(name for name in set(archive.namelist()) if _is_table(name))
+    if not tables:
+        return Labels(origin=f"the archive has no {TABLE}")
+    if len(tables) > 1:
+        raise UserError(f"{source} holds several {TABLE}: {', '.join(tables)}; leave one in it")
+    above = tables[0].removesuffix(TABLE)
+    if others := [name for name in names if not name.startswith(above)]:
+        raise UserError(f"{source}: {others[0]} is not below {above}, where {TABLE} is: leave it out")
+    found = labels_of_table(
+        source, _content(source, archive, tables[0]), [name.removeprefix(above) for name in names]
+    )
+    return found or Labels(origin=f"{TABLE} has none")
+
+
+def _is_table(name: str) -> bool:
+    return name.rpartition("/")[2] == TABLE and not is_hidden(name)

@@ -11,11 +11,16 @@ import numpy as np
 import torch
 
 from trigflow.data.collection import Collection, of_pixels
+from trigflow.data.labels import Labels
 from trigflow.system.errors import UserError
 from trigflow.system.files import clear_os_errors, must_be_regular
 
 MOST_BYTES = 2**28  # of one batch; the real ones have 31 MB
-_CLASSES = 10
+_NAMES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+_CLASSES = len(_NAMES)
 _SHAPE = (3, 32, 32)
 _FILES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 
@@ -47,7 +52,7 @@ def cifar10(folder: str, split: Literal["train", "test"] = "train") -> Collectio
     batches = [_batch(Path(folder) / name) for name in _FILES[split]]
     pixels = torch.from_numpy(np.concatenate([images for images, _ in batches]))
     labels = torch.from_numpy(np.concatenate([labels for _, labels in batches]))
-    return of_pixels("cifar10", folder, pixels, labels, _CLASSES)
+    return of_pixels("cifar10", folder, pixels, Labels(labels, _CLASSES, _NAMES, "its batches"))
 
 
 def has_test_part(folder: Path) -> bool:

@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from trigflow.data.collection import Collection, Read, class_labels
+from trigflow.data.collection import Collection, Read
+from trigflow.data.formats.background import WHITE, Background
 from trigflow.data.formats.damage import damage_told
 from trigflow.data.formats.picture import MOST_BYTES, DamagedPicture, decoded
+from trigflow.data.labels import class_names, labels_of, no_labels
+from trigflow.data.labels import label_key as key_of_labels
 from trigflow.system.errors import UserError, did_you_mean
 from trigflow.system.files import must_be_regular
 
@@ -30,7 +33,11 @@ _DAMAGE = (
 
 
 def huggingface(
-    path: str, split: str = "train", image_key: str = "", label_key: str | None = ""
+    path: str,
+    split: str = "train",
+    image_key: str = "",
+    label_key: str | None = "",
+    background: str = WHITE,
 ) -> Collection:
     """Images of one size from a data set in Hugging Face's formats; needs pyarrow: pip install 'trigflow[hub]'.
 
@@ -39,27 +46,31 @@ def huggingface(
             files are downloaded into the cache of huggingface_hub.
         split: of the files of a folder or of the hub, those whose names or folders say so.
         image_key: column of encoded images (default: the only one).
-        label_key: column of integers (default: the only one, if there is one; null: no labels).
+        label_key: column of integers or texts (default: the one that is declared as ClassLabel or named so, see
+            `labels.NAMES`, if there is one; null: no labels).
+        background: colour behind transparent pixels, a name or #rrggbb.
 
     Raises:
-        UserError: a library or a file is missing, a file is damaged or foreign, or a column is ambiguous.
+        UserError: a library or a file is missing, a file is damaged or foreign, a column is ambiguous, or no colour.
     """
+    colour = Background(background)
     files = _download(path.removeprefix(HUB), split) if path.startswith(HUB) else _local(Path(path), split)
     schema = _schema(files[0])
     with _opened(files[0]) as pa:  # names may be no UTF-8
         image_key = _image_column(path, pa.types, schema, image_key)
-        label = _label_column(path, pa.types, schema, label_key)
+        label = _label_column(path, pa.types, schema, label_key, image_key)
     _check_columns(files, schema, [image_key, *([label] if label else [])])
     count = sum(_count(file) for file in files)
     if not count:
         raise UserError(f"{path} is empty: it has no rows")
-    classes = _classes(schema, label)
-    given = _labels(files, label, count) if label else []
-    labels, num_classes = class_labels(path, given, len(classes)) if label else (None, 0)
+    labels = no_labels(label_key, "columns are", schema.names)
+    if label:
+        names = class_names(_feature(schema, label).get("names"))
+        labels = labels_of(path, _labels(files, label, count), f"column {label}", names)
     name = path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
-    entries = partial(_entries, files, image_key)
+    entries = partial(_entries, files, image_key, colour)
     source = f"{path} ({image_key})"  # the column belongs to the cache's key
-    return Collection(name, source, count, entries, labels, num_classes, tuple(files), classes)
+    return Collection(name, source, count, entries, labels, tuple(files), background=colour)
 
 
 # Files
@@ -225,12 +236,6 @@ def _feature(schema: Any, key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _classes(schema: Any, label: str) -> tuple[str, ...]:
-    """Names of the classes; () where none are told in the way of Hugging Face's."""
-    names = _feature(schema, label).get("names")
-    return tuple(map(str, names)) if isinstance(names, list) else ()
-
-
 def _image_column(path: str, types: Any, schema: Any, key: str) -> str:
     found: list[str] = [field.name for field in schema if _holds_images(types, field.type)]
     if key:
@@ -256,29 +261,21 @@ def _holds_images(types: Any, kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _label_column(path: str, types: Any, schema: Any, key: str | None) -> str:
+def _label_column(path: str, types: Any, schema: Any, given: str | None, image: str) -> str:
     """The column of labels; "" for none."""
-    if key is None:
+    names: list[str] = [name for name in schema.names if name != image]
+    declared = [name for name in names if _feature(schema, name).get("_type") == "ClassLabel"]
+    key = key_of_labels(path, given, names, declared)
+    if not key:
         return ""
-    found: list[str] = [field.name for field in schema if types.is_integer(field.type)]
-    if key:
-        return _named(path, "integers", key, found)
-    marked = [name for name in found if _feature(schema, name).get("_type") == "ClassLabel"]
-    candidates = marked or found
-    if len(candidates) > 1:
+    kind = schema.field(key).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not any(fits(kind) for fits in (types.is_integer, types.is_string, types.is_large_string)):
         raise UserError(
-            f"{path} has several columns of integers: choose one by data.label_key=NAME, or none by null: "
-            f"{candidates}"
+            f"{path}: its column '{key}' holds {kind}, and labels are integers or texts: write it as such, or "
+            "do without labels by data.label_key=null"
         )
-    if candidates:
-        return candidates[0]
-    for field in schema:
-        if field.name in ("label", "labels"):
-            raise UserError(
-                f"{path}: its column '{field.name}' holds {field.type}, and labels are integers: write it as such, or "
-                "do without labels by data.label_key=null"
-            )
-    return ""
+    return key
 
 
 def _check_columns(files: list[Path], schema: Any, columns: list[str]) -> None:
@@ -289,7 +286,7 @@ def _check_columns(files: list[Path], schema: Any, columns: list[str]) -> None:
                 raise UserError(f"{file}: its column '{name}' is not that of {files[0].name}")
 
 
-def _labels(files: list[Path], key: str, count: int) -> list[int]:
+def _labels(files: list[Path], key: str, count: int) -> list[object]:
     labels = [label for file in files for label in _values(file, key)]
     where = files[0] if len(files) == 1 else files[0].parent
     if len(labels) != count:
@@ -299,16 +296,16 @@ def _labels(files: list[Path], key: str, count: int) -> list[int]:
     return labels
 
 
-def _entries(files: list[Path], key: str) -> Iterator[tuple[str, Read]]:
+def _entries(files: list[Path], key: str, background: Background) -> Iterator[tuple[str, Read]]:
     for file in files:
         for row, value in enumerate(_values(file, key)):
-            yield f"{file.name} row {row}", partial(_image, value, f"{file}: row {row}")
+            yield f"{file.name} row {row}", partial(_image, value, f"{file}: row {row}", background)
 
 
-def _image(value: Any, where: str) -> np.ndarray:
+def _image(value: Any, where: str, background: Background) -> np.ndarray:
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         raise DamagedPicture(f"{where} holds no bytes of an image, but at most the path of one")
     if len(content) > MOST_BYTES:
         raise DamagedPicture(f"{where} has {len(content)} bytes, more than {MOST_BYTES}")
-    return decoded(content, where)
+    return decoded(content, where, background)

@@ -14,6 +14,7 @@ import torch
 
 from trigflow.data.collection import Collection, of_pixels
 from trigflow.data.formats.damage import damage_told
+from trigflow.data.labels import Labels
 from trigflow.system.errors import UserError
 from trigflow.system.files import is_bomb
 
@@ -47,7 +48,8 @@ def mnist(folder: str, split: Literal["train", "test"] = "train") -> Collection:
             f"{labels_path} holds the label {labels.max()}: there are {_CLASSES} classes, from 0 on"
         )
     pixels = torch.from_numpy(images)[:, None]
-    return of_pixels("mnist", str(images_path), pixels, torch.from_numpy(labels.astype(np.int64)), _CLASSES)
+    values = torch.from_numpy(labels.astype(np.int64))
+    return of_pixels("mnist", str(images_path), pixels, Labels(values, _CLASSES, origin=labels_path.name))
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:

@@ -140,6 +140,8 @@ def latent_folder(
         _labels(folder, card),
         card.num_classes,
         codec,
+        classes=card.classes,
+        labels_from=LABELS if card.labels_sha256 else f"{CARD} has none",
         mapped=isinstance(array, np.memmap),
         spread=spreads if card.has_std and posterior else None,
         decoder=Decoder(folder / FOLDER, codec.autoencoder, codec.source),
@@ -177,7 +179,7 @@ def latents_table(card: LatentsCard) -> str:
     kept = "mean and standard deviation" if card.has_std else "mean alone"
     mib = np.dtype(card.dtype).itemsize * np.prod(card.stored_shape, dtype=float) / 2**20
     size = f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.1f} MiB"
-    damaged_images = f" (first: {card.damaged[0]})" if card.damaged else ""
+    damaged_images = f" (first: {', '.join(card.damaged[:3])})" if card.damaged else ""
     lines = {
         "latents": f"{card.count}",
         "channels x height x width": " x ".join(map(str, card.shape)),

@@ -7,22 +7,27 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from trigflow.data.formats.background import Background
 from trigflow.system.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 MOST_PIXELS = 2**26  # of one picture: a file of a kilobyte can claim to hold more than the memory does
 MOST_BYTES = 2**28  # of one file within an archive, uncompressed
 
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+# Of Pillow: none that starts another program, as EPS does.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "AVIF", "PPM")
 _PNG_END = b"IEND\xaeB`\x82"  # type and checksum of the last chunk
 _GREY = ("L", "1", "LA")
-_COLOURS = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
+_COLOURS = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
 # What Pillow and numpy raise for a picture or an array that is damaged or foreign.
 _DAMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, MemoryError, ArithmeticError),
@@ -34,30 +39,25 @@ class DamagedPicture(UserError):
     """One picture of many cannot be used; `trigflow data prepare --skip-damaged` leaves it out."""
 
 
-def is_picture(name: str) -> bool:
-    """Whether a name ends as a picture's does, and is none of the hidden files that archivers add."""
-    hidden = any(part == "__MACOSX" or part.startswith(".") for part in Path(name).parts)
-    return name.lower().endswith(SUFFIXES) and not hidden
-
-
-def decoded(content: bytes, where: str) -> np.ndarray:
-    """The pixels of an encoded picture, upright; palettes become RGB, an alpha channel is dropped.
+def decoded(content: bytes, where: str, background: Background | None = None) -> np.ndarray:
+    """The pixels of an encoded picture, upright; palettes become RGB, transparent pixels get a background.
 
     Args:
-        content: of a file of one of _FORMATS; of several frames the first is taken.
+        content: of a file of one of _FORMATS, whatever its name; of several frames the first is taken.
         where: file and name, for the error.
+        background: of transparent pixels, which counts the pictures that have some (default: white).
 
     Returns:
         (1 or 3, H, W) uint8.
 
     Raises:
-        DamagedPicture: damaged, foreign, of more than MOST_PIXELS pixels or of 16 bits a channel (Pillow would cut them
-            down to 8 unasked).
+        DamagedPicture: damaged, foreign, of more than MOST_PIXELS pixels or of more than 8 bits a channel (Pillow would
+            cut them down to 8 unasked).
     """
     with _damage_told(where), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of EXIF data
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return checked(_pixels(content, where), where)
+        return checked(_pixels(content, where, background or Background()), where)
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def _damage_told(where: str) -> Iterator[None]:
         raise DamagedPicture(f"{where} is damaged or no image ({type(error).__name__})") from None
 
 
-def _pixels(content: bytes, where: str) -> np.ndarray:
+def _pixels(content: bytes, where: str, background: Background) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:  # reads no more than the header
         if picture.width * picture.height > MOST_PIXELS:
             raise DamagedPicture(
@@ -84,24 +84,32 @@ def _pixels(content: bytes, where: str) -> np.ndarray:
             raise DamagedPicture(f"{where} is damaged or no image (a PNG without its end)")
         if _bits(picture, content) > 8 or picture.mode not in (*_GREY, *_COLOURS):
             raise DamagedPicture(f"{where} has more than 8 bits a channel: convert it to 8 bits")
-        return _channels(_upright(picture))
+        return _channels(_upright(picture), background)
 
 
 def _bits(picture: Image.Image, content: bytes) -> int:
     """Of a channel: Pillow does not tell where it cuts them down."""
     if picture.format == "PNG":
         return content[24]  # in the first chunk
+    if picture.format == "AVIF":
+        _, found, settings = content.partition(b"av1C")
+        return 10 if found and settings[2] & 0x40 else 8  # or 12
+    if isinstance(picture, PpmImageFile):
+        args = picture.tile[0].args  # ("RGB", highest value), where that is not 255
+        return int(args[1]).bit_length() if isinstance(args, tuple) else 8
     bits = picture.tag_v2.get(258, (8,)) if isinstance(picture, TiffImageFile) else (8,)
     return max(bits)
 
 
-def _channels(picture: Image.Image) -> np.ndarray:
+def _channels(picture: Image.Image, background: Background) -> np.ndarray:
     """(1 or 3, H, W)."""
-    if picture.mode in _GREY:
-        return np.array(picture.convert("L"))[None]
-    if "transparency" in picture.info:  # Pillow warns unless the palette's alpha is made explicit
-        picture = picture.convert("RGBA")
-    return np.array(picture.convert("RGB")).transpose(2, 0, 1)
+    grey = picture.mode in _GREY
+    if picture.has_transparency_data:
+        picture = background.behind(picture.convert("LA" if grey else "RGBA"))
+    elif picture.mode != "L":
+        picture = picture.convert("L" if grey else "RGB")
+    pixels = np.array(picture)
+    return pixels[None] if picture.mode == "L" else pixels.transpose(2, 0, 1)
 
 
 def _upright(picture: Image.Image) -> Image.Image:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from trigflow.data.formats.candidates import LeftOut, is_picture, pictures_below
 from trigflow.data.formats.hub import HUB
-from trigflow.data.formats.picture import SUFFIXES, is_picture
+from trigflow.data.formats.picture import SUFFIXES
 from trigflow.system.errors import UserError
 from trigflow.system.files import clear_os_errors
 
@@ -60,7 +61,7 @@ def _folder(folder: Path) -> str:
             return "image_folder"
         if any(name.endswith(".parquet") for entry in inner for name in _deep(entry)):
             return "huggingface"
-        if any(is_picture(name) for entry in inner for name in _deep(entry)):
+        if next(pictures_below(str(folder), LeftOut()), ""):
             return "image_folder"
     raise UserError(f"{folder} holds no data that is known; a folder may hold {FOLDERS}")
 

@@ -151,18 +151,22 @@ class _Batches:
             )
         return image
 
-    def read(self, name: str, read: Read) -> np.ndarray | None:
-        """The image, of the shape of the first; None for a damaged one that is to be left out."""
+    def read(self, name: str, read: Read) -> tuple[np.ndarray | None, bool]:
+        """The image, of the shape of the first, and whether it had transparent pixels.
+
+        None for a damaged one that is to be left out.
+        """
         where = f"{self.collection.source}: {name}"
         try:
-            image = self.fitted(read(), where)
+            whole, transparent = self.collection.looked_at(read)
+            image = self.fitted(whole, where)
         except DamagedPicture as damage:
             if not self.how.skip_damaged:
                 raise stopped_by(damage) from None
-            return None
+            return None, False
         if image.shape != self.shape:
             raise Unfit(f"{where} has the shape {image.shape}, the first {self.shape}: give --size")
-        return image
+        return image, transparent
 
     def encoded(self, images: list[np.ndarray]) -> Tensor:
         """(B, C or 2 C, h, w) float32 where the autoencoder computes: means, and deviations where they are kept."""
@@ -183,7 +187,7 @@ class _Batches:
         return stored
 
 
-Chunk = list[tuple[str, np.ndarray | None]]
+Chunk = list[tuple[str, np.ndarray | None, bool]]
 
 
 def _fill(part: Part, batches: _Batches, progress: bool) -> None:
@@ -194,7 +198,7 @@ def _fill(part: Part, batches: _Batches, progress: bool) -> None:
     with bar:
         chunk = _read(batches, entries)
         while chunk:
-            images = [image for _, image in chunk if image is not None]
+            images = [image for _, image, _ in chunk if image is not None]
             numbers = batches.encoded(images) if images else None
             following = _read(batches, entries)
             _add(part, chunk, () if numbers is None else batches.stored(numbers))
@@ -203,15 +207,15 @@ def _fill(part: Part, batches: _Batches, progress: bool) -> None:
 
 
 def _read(batches: _Batches, entries: Iterator[tuple[str, Read]]) -> Chunk:
-    """The next batch of names and images; [] at the end."""
-    return [(name, batches.read(name, read)) for name, read in itertools.islice(entries, batches.size)]
+    """The next batch of names and images, and whether these had transparent pixels; [] at the end."""
+    return [(name, *batches.read(name, read)) for name, read in itertools.islice(entries, batches.size)]
 
 
 def _add(part: Part, chunk: Chunk, latents: Iterable[np.ndarray]) -> None:
     """A line and a latent for each image, an empty one where the image was damaged."""
     left = iter(latents)
-    for name, image in chunk:
-        part.add(name, b"" if image is None else next(left).tobytes())
+    for name, image, transparent in chunk:
+        part.add(name, b"" if image is None else next(left).tobytes(), transparent)
 
 
 # From the part to the folder
@@ -221,6 +225,7 @@ def _finish(part: Part, batches: _Batches, source: tuple[Path, str], progress: b
     """Looks all of it over, writes what else belongs to the folder, and gives it its name."""
     part.close()
     collection, folder = batches.collection, part.folder
+    given = collection.labels
     kept = [row for row, line in enumerate(part.lines) if line["length"]]
     shape = (len(kept), *((2 if batches.has_std else 1) * batches.latent_shape[0], *batches.latent_shape[1:]))
     with part.content.open("r+b") as file:
@@ -228,7 +233,7 @@ def _finish(part: Part, batches: _Batches, source: tuple[Path, str], progress: b
         file.flush()
         os.fsync(file.fileno())
     mean, std, sha256 = _looked_over(part.content, shape, batches, progress)
-    labels = None if collection.labels is None else collection.labels[torch.tensor(kept)]
+    labels = None if given.values is None else given.values[torch.tensor(kept)]
     card = LatentsCard(
         source=collection.source,
         autoencoder=_encoder(batches.autoencoder, source[1]),
@@ -238,8 +243,8 @@ def _finish(part: Part, batches: _Batches, source: tuple[Path, str], progress: b
         has_std=batches.has_std,
         mean=mean,
         std=std,
-        num_classes=collection.num_classes,
-        classes=collection.classes,
+        num_classes=given.num_classes,
+        classes=given.classes,
         damaged=tuple(line["name"] for line in part.lines if not line["length"]),
         sha256=sha256,
         labels_sha256="" if labels is None else _write_labels(folder / LABELS, labels),
@@ -247,6 +252,7 @@ def _finish(part: Part, batches: _Batches, source: tuple[Path, str], progress: b
     copy_autoencoder(source[0], folder / FOLDER)
     write_json(folder / CARD, to_json(card))
     os.replace(folder, part.out)
+    collection.count_transparent(part.transparent)
     for left in (part.index.name, LOCK):
         (part.out / left).unlink(missing_ok=True)
     return card

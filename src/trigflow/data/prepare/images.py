@@ -10,20 +10,22 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from trigflow.data.collection import Collection
-from trigflow.data.formats.archive import LABELS
 from trigflow.data.formats.picture import MOST_PIXELS, DamagedPicture, decoded
+from trigflow.data.labels import TABLE
 from trigflow.data.prepare.part import Part, Unfit, resumable, stopped_by
 from trigflow.data.prepare.statistics import Statistics, label_at
 from trigflow.system.errors import UserError
 from trigflow.system.files import make_folder, must_be_new
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of every member: the archive depends on the images alone
+_REACH = 5  # pixels of the bicubic filter on both sides: 2 where it enlarges, below 4 where it halves at most
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,37 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
     picture = _picture(image)
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    wide, high = (max(size, round(side * scale)) for side in picture.size)
-    picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
-    left, top = (wide - size) // 2, (high - size) // 2
-    pixels = np.array(picture.crop((left, top, left + size, top + size)))
+    across, down = (_Middle.of(side, min(picture.size), size) for side in picture.size)
+    picture = picture.crop((across.first, down.first, across.last, down.last))
+    box = (across.start, down.start, across.end, down.end)
+    pixels = np.array(picture.resize((size, size), Image.Resampling.BICUBIC, box))
     return pixels[None] if len(image) == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+class _Middle(NamedTuple):
+    """One side of the square in the middle: the pixels that it is computed from, and where it lies among them.
+
+    Only these are resized: a picture a thousand times as wide as high would become a thousand squares.
+
+    Attributes:
+        first, last: of the picture's pixels, with those that the filter reaches.
+        start, end: of the square, counted from `first`.
+    """
+
+    first: int
+    last: int
+    start: float
+    end: float
+
+    @classmethod
+    def of(cls, side: int, shorter: int, size: int) -> _Middle:
+        """Of a side of the picture in pixels, whose shorter side becomes `size`."""
+        resized_side = max(size, round(side * size / shorter))
+        pixel = side / resized_side
+        start = (resized_side - size) // 2 * pixel
+        end = start + size * pixel
+        first, last = max(0, int(start) - _REACH), min(side, math.ceil(end) + _REACH)
+        return cls(first, last, start - first, min(end - first, last - first))
 
 
 def prepare(
@@ -113,14 +140,15 @@ def _convert(collection: Collection, how: Preparation, part: Part, progress: boo
     )
     for name, read in bar:
         try:
-            image = _fitted(read(), how, shape, f"{collection.source}: {name}")
+            whole_image, transparent = collection.looked_at(read)
+            image = _fitted(whole_image, how, shape, f"{collection.source}: {name}")
         except DamagedPicture as damage:
             if not how.skip_damaged:
                 raise stopped_by(damage) from None
             part.add(name, b"")
             continue
         shape = image.shape
-        part.add(name, _png(image))
+        part.add(name, _png(image), transparent)
 
 
 def _fitted(image: np.ndarray, how: Preparation, shape: tuple[int, ...] | None, where: str) -> np.ndarray:
@@ -149,17 +177,20 @@ def _finish(part: Part, collection: Collection, progress: bool) -> Statistics:
                 statistics.damaged.append(source)
                 continue
             number = f"{statistics.count:08d}"
-            name, label = f"{number[:5]}/img{number}.png", label_at(collection.labels, row)
+            name, label = f"{number[:5]}/img{number}.png", label_at(collection.labels.values, row)
             labels.append([name, label])
             statistics.add(decoded(content, name), label)
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
-        table = {"labels": None if collection.labels is None else labels}
-        archive.writestr(zipfile.ZipInfo(LABELS, _EPOCH), json.dumps(table))
+        table: dict[str, object] = {"labels": None if collection.labels.values is None else labels}
+        if collection.labels.classes:
+            table["classes"] = collection.labels.classes  # EDM's readers take the labels alone
+        archive.writestr(zipfile.ZipInfo(TABLE, _EPOCH), json.dumps(table))
     if not statistics.count:
         raise Unfit(f"{collection.source}: all of its {len(part.lines)} images are damaged")
     with whole.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(whole, part.out)
+    collection.count_transparent(part.transparent)
     part.remove()
     return statistics
 

@@ -23,6 +23,7 @@ def inspect(collection: Collection, shown: int, progress: bool = True) -> tuple[
         UserError: the source cannot be read, or all images are damaged.
     """
     statistics, why = Statistics(), ""
+    collection.count_transparent(0)
     chosen: list[np.ndarray] = []
     every = max(1, -(-collection.count // shown))
     for row, (name, read) in enumerate(collection.walk("looking", progress)):
@@ -32,7 +33,7 @@ def inspect(collection: Collection, shown: int, progress: bool = True) -> tuple[
             statistics.damaged.append(name)
             why = why or str(damage)
             continue
-        statistics.add(image, label_at(collection.labels, row))
+        statistics.add(image, label_at(collection.labels.values, row))
         if row % every == 0 or not chosen:
             large = max(image.shape[1:]) > _LARGEST
             chosen.append(resized(image, _LARGEST) if large else image.copy())

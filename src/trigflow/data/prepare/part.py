@@ -37,7 +37,8 @@ class Part:
         group: entries that belong together: a part goes on after the last whole group.
 
     Attributes:
-        lines: of the entries that are done: {"name": ..., "length": bytes of its content}.
+        lines: of the entries that are done: {"name": ..., "length": bytes of its content}, and "transparent": true of
+            pictures that had transparent pixels.
 
     Raises (as a context):
         UserError: there is a part and it is in use, is not to be gone on with, is damaged or of other settings.
@@ -121,14 +122,19 @@ class Part:
     def _damaged(self) -> UserError:
         return UserError(f"{self.folder} is damaged: remove it")
 
-    def add(self, name: str, content: bytes) -> None:
+    def add(self, name: str, content: bytes, transparent: bool = False) -> None:
         """One entry."""
         self._content_file.write(content)
         self._content_file.flush()
-        line = {"name": name, "length": len(content)}
+        line = {"name": name, "length": len(content)} | ({"transparent": True} if transparent else {})
         self._index_file.write((json.dumps(line) + "\n").encode())
         self._index_file.flush()
         self.lines.append(line)
+
+    @property
+    def transparent(self) -> int:
+        """How many of the pictures had transparent pixels."""
+        return sum("transparent" in line for line in self.lines)
 
     def contents(self) -> Iterator[tuple[str, bytes]]:
         """Name and content of each entry."""

@@ -82,7 +82,8 @@ class Statistics:
             "lowest, highest pixel value": f"{self.lowest}, {self.highest}",
             "classes": self._classes(classes),
             "exact duplicates": str(self.count - len(self.hashes)),
-            "damaged": f"{len(self.damaged)}" + (f" (first: {self.damaged[0]})" if self.damaged else ""),
+            "damaged": f"{len(self.damaged)}"
+            + (f" (first: {', '.join(self.damaged[:3])})" if self.damaged else ""),
         }
         return "\n".join(f"{name:<28}{printable(value)}" for name, value in lines.items())
 

@@ -54,7 +54,7 @@ def _read(data: Component) -> Shape:
         return dataset.data_shape, dataset.num_classes
     collection = load_collection(data)
     if collection.pixels is not None:  # or vectors
-        return tuple(collection.pixels.shape[1:]), collection.num_classes
+        return tuple(collection.pixels.shape[1:]), collection.labels.num_classes
     entries = collection.entries()  # named, so that its file stays open until the first picture is read
     _, read = next(entries)
-    return tuple(read().shape), collection.num_classes
+    return tuple(read().shape), collection.labels.num_classes
