@@ -179,10 +179,11 @@ def test_terms(teacher_folder: Path, tmp_path: Path) -> None:
         for judge in found["judges"]:
             assert row["scores"][judge]["2"] == cell["judges"][judge]["2"]["scores"]
     whole, alone = (rows[name]["cost"] for name in (ALL, "without score distillation"))
-    assert whole["parameters"] == 2 * alone["parameters"]
-    assert whole["memory"]["optimizer"] == pytest.approx(2 * alone["memory"]["optimizer"])
-    # Weights of net, fake, the average of each, the target and the teacher; without fake, two less.
-    assert whole["memory"]["weights"] == pytest.approx(6 / 4 * alone["memory"]["weights"], rel=1e-3)
+    # Student and a model of the samples of each step.
+    assert whole["parameters"] == 3 * alone["parameters"]
+    assert whole["memory"]["optimizer"] == pytest.approx(3 * alone["memory"]["optimizer"])
+    # Weights of net and the two models, the average of each, the target and the teacher; without the models, four less.
+    assert whole["memory"]["weights"] == pytest.approx(8 / 4 * alone["memory"]["weights"], rel=1e-3)
     quality, judge, costs = outcome.tables
     assert quality.rows[0][1:5] == ["FD-digits-classifier, 1 step", "precision", "recall", "label accuracy"]
     assert quality.rows[1][0] == "teacher, 5 evaluations" and quality.rows[1][1:5] == quality.rows[1][5:]
