@@ -81,22 +81,15 @@ def test_many_samples_are_counted_by_a_bar(
     assert "samples: 100%" in capsys.readouterr().err
 
 
+def drawing(model: Path, num: int, *more: object) -> tuple[object, ...]:
+    """The words of `sample` before its --out, for samples of the classes 3 and 7."""
+    return ("sample", model, "--num", num, "--labels", "3,7", *more, "--device", "cpu", "--out")
+
+
 def test_sample_writes_what_the_model_makes(
     student_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = (
-        "sample",
-        student_folder,
-        "--num",
-        6,
-        "--labels",
-        "3,7",
-        "--seed",
-        2,
-        "--device",
-        "cpu",
-        "--out",
-    )
+    common = drawing(student_folder, 6, "--seed", 2)
     shown = run(capsys, *common, tmp_path / "new" / "a.npz")
     assert "6 samples" in shown and "2 evaluations each" in shown
     expected = load(student_folder, "cpu").sample(6, labels=[3, 7], seed=2).numpy()
@@ -113,19 +106,7 @@ def test_sample_writes_what_the_model_makes(
 def test_sample_writes_a_folder_of_pictures(
     student_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = (
-        "sample",
-        student_folder,
-        "--num",
-        3,
-        "--labels",
-        "3,7",
-        "--steps",
-        1,
-        "--device",
-        "cpu",
-        "--out",
-    )
+    common = drawing(student_folder, 3, "--steps", 1)
     out = f"{tmp_path / 'new' / 'pictures'}/"
     assert run(capsys, *common, out) == f"{out}: 3 samples, consistency, 1 step, 1 evaluation each\n"
     files = sorted(Path(out).iterdir())

@@ -145,6 +145,7 @@ def _write_folder(samples: Tensor, labels: Tensor | None, folder: Path) -> None:
     """000000.png, 000001.png, ...; and their labels in dataset.json, as EDM's data sets have them."""
     from PIL import Image
 
+    from trigflow.data.labels import TABLE, table_of_labels
     from trigflow.models.pictures import png
     from trigflow.system.files import make_folder, write_atomically, write_json
 
@@ -157,10 +158,8 @@ def _write_folder(samples: Tensor, labels: Tensor | None, folder: Path) -> None:
     for name, image in zip(names, samples.movedim(1, -1).squeeze(-1).numpy(), strict=True):
         write_atomically(folder / name, png(Image.fromarray(image)))
     if labels is not None:
-        write_json(
-            folder / "dataset.json",
-            {"labels": [list(pair) for pair in zip(names, labels.tolist(), strict=True)]},
-        )
+        entries = list(zip(names, labels.tolist(), strict=True))
+        write_json(folder / TABLE, table_of_labels(entries))
 
 
 def _write(samples: Tensor, labels: Tensor | None, file: Path) -> None:

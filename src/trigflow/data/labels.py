@@ -163,6 +163,14 @@ def class_names(found: object) -> tuple[str, ...]:
     return tuple(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else ()
 
 
+def table_of_labels(
+    entries: Sequence[Sequence[object]] | None, classes: Sequence[str] = ()
+) -> dict[str, object]:
+    """What dataset.json holds: (name, label) of each image, or None; EDM's readers take no names of classes."""
+    table: dict[str, object] = {"labels": entries}
+    return {**table, "classes": classes} if classes else table
+
+
 def labels_of_table(source: object, content: bytes, names: Sequence[str]) -> Labels | None:
     """The labels in EDM's dataset.json: {"labels": [["00000/img00000000.png", 6], ...]}.
 

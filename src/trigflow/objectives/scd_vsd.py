@@ -40,7 +40,7 @@ class SCDVSD(VSD, SCM):
 
     @property
     def couples_images(self) -> bool:
-        return self.matched or self.scd_share < 1 or self.second_share > 0
+        return self.matched or self.scd_share < 1 or super().couples_images
 
     def forwards_of(self, due: frozenset[str]) -> float:
         scd = super(VSD, self).forwards_per_image if "net" in due else 0.0

@@ -124,7 +124,7 @@ class VSD(Objective):
         check_batch(batch, random)
         given = _given(self.guidance_scale, batch, random)
         parts = self._parts(len(batch.x_0))
-        x_0, t_start = self._samples(nets["net"], batch, given)
+        x_0, t_start = self._samples(nets["net"], batch, given, parts.get("fake_mid"))
         compared = {
             name: self._compared(nets, name, x_0.detach()[images], given.of(images), batch.updates)
             for name, images in parts.items()
@@ -156,12 +156,17 @@ class VSD(Objective):
         second = min(max(1, round(self.second_share * count)), count - 1)
         return {"fake_mid": slice(0, second), "fake": slice(second, count)}
 
-    def _samples(self, net: TrigFlowPrecond, batch: Batch, given: _Given) -> tuple[Tensor, Tensor]:
-        """x_0 of one or two steps, with a graph of the last one if this training step updates net, and its start t."""
+    def _samples(
+        self, net: TrigFlowPrecond, batch: Batch, given: _Given, second: slice | None
+    ) -> tuple[Tensor, Tensor]:
+        """x_0 of one step, of two for the first images, `second`, and the t where the last step starts.
+
+        The last step has a graph if this training step updates net.
+        """
         size, dtype = tuple(batch.x_0.shape[1:]), batch.x_0.dtype
         x_t = net.sigma_data * given.random.normal("x_T", size, dtype)
         t = x_t.new_full((len(x_t),), flow.t_from_sigma(flow.SIGMA_MAX, net.sigma_data))
-        if (second := self._parts(len(x_t)).get("fake_mid")) is not None:
+        if second is not None:
             own = given.of(second)
             with torch.no_grad(), seeded_dropout(net, own.random):
                 x_0 = net.denoised(x_t[second], t[second], **own.student)

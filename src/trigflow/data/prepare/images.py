@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from trigflow.data.collection import Collection
 from trigflow.data.formats.picture import MOST_PIXELS, DamagedPicture, decoded
-from trigflow.data.labels import TABLE
+from trigflow.data.labels import TABLE, table_of_labels
 from trigflow.data.prepare.part import Part, Unfit, resumable, stopped_by
 from trigflow.data.prepare.statistics import Statistics, label_at
 from trigflow.system.errors import UserError
@@ -181,9 +181,8 @@ def _finish(part: Part, collection: Collection, progress: bool) -> Statistics:
             labels.append([name, label])
             statistics.add(decoded(content, name), label)
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
-        table: dict[str, object] = {"labels": None if collection.labels.values is None else labels}
-        if collection.labels.classes:
-            table["classes"] = collection.labels.classes  # EDM's readers take the labels alone
+        entries = None if collection.labels.values is None else labels
+        table = table_of_labels(entries, collection.labels.classes)
         archive.writestr(zipfile.ZipInfo(TABLE, _EPOCH), json.dumps(table))
     if not statistics.count:
         raise Unfit(f"{collection.source}: all of its {len(part.lines)} images are damaged")
